@@ -1,0 +1,122 @@
+import csv
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+from skimage.metrics import structural_similarity
+
+from srgan_tf import metrics
+
+SHARED = Path(os.environ.get("SRGAN_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+def _noisy_pair(height, width, channels=3, seed=0):
+    generator = np.random.default_rng(seed)
+    hr = generator.integers(0, 256, [height, width, channels], np.uint8)
+    noise = generator.integers(-20, 21, hr.shape)
+    return np.clip(hr + noise, 0, 255).astype(np.uint8), hr
+
+
+def _golden():
+    path = SHARED / "golden" / "daala_ssim.csv"
+    if not path.exists():
+        return []
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.skipif(not _golden(), reason="no daala_ssim.csv in SRGAN_SHARED")
+def test_ssim_equals_what_daalas_own_tool_prints():
+    for row in _golden():
+        picture = getattr(skimage.data, row["image"])()
+        picture = picture[..., :3] if picture.ndim == 3 else picture
+        height, width = (side // 4 * 4 for side in picture.shape[:2])
+        hr = picture[:height, :width]
+        sr = hr[::4, ::4].repeat(4, axis=0).repeat(4, axis=1)
+        if hr.ndim == 3:  # the tool was given luma rounded to 8 bits
+            hr, sr = (np.round(metrics.luma(x)).astype(np.uint8) for x in (hr, sr))
+        assert hr.shape == (int(row["height"]) + 8, int(row["width"]) + 8), row["image"]
+        assert metrics.ssim(sr, hr) == pytest.approx(float(row["ssim"]), abs=1e-5), row["image"]
+        assert metrics.psnr(sr, hr) == pytest.approx(float(row["psnr"]), abs=1e-5), row["image"]
+
+
+@pytest.mark.parametrize("size", [(19, 40), (300, 64), (530, 33)])
+def test_wangs_ssim_equals_scikit_image(size):
+    sr, hr = _noisy_pair(*size)
+    x, y = (metrics.luma(picture)[4:-4, 4:-4] for picture in (sr, hr))
+    reference = structural_similarity(
+        x, y, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255
+    )
+    assert metrics.ssim_wang(sr, hr) == pytest.approx(reference, abs=1e-6)
+
+
+@pytest.mark.parametrize("size", [(20, 300), (300, 20), (601, 31), (1300, 40)])
+def test_ssim_equals_the_definition_at_each_position(size):
+    sr, hr = _noisy_pair(*size)
+    x, y = (metrics.luma(picture)[4:-4, 4:-4] for picture in (sr, hr))
+    height, width = x.shape
+    down = metrics._daala_kernel(1.5 * height / 256, height)
+    across = metrics._daala_kernel(1.5 * height / 256, width)
+    generator = np.random.default_rng(1)
+    maps = np.full(x.shape, np.nan)
+    for where, _, similarity in metrics._ssim_tiles(x, y, down, across):
+        maps[where] = similarity
+    for _ in range(20):
+        i, j = generator.integers(height), generator.integers(width)
+        rows = [n for n in range(-(len(down) // 2), len(down) // 2 + 1) if 0 <= i + n < height]
+        columns = [
+            n for n in range(-(len(across) // 2), len(across) // 2 + 1) if 0 <= j + n < width
+        ]
+        weights = np.outer(
+            [down[n + len(down) // 2] for n in rows],
+            [across[n + len(across) // 2] for n in columns],
+        )
+        weights /= weights.sum()
+        a, b = (
+            plane[i + rows[0] : i + rows[-1] + 1, j + columns[0] : j + columns[-1] + 1]
+            for plane in (x, y)
+        )
+        mean_a, mean_b = (weights * a).sum(), (weights * b).sum()
+        variance_a = (weights * a * a).sum() - mean_a**2
+        variance_b = (weights * b * b).sum() - mean_b**2
+        covariance = (weights * a * b).sum() - mean_a * mean_b
+        c1, c2 = 2.55**2, 7.65**2
+        expected = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+        expected /= (mean_a**2 + mean_b**2 + c1) * (variance_a + variance_b + c2)
+        assert maps[i, j] == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_border_of_four_pixels_does_not_count():
+    sr, hr = _noisy_pair(64, 48)
+    spoiled = sr.copy()
+    spoiled[:4] = spoiled[-4:] = 0
+    spoiled[:, :4] = spoiled[:, -4:] = 255
+    for measure in (metrics.psnr, metrics.ssim, metrics.ssim_wang):
+        assert measure(spoiled, hr) == measure(sr, hr)
+
+
+def test_luma_is_studio_swing_and_gray_is_its_own():
+    black_white = np.array([[[0, 0, 0], [255, 255, 255]]], np.uint8)
+    np.testing.assert_allclose(metrics.luma(black_white), [[16, 235]], atol=1e-9)
+    gray = np.array([[0, 255]], np.uint8)
+    np.testing.assert_array_equal(metrics.luma(gray), [[0, 255]])
+
+
+def test_equal_pictures_are_perfect():
+    _, hr = _noisy_pair(40, 40)
+    assert metrics.psnr(hr, hr) == float("inf")
+    assert metrics.ssim(hr, hr) == pytest.approx(1, abs=1e-12)
+    assert metrics.ssim_wang(hr, hr) == pytest.approx(1, abs=1e-12)
+
+
+def test_what_cannot_be_measured_is_refused():
+    sr, hr = _noisy_pair(40, 40)
+    for measure in (metrics.psnr, metrics.ssim, metrics.ssim_wang):
+        with pytest.raises(ValueError, match="differ in shape"):
+            measure(sr[1:], hr)
+        with pytest.raises(ValueError, match="must be uint8"):
+            measure(sr / 255, hr / 255)
+        with pytest.raises(ValueError, match="too small to measure"):
+            measure(sr[:8], hr[:8])
