@@ -1,0 +1,275 @@
+"""Pictures of any size through a generator, tile by tile, with the result of one piece.
+
+A tile reaches as far beyond the part it fills as the network sees, which is computed from the
+network's own layers. Tiles at the picture's border begin at the border, so that zero padding is
+where it would be without tiles.
+"""
+
+import functools
+import math
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+# Memory is about 18 kB per input pixel of a tile in the paper's generator: 1.2 GB.
+DEFAULT_TILE = 256
+
+
+class Network(NamedTuple):
+    """What upscaling needs to know of a network.
+
+    Attributes:
+      call: from lr uint8 [1, h, w, 3] to sr uint8 [1, 4h, 4w, 3].
+      reach: lr pixels that it looks at beyond an output pixel's own, to each side.
+    """
+
+    call: Callable[[np.ndarray], np.ndarray]
+    reach: int
+
+
+def upscale(
+    generator: keras.Model | Network, lr: np.ndarray, *, tile: int = DEFAULT_TILE
+) -> np.ndarray:
+    """Upscales a picture by 4, in tiles where it is larger than one.
+
+    Tiles of a picture all have one size, the smallest that covers it with as few tiles. The result
+    does not depend on `tile`, but for sums that float32 adds in another order when a convolution
+    has another shape: a value at a rounding edge may then differ by one level.
+
+    Args:
+      generator: A generator as `networks.build_generator` makes it, or `load_exported`'s result.
+      lr: uint8 [h, w, 3].
+      tile: The most pixels of lr, height or width, that the network is given at once.
+
+    Returns:
+      uint8 [4h, 4w, 3].
+
+    Raises:
+      ValueError: lr is no such picture, or a tile is smaller than what the network sees.
+    """
+    if lr.dtype != np.uint8 or lr.ndim != 3 or lr.shape[-1] != 3 or not lr.size:
+        raise ValueError(f"upscale takes uint8 [h, w, 3], not {lr.dtype} {list(lr.shape)}")
+    network = generator if isinstance(generator, Network) else _compiled(generator)
+    height, width = lr.shape[:2]
+    sr = np.empty([4 * height, 4 * width, 3], np.uint8)
+    for top, bottom, first_row, end_row in _spans(height, tile, network.reach):
+        for left, right, first_column, end_column in _spans(width, tile, network.reach):
+            piece = network.call(lr[None, top:bottom, left:right])[0]
+            sr[4 * first_row : 4 * end_row, 4 * first_column : 4 * end_column] = piece[
+                4 * (first_row - top) : 4 * (end_row - top),
+                4 * (first_column - left) : 4 * (end_column - left),
+            ]
+    return sr
+
+
+def _spans(length: int, tile: int, reach: int) -> list[tuple[int, int, int, int]]:
+    """Cuts one axis: (start, end) of each tile and (first, end) of the part that it fills."""
+    if length <= tile:
+        return [(0, length, 0, length)]
+    if tile <= 2 * reach:
+        raise ValueError(
+            f"a tile of {tile} pixels is too small: this network looks at {reach} pixels around "
+            f"each, so a tile must have more than {2 * reach}"
+        )
+    count = math.ceil((length - 2 * reach) / (tile - 2 * reach))
+    size = math.ceil((length - 2 * reach) / count) + 2 * reach
+    starts = [min(i * (size - 2 * reach), length - size) for i in range(count)]
+    fills = [0, *(start + reach for start in starts[1:]), length]
+    return [
+        (start, start + size, first, end)
+        for start, first, end in zip(starts, fills, fills[1:], strict=False)
+    ]
+
+
+@functools.lru_cache(maxsize=4)  # one trace for a generator, however many pictures follow
+def _compiled(generator: keras.Model) -> Network:
+    # Sizes are left open in the signature: another size of picture or tile costs no new trace.
+    @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8)])
+    def call(lr):
+        sr = generator(tf.cast(lr, tf.float32) / 255, training=False)
+        return _to_8_bits(sr)
+
+    return Network(lambda lr: call(lr).numpy(), receptive_field(generator))
+
+
+def _to_8_bits(sr: tf.Tensor) -> tf.Tensor:
+    """Converts [-1, 1] to uint8 0..255, rounded and clipped."""
+    return tf.cast(tf.clip_by_value(tf.round((sr + 1) * 127.5), 0, 255), tf.uint8)
+
+
+def receptive_field(generator: keras.Model) -> int:
+    """Computes how far a generator sees, from its layers.
+
+    Args:
+      generator: A functional model of convolutions of stride 1 ("same"), sub-pixel shuffles and
+        layers that treat every position by itself.
+
+    Returns:
+      The number of lr pixels to each side of an output pixel's own that can change it: 40 for the
+      paper's generator.
+
+    Raises:
+      ValueError: It has a layer of another kind.
+    """
+    pointwise = (
+        keras.layers.InputLayer,
+        keras.layers.BatchNormalization,
+        keras.layers.PReLU,
+        keras.layers.ReLU,
+        keras.layers.LeakyReLU,
+        keras.layers.Activation,
+        keras.layers.Rescaling,
+        keras.layers.Add,
+    )
+    steps = []
+    for operation in generator.operations:
+        inputs, outputs = (
+            [id(tensor) for tensor in keras.tree.flatten(tensors)]
+            for tensors in (operation.input, operation.output)
+        )
+        if isinstance(operation, keras.layers.Conv2D) and operation.strides == (1, 1):
+            reaches = zip(operation.kernel_size, operation.dilation_rate, strict=True)
+            steps.append((inputs, outputs, 1, max(size // 2 * rate for size, rate in reaches)))
+        elif type(operation).__name__ == "DepthToSpace":  # the operation's class is not public
+            steps.append((inputs, outputs, operation.block_size, 0))
+        elif isinstance(operation, pointwise):
+            steps.append((inputs, outputs, 1, 0))
+        else:
+            raise ValueError(
+                f"cannot tell how far {generator.name} sees: layer {operation.name} is a "
+                f"{type(operation).__name__}"
+            )
+    return _reach(steps, id(generator.inputs[0]), id(generator.outputs[0]))
+
+
+def _reach(
+    steps: list[tuple[list, list, int, int]], network_input: int | str, network_output: int | str
+) -> int:
+    """Walks a network backwards and gives the margin that its input must have.
+
+    Each step, in the order of computation, is (inputs, outputs, factor by which it enlarges, pixels
+    of its input beyond a position that it looks at). The output's margin is 0 around a whole block
+    of pixels, since tiles end where lr pixels end.
+    """
+    margins = {network_output: 0}
+    for inputs, outputs, factor, size in reversed(steps):
+        reached = [margins[tensor] for tensor in outputs if tensor in margins]
+        if reached:
+            margin = math.ceil(max(reached) / factor) + size
+            margins.update({tensor: max(margin, margins.get(tensor, 0)) for tensor in inputs})
+    return margins[network_input]
+
+
+def load_exported(path: str | os.PathLike) -> Network:
+    """Loads an exported generator: a SavedModel folder or a .tflite file.
+
+    The SavedModel's `serving_default` takes and gives uint8 [N, h, w, 3] pictures (a float result
+    is taken to be in [-1, 1]). A .tflite file takes [1, h, w, 3] of any h and w, as float32 in
+    [0, 1] or uint8, and gives float32 in [-1, 1] or uint8.
+
+    Raises:
+      FileNotFoundError: There is no such file or folder.
+      ValueError: It is no such network, or ai-edge-litert is missing.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder")
+    return _load_tflite(path) if path.is_file() else _load_saved_model(path)
+
+
+def is_exported(path: str | os.PathLike) -> bool:
+    """Tells whether a path is a SavedModel folder or a .tflite file, for `load_exported`."""
+    path = Path(path)
+    return path.suffix.lower() == ".tflite" or (path / "saved_model.pb").is_file()
+
+
+def _load_saved_model(path: Path) -> Network:
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    try:
+        model = tf.saved_model.load(str(path))
+        serve = model.signatures["serving_default"]
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(f"{path}: no SavedModel with a serving_default signature") from error
+    [(argument, spec)] = serve.structured_input_signature[1].items()
+    [result] = serve.structured_outputs
+    if not (spec.shape.rank == 4 and spec.dtype in (tf.uint8, tf.float32)):
+        raise ValueError(
+            f"{path}: serving_default takes {spec.dtype.name} {spec.shape}, not pictures"
+        )
+
+    def call(lr):
+        lr = tf.constant(lr) if spec.dtype == tf.uint8 else tf.cast(lr, tf.float32) / 255
+        sr = serve(**{argument: lr})[result]
+        return (sr if sr.dtype == tf.uint8 else _to_8_bits(sr)).numpy()
+
+    call.model = model  # the signature alone does not keep the variables alive
+    frozen = convert_variables_to_constants_v2(serve)  # also unfolds calls of inner functions
+    steps = []
+    for operation in frozen.graph.get_operations():
+        inputs, outputs = ([x.name for x in xs] for xs in (operation.inputs, operation.outputs))
+        if operation.type in ("Conv2D", "DepthwiseConv2dNative"):
+            size = max(operation.inputs[1].shape[:2]) // 2 * max(operation.get_attr("dilations"))
+            steps.append((inputs, outputs, max(operation.get_attr("strides")), size))
+        elif operation.type == "DepthToSpace":
+            steps.append((inputs, outputs, operation.get_attr("block_size"), 0))
+        else:
+            _refuse_spatial(operation.type, path)
+            steps.append((inputs, outputs, 1, 0))
+    return Network(call, _reach(steps, frozen.inputs[0].name, frozen.outputs[0].name))
+
+
+def _load_tflite(path: Path) -> Network:
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+    except ImportError as error:
+        raise ValueError(f"{path}: to run it, pip install ai-edge-litert") from error
+    try:
+        interpreter = Interpreter(str(path), num_threads=os.cpu_count())
+        [given], [result] = interpreter.get_input_details(), interpreter.get_output_details()
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"{path}: no .tflite file of a generator ({error})") from error
+    if len(given["shape"]) != 4 or given["dtype"] not in (np.float32, np.uint8):
+        raise ValueError(
+            f"{path}: it takes {given['dtype'].__name__} of shape {given['shape'].tolist()}, "
+            "not float32 or uint8 pictures"
+        )
+
+    def call(lr):
+        if lr.shape != tuple(interpreter.get_input_details()[0]["shape"]):
+            interpreter.resize_tensor_input(given["index"], lr.shape)
+            interpreter.allocate_tensors()
+        if given["dtype"] == np.float32:
+            lr = lr.astype(np.float32) / 255
+        interpreter.set_tensor(given["index"], lr)
+        interpreter.invoke()
+        sr = interpreter.get_tensor(result["index"])
+        return sr if sr.dtype == np.uint8 else _to_8_bits(sr).numpy()
+
+    shapes = {tensor["index"]: tensor["shape"] for tensor in interpreter.get_tensor_details()}
+    steps = []
+    for operation in interpreter._get_ops_details():  # no public way to see the operations
+        kind = operation["op_name"]
+        inputs, outputs = operation["inputs"].tolist(), operation["outputs"].tolist()
+        if kind in ("CONV_2D", "DEPTHWISE_CONV_2D"):
+            steps.append((inputs, outputs, 1, max(shapes[inputs[1]][1:3]) // 2))
+        elif kind == "DEPTH_TO_SPACE":
+            factor = math.isqrt(shapes[inputs[0]][-1] // shapes[outputs[0]][-1])
+            steps.append((inputs, outputs, factor, 0))
+        else:
+            _refuse_spatial(kind, path)
+            steps.append((inputs, outputs, 1, 0))
+    return Network(call, _reach(steps, given["index"], result["index"]))
+
+
+def _refuse_spatial(kind: str, path: Path) -> None:
+    """Refuses operations that mix or move positions in ways that `_reach` does not know."""
+    spatial = "pool|resize|backprop|transpose_conv|conv_?3d|space_?to|mean|matmul|fully"
+    if re.search(spatial, kind, re.IGNORECASE):
+        raise ValueError(f"{path}: cannot tell how far this network sees, it has a {kind}")

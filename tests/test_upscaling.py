@@ -1,0 +1,165 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from srgan_tf import upscaling
+from srgan_tf.networks import build_generator
+
+
+@pytest.fixture(scope="module")
+def generator():
+    """A tiny generator of random weights, whose every layer changes the result."""
+    keras.utils.set_random_seed(1)
+    generator = build_generator(residual_blocks=1, filters=8, init="random")
+    moving = np.random.default_rng(1)
+    for layer in generator.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.set_weights([moving.uniform(0.5, 1.5, w.shape) for w in layer.get_weights()])
+    return generator
+
+
+@pytest.fixture(scope="module")
+def saved_model(generator, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export") / "saved_model"
+    archive = keras.export.ExportArchive()
+    archive.track(generator)
+
+    def serve(lr):
+        sr = generator(tf.cast(lr, tf.float32) / 255, training=False)
+        return tf.cast(tf.clip_by_value(tf.round((sr + 1) * 127.5), 0, 255), tf.uint8)
+
+    archive.add_endpoint("serve", serve, [tf.TensorSpec([None, None, None, 3], tf.uint8)])
+    archive.write_out(folder, verbose=False)
+    return folder
+
+
+def _tflite(generator, path, dtype):
+    archive = keras.export.ExportArchive()
+    archive.track(generator)
+
+    def serve(lr):
+        if dtype == tf.float32:
+            return generator(lr, training=False)
+        sr = generator(tf.cast(lr, tf.float32) / 255, training=False)
+        return tf.cast(tf.clip_by_value((sr + 1) * 127.5 + 0.5, 0, 255), tf.uint8)
+
+    archive.add_endpoint("serve", serve, [tf.TensorSpec([1, None, None, 3], dtype)])
+    folder = path.with_suffix("")
+    archive.write_out(folder, verbose=False)
+    path.write_bytes(tf.lite.TFLiteConverter.from_saved_model(str(folder)).convert())
+    return path
+
+
+def _picture(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, [height, width, 3], np.uint8)
+
+
+def _largest_difference(a, b):
+    return int(np.abs(a.astype(int) - b).max())
+
+
+def _levels(generator, lr):
+    sr = generator(lr[None] / np.float32(255), training=False)[0].numpy()
+    return np.clip(np.round((sr + 1) * 127.5), 0, 255).astype(np.uint8)
+
+
+def test_the_papers_generator_sees_forty_pixels_around():
+    assert upscaling.receptive_field(build_generator(filters=4)) == 40
+
+
+def test_the_receptive_field_is_what_can_change_a_pixel(generator):
+    lr = tf.random.stateless_uniform([1, 41, 41, 3], seed=[1, 2])
+    with tf.GradientTape() as tape:
+        tape.watch(lr)
+        sr = generator(lr, training=False)
+        # The four by four pixels of lr pixel (20, 20), squared so that nothing cancels by sign.
+        value = tf.reduce_sum(tf.square(sr[:, 80:84, 80:84]))
+    rows = np.flatnonzero(np.abs(tape.gradient(value, lr).numpy()).sum(axis=(0, 2, 3)))
+    reach = upscaling.receptive_field(generator)
+    assert (rows.min(), rows.max()) == (20 - reach, 20 + reach)
+
+
+def test_a_network_that_sees_everything_is_refused():
+    picture = keras.Input((None, None, 3))
+    pooled = keras.layers.GlobalAveragePooling2D()(picture)
+    with pytest.raises(ValueError, match="cannot tell how far .* sees: layer global_average"):
+        upscaling.receptive_field(keras.Model(picture, pooled, name="pooling"))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 50), (33, 61), (100, 23)])
+def test_tiles_give_what_one_piece_gives(generator, size):
+    lr = _picture(*size)
+    whole = _levels(generator, lr)
+    for tile in (23, 31, 64):
+        sr = upscaling.upscale(generator, lr, tile=tile)
+        assert sr.dtype == np.uint8 and sr.shape == (4 * size[0], 4 * size[1], 3)
+        assert _largest_difference(sr, whole) <= 1
+
+
+def test_tiles_of_a_picture_have_one_size_and_fill_it_without_gaps():
+    for length in range(1, 200):
+        for tile in (21, 22, 40, 64):
+            spans = upscaling._spans(length, tile, 10)
+            sizes = {end - start for start, end, _, _ in spans}
+            assert len(sizes) == 1 and sizes.pop() <= tile
+            assert [s[2] for s in spans] == [0, *(s[3] for s in spans[:-1])]
+            assert spans[-1][3] == length
+            for start, end, first, last in spans:
+                assert first - start >= 10 or start == 0
+                assert end - last >= 10 or end == length
+
+
+def test_one_trace_serves_every_size(generator):
+    traces = []
+    traced = keras.Model(generator.inputs, generator.outputs)
+    call = traced.call
+    traced.call = lambda *args, **kwargs: (traces.append(1), call(*args, **kwargs))[1]
+    for size in ((10, 10), (30, 12), (50, 60)):
+        upscaling.upscale(traced, _picture(*size), tile=32)
+    assert len(traces) == 1
+
+
+def test_a_tile_smaller_than_what_the_network_sees_is_refused(generator):
+    with pytest.raises(ValueError, match="a tile of 16 pixels is too small"):
+        upscaling.upscale(generator, _picture(20, 20), tile=16)
+
+
+def test_only_8_bit_rgb_is_upscaled(generator):
+    for picture in (np.zeros([8, 8], np.uint8), np.zeros([8, 8, 3]), np.zeros([0, 8, 3], np.uint8)):
+        with pytest.raises(ValueError, match="upscale takes uint8"):
+            upscaling.upscale(generator, picture)
+
+
+def test_a_saved_model_gives_what_the_generator_gives(generator, saved_model):
+    assert upscaling.is_exported(saved_model)
+    network = upscaling.load_exported(saved_model)
+    assert network.reach == upscaling.receptive_field(generator)
+    lr = _picture(40, 30)
+    sr = upscaling.upscale(network, lr, tile=27)
+    assert _largest_difference(sr, _levels(generator, lr)) <= 1
+
+
+@pytest.mark.parametrize("dtype", [tf.float32, tf.uint8])
+def test_a_tflite_file_gives_what_the_generator_gives(generator, tmp_path, dtype):
+    path = _tflite(generator, tmp_path / "generator.tflite", dtype)
+    assert upscaling.is_exported(path)
+    network = upscaling.load_exported(path)
+    assert network.reach == upscaling.receptive_field(generator)
+    for size in ((40, 30), (12, 9)):
+        lr = _picture(*size)
+        sr = upscaling.upscale(network, lr, tile=27)
+        assert _largest_difference(sr, _levels(generator, lr)) <= 1
+
+
+def test_what_is_no_exported_generator_is_refused_in_one_line(tmp_path):
+    with pytest.raises(FileNotFoundError, match="missing.tflite: no such file"):
+        upscaling.load_exported(tmp_path / "missing.tflite")
+    broken = tmp_path / "broken.tflite"
+    broken.write_bytes(b"no model")
+    with pytest.raises(ValueError, match="no .tflite file of a generator"):
+        upscaling.load_exported(broken)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no SavedModel with a serving_default"):
+        upscaling.load_exported(tmp_path / "empty")
+    assert not upscaling.is_exported(tmp_path / "empty")
