@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import os
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,17 +13,25 @@ from absl import logging
 
 from srgan_tf import pictures, resize
 
-# How often an unreadable picture is replaced by one drawn for its place in a later batch, before
-# the search goes on through the source in order.
-_REPLACEMENTS = 7
+AUTOTUNE = tf.data.AUTOTUNE
+
+_CODINGS = ("other", "jpeg", "png")
 
 # EXIF orientation -> how to turn the stored picture upright: flip its rows, flip its columns,
 # then swap rows and columns.
-_TURNS = np.array([
-    (0, 0, 0), (0, 0, 0), (0, 1, 0), (1, 1, 0), (1, 0, 0),  # 0 is not in use; 1, 2, 3, 4
-    (0, 0, 1), (1, 0, 1), (1, 1, 1), (0, 1, 1),  # 5, 6, 7, 8
-], bool)  # fmt: skip
-_CODINGS = ("other", "jpeg", "png")
+_TURNS = np.array(
+    [(0, 0, 0)]  # 0 is not in use
+    + [(0, 0, 0), (0, 1, 0), (1, 1, 0), (1, 0, 0)]  # 1 to 4
+    + [(0, 0, 1), (1, 0, 1), (1, 1, 1), (0, 1, 1)],  # 5 to 8
+    bool,
+)
+
+# How often an unreadable picture is replaced by one that its place in the batch would get later,
+# before the search goes through the source in order.
+_REPLACEMENTS = 7
+
+# "Epochs" whose permutations choose validation pictures; those of the training count from 0.
+_SPLIT, _VALIDATION = -1, -2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,11 +42,11 @@ class Source:
         spec: What the user asked for, see `open_source`.
         names: Name of each picture: its path, or "tfds:NAME:SPLIT#RECORD".
         sizes: int32 [N, 2], height and width in pixels, after the EXIF turn.
-        orientations: uint8 [N], EXIF orientation 1 to 8.
-        codings: uint8 [N], index into ("other", "jpeg", "png"), see `pictures.Header`.
+        orientations: int32 [N], EXIF orientation 1 to 8.
+        codings: int32 [N], index into ("other", "jpeg", "png"), see `pictures.Header`.
         left_out: (name, reason) of each picture that is too small or cannot be read.
-        read_many: Record numbers to encoded pictures, for sources that are not files.
-        records: int64 [N], record number of each picture, for the same.
+        records: int64 [N], which record each picture is, where pictures are not files.
+        read_record: Record number to encoded picture, for the same; raises ValueError.
     """
 
     spec: str
@@ -46,15 +55,15 @@ class Source:
     orientations: np.ndarray
     codings: np.ndarray
     left_out: Sequence[tuple[str, str]] = ()
-    read_many: Callable[[Sequence[int]], list[bytes]] | None = None
     records: np.ndarray | None = None
+    read_record: Callable[[int], bytes] | None = None
 
     def __len__(self) -> int:
         """Number of usable pictures."""
         return len(self.names)
 
     def subset(self, indices: Sequence[int]) -> "Source":
-        """The pictures at these places, in this order; what was left out is not carried over."""
+        """The pictures at these places, in this order; `left_out` stays with the whole."""
         indices = np.asarray(indices, np.int64)
         return dataclasses.replace(
             self,
@@ -76,10 +85,9 @@ class Source:
             ValueError: It is damaged; one line with its name.
         """
         name = self.names[index]
-        if self.read_many is None:
+        if self.records is None:
             return pictures.read_rgb(name)
-        encoded = self.read_many([self.records[index]])[0]
-        return pictures.read_rgb(io.BytesIO(encoded), name)
+        return pictures.read_rgb(io.BytesIO(self.read_record(self.records[index])), name)
 
 
 def open_source(spec: str, *, min_size: int = 96) -> Source:
@@ -88,9 +96,14 @@ def open_source(spec: str, *, min_size: int = 96) -> Source:
     A picture whose shorter side is less than `min_size`, or whose header cannot be read, is left
     out, named in the log and listed in `left_out`.
 
+    The headers of a folder are read at each start: some thousand files a second. Those of a TFDS
+    data set come with the whole records, likewise some thousand a second (ImageNet: about ten
+    minutes), so they are kept in a small file beside the data set.
+
     Args:
         spec: A folder, searched at any depth; `tfds:NAME[/CONFIG][:SPLIT]` (split "train" unless
-            given); or `sample`, the photographs that scikit-image carries.
+            given), found or prepared in TFDS_DATA_DIR; or `sample`, the photographs that
+            scikit-image carries.
         min_size: Smallest usable side in pixels: the crop size.
 
     Returns:
@@ -100,58 +113,144 @@ def open_source(spec: str, *, min_size: int = 96) -> Source:
         ValueError, FileNotFoundError: There is no such data set, or it holds no usable picture.
     """
     if spec.startswith("tfds:"):
-        raise ValueError(f"{spec}: not yet")
+        return _open_tfds(spec, min_size)
     paths = pictures.sample_pictures() if spec == "sample" else pictures.find_pictures(spec)
     names = [os.fspath(path) for path in paths]
     if not names:
         raise ValueError(f"{spec}: no pictures in this folder or below it")
-    with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
-        headers = list(pool.map(_header_or_reason, names))
-    return _usable(Source(spec, names, *_empty_facts()), headers, min_size)
+    headers, reasons = _scan(names, lambda number: names[number])
+    return _usable(spec, names, headers, reasons, min_size)
 
 
-def _empty_facts():
-    return np.zeros((0, 2), np.int32), np.zeros(0, np.uint8), np.zeros(0, np.uint8)
-
-
-def _header_or_reason(file, name=None) -> pictures.Header | str:
+def _open_tfds(spec: str, min_size: int) -> Source:
+    match = re.fullmatch(r"tfds:([^:]+(?::\d+\.\d+\.\d+)?)(?::(.+))?", spec)
+    if not match:
+        raise ValueError(f"{spec}: should read tfds:NAME[/CONFIG][:SPLIT]")
+    name, split = match[1], match[2] or "train"
     try:
-        return pictures.read_header(file, name)
-    except ValueError as error:
-        return str(error)
-
-
-def _usable(source: Source, headers: list[pictures.Header | str], min_size: int) -> Source:
-    """Fills in the facts of a source's pictures and leaves out those of no use."""
-    kept, facts, left_out = [], [], []
-    for index, (name, header) in enumerate(zip(source.names, headers, strict=True)):
-        if isinstance(header, str):
-            reason = header.removeprefix(f"{name}: ")
-        elif min(header.height, header.width) < min_size:
-            reason = f"{header.width}x{header.height} is smaller than {min_size}x{min_size}"
-        else:
-            kept.append(index)
-            facts.append(header)
-            continue
-        logging.warning("left out: %s: %s", name, reason)
-        left_out.append((name, reason))
-    if not kept:
+        import array_record  # noqa: F401  (TFDS would say only later, and less plainly)
+        import tensorflow_datasets as tfds
+    except ImportError as error:
         raise ValueError(
-            f"{source.spec}: none of its {len(headers)} pictures can be used; "
-            f"the first: {left_out[0][0]}: {left_out[0][1]}"
+            f"{spec}: needs pip install tensorflow-datasets array_record importlib_resources "
+            f"({error})"
+        ) from error
+    try:
+        builder = tfds.builder(name, file_format="array_record")
+        builder.download_and_prepare()
+        features = builder.info.features
+        images = [key for key in features if isinstance(features[key], tfds.features.Image)]
+        decoders = {key: tfds.decode.SkipDecoding() for key in images}
+        data_source = builder.as_data_source(split, decoders=decoders)
+    except Exception as error:  # a data set's own code raises all sorts
+        reason = next(filter(None, str(error).splitlines()), type(error).__name__)
+        if "file format" in reason:
+            reason += " Set TFDS_DATA_DIR to another folder to prepare it there as array_record."
+        raise ValueError(f"{spec}: cannot be opened or prepared: {reason}") from error
+    if not images:
+        raise ValueError(f"{spec}: holds no pictures, only {', '.join(features)}")
+    # DIV2K and its like have the picture as "hr" beside a shrunken one; elsewhere it is "image".
+    key = next((key for key in ("image", "hr") if key in images), images[0])
+
+    def read_record(number: int) -> bytes:
+        try:
+            return data_source[int(number)][key]
+        except Exception as error:  # array_record and the parser raise all sorts on damage
+            raise ValueError(f"{name}:{split}#{number}: damaged record ({error})") from error
+
+    names = [f"tfds:{name}:{split}#{number}" for number in range(len(data_source))]
+    slug = re.sub(r"\W+", "_", f"{key}-{split}")
+    index = os.path.join(builder.data_dir, f"srgan_tf_headers-{slug}.npz")
+    headers, reasons = _stored_headers(index, len(names)) or _scan(
+        names, lambda number: io.BytesIO(read_record(number)), index
+    )
+    return _usable(spec, names, headers, reasons, min_size, read_record)
+
+
+def _scan(
+    names: Sequence[str], open_one: Callable, index: str | None = None
+) -> tuple[np.ndarray, dict[int, str]]:
+    """Reads the headers of all pictures.
+
+    Args:
+        names: Their names.
+        open_one: Number of a picture to what `pictures.read_header` takes.
+        index: Where to keep the result for `_stored_headers`.
+
+    Returns:
+        int32 [N, 4]: height, width, orientation, place of the coding in _CODINGS; and the reasons
+        of those that cannot be read, whose rows are 0.
+    """
+
+    def look(number):
+        try:
+            header = pictures.read_header(open_one(number), names[number])
+        except ValueError as error:
+            return str(error).removeprefix(f"{names[number]}: ")
+        return header._replace(coding=_CODINGS.index(header.coding))
+
+    with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
+        found = list(pool.map(look, range(len(names))))
+    reasons = {number: reason for number, reason in enumerate(found) if isinstance(reason, str)}
+    headers = np.array(
+        [(0, 0, 0, 0) if number in reasons else row for number, row in enumerate(found)], np.int32
+    )
+    if index is not None:
+        try:
+            # Under another name first: several processes may do this at once.
+            draft = f"{index}.{os.getpid()}.npz"
+            np.savez(
+                draft,
+                headers=headers,
+                broken=np.array(list(reasons), np.int64),
+                reasons=np.array(list(reasons.values()), str),
+            )
+            os.replace(draft, index)
+        except OSError as error:
+            logging.warning("picture headers will be read again at the next start: %s", error)
+    return headers, reasons
+
+
+def _stored_headers(index: str, count: int) -> tuple[np.ndarray, dict[int, str]] | None:
+    """What `_scan` kept in `index`, if it is there and of this number of pictures."""
+    try:
+        with np.load(index) as stored:
+            if len(stored["headers"]) == count:
+                broken, reasons = stored["broken"].tolist(), stored["reasons"].tolist()
+                return stored["headers"], dict(zip(broken, reasons, strict=True))
+    except FileNotFoundError:
+        pass
+    except Exception as error:  # zipfile and NumPy raise all sorts on a damaged file
+        logging.warning("%s: cannot be read and is made anew (%s)", index, error)
+    return None
+
+
+def _usable(spec, names, headers, reasons, min_size, read_record=None) -> Source:
+    """Makes the source of the pictures that can be used; names those that cannot."""
+    left_out = []
+    for number in np.flatnonzero(headers[:, :2].min(axis=1) < min_size).tolist():
+        height, width = headers[number, :2]
+        reason = reasons.get(number, f"{width}x{height} is smaller than {min_size}x{min_size}")
+        logging.warning("left out: %s: %s", names[number], reason)
+        left_out.append((names[number], reason))
+    if len(left_out) == len(names):
+        raise ValueError(
+            f"{spec}: none of its {len(names)} pictures can be used; the first is "
+            f"{left_out[0][0]}: {left_out[0][1]}"
         )
     if left_out:
-        logging.warning("%s: %d of %d left out", source.spec, len(left_out), len(headers))
-    return Source(
-        source.spec,
-        [source.names[i] for i in kept],
-        np.array([(f.height, f.width) for f in facts], np.int32),
-        np.array([f.orientation for f in facts], np.uint8),
-        np.array([_CODINGS.index(f.coding) for f in facts], np.uint8),
-        left_out,
-        source.read_many,
-        None if source.records is None else source.records[kept],
+        logging.warning("%s: %d of %d pictures left out", spec, len(left_out), len(names))
+    whole = Source(
+        spec,
+        names,
+        sizes=headers[:, :2],
+        orientations=headers[:, 2],
+        codings=headers[:, 3],
+        records=None if read_record is None else np.arange(len(names)),
+        read_record=read_record,
     )
+    kept = np.flatnonzero(headers[:, :2].min(axis=1) >= min_size)
+    return dataclasses.replace(whole.subset(kept), left_out=left_out)
 
 
 def split_validation(source: Source, count: int, seed: int) -> tuple[Source, Source]:
@@ -176,10 +275,6 @@ def split_validation(source: Source, count: int, seed: int) -> tuple[Source, Sou
     chosen, rest = np.sort(order[:count]), np.sort(order[count:])
     train = dataclasses.replace(source.subset(rest), left_out=source.left_out)
     return train, source.subset(chosen)
-
-
-# "Epochs" whose permutations choose validation pictures; those of the training count from 0.
-_SPLIT, _VALIDATION = -1, -2
 
 
 def _shuffled(positions: tf.Tensor, count: int, seed: int, epoch: int | tf.Tensor) -> tf.Tensor:
@@ -302,25 +397,21 @@ def training_batches(
     mine = slice(pipeline_index * share, (pipeline_index + 1) * share)
 
     def plan(step):
-        key = tf.stack([tf.cast(seed, tf.int64), step])
+        """The pipeline's share of a step: [chunks, crops, ...] of candidates and chances."""
+        key = tf.stack([tf.constant(seed, tf.int64), step])
         chances = tf.random.stateless_uniform([batch_size, 3], key, dtype=tf.float64, alg="philox")
-        return draw(step)[mine], chances[mine]
+        return (
+            tf.reshape(draw(step)[mine], [share // chunk, chunk, 1 + _REPLACEMENTS]),
+            tf.reshape(chances[mine], [share // chunk, chunk, 3]),
+        )
 
-    def finish(crops, chances):
-        if augment:
-            crops = _turn(crops, 1 + tf.cast(chances[2] * 8, tf.int32))
-        return crops
-
-    steps = tf.data.Dataset.counter(start_step)
-    items = steps.map(plan, num_parallel_calls=tf.data.AUTOTUNE).unbatch()
-    crops = _crop_all(items, source, crop_size).map(finish, num_parallel_calls=tf.data.AUTOTUNE)
-    batches = crops.batch(chunk, drop_remainder=True).map(
-        _degrader(crop_size), num_parallel_calls=tf.data.AUTOTUNE
-    )
+    chunks = tf.data.Dataset.counter(start_step).map(plan, num_parallel_calls=AUTOTUNE).unbatch()
+    crops = _take_crops(chunks, source, _cropper(source, crop_size, augment, cache))
+    batches = crops.map(_degrader(crop_size), num_parallel_calls=AUTOTUNE).prefetch(AUTOTUNE)
     options = tf.data.Options()
     options.deterministic = True
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    return batches.prefetch(tf.data.AUTOTUNE).with_options(options)
+    return batches.with_options(options)
 
 
 def _require_readable(source: Source) -> None:
@@ -333,82 +424,166 @@ def _require_readable(source: Source) -> None:
     raise ValueError(f"{source.spec}: none of its pictures can be read; the last: {reason}")
 
 
-def _crop_all(items: tf.data.Dataset, source: Source, size: int) -> tf.data.Dataset:
-    """Turns (picture and replacements, chances) into (uint8 [size, size, 3] crop, chances)."""
-    sizes = tf.constant(source.sizes, tf.int64)
-    orientations = tf.constant(source.orientations, tf.int32)
-    codings = tf.constant(source.codings, tf.int32)
-    names = tf.constant(source.names)
+def _take_crops(chunks: tf.data.Dataset, source: Source, crop: Callable) -> tf.data.Dataset:
+    """Turns chunks of (candidates, chances) into crops.
+
+    Args:
+        chunks: int64 [b, 1 + _REPLACEMENTS] candidates for each place, float64 [b, 3] chances.
+        source: The pictures.
+        crop: See `_cropper`.
+
+    Returns:
+        uint8 [b, s, s, 3], each the crop of the first of its candidates that has one.
+    """
     reported = set()
 
-    def decode(candidates, chances):
-        index = candidates[0]
-        coding, orientation = codings[index], orientations[index]
-        corner = tf.cast(chances[:2] * tf.cast(sizes[index] - size + 1, tf.float64), tf.int64)
-        top, left = _stored_window(corner, sizes[index], orientation, size)
-        encoded = tf.io.read_file(names[index])
-        stored = tf.cond(
-            coding == 1,
-            lambda: tf.io.decode_and_crop_jpeg(
-                encoded,
-                tf.cast([top, left, size, size], tf.int32),
-                channels=3,
-                dct_method="INTEGER_ACCURATE",
-            ),
-            lambda: tf.slice(tf.io.decode_png(encoded, 3), [top, left, 0], [size, size, 3]),
-        )
-        return _turn(tf.ensure_shape(stored, [size, size, 3]), orientation)
-
-    def try_first(candidates, chances):
-        # Here alone an error can be caught without leaving TensorFlow: a damaged picture is an
-        # element less, and the empty crop behind it comes forward.
-        item = tf.data.Dataset.from_tensors((candidates, chances))
-        blank = tf.zeros([size, size, 3], tf.uint8)
-        failed = tf.data.Dataset.from_tensors((False, blank))
-        plain = item.filter(lambda candidates, _: codings[candidates[0]] > 0)
-        decoded = plain.map(lambda *item: (True, decode(*item))).ignore_errors()
-        return (
-            decoded.concatenate(failed)
-            .take(1)
-            .map(lambda done, crop: (done, crop, candidates, chances))
+    def crop_firsts(candidates, chances):
+        return tf.map_fn(
+            lambda place: crop(*place), (candidates[:, 0], chances), fn_output_signature=tf.uint8
         )
 
     def search(candidates, chances):
-        count = len(source)
-        further = (candidates[0] + n for n in range(1, count))
-        for index in [*candidates, *further]:
-            index = int(index % count)
-            try:
-                picture = source.read_rgb(index)
-            except ValueError as error:
-                if index not in reported:
-                    reported.add(index)
-                    logging.warning("replaced: %s (%d so far)", error, len(reported))
-                continue
-            if picture.shape[:2] == tuple(source.sizes[index]):
-                top, left = (chances[:2] * (source.sizes[index] - size + 1)).astype(np.int64)
-                return picture[top : top + size, left : left + size]
-        raise ValueError(f"{source.spec}: none of its pictures can be read any more")
+        found = []
+        for place in range(len(candidates)):
+            further = (candidates[place, 0] + np.arange(1, len(source))) % len(source)
+            for index in (*candidates[place], *further):
+                try:
+                    found.append(crop(index, chances[place]).numpy())
+                    break
+                except (tf.errors.OpError, ValueError):
+                    if index not in reported:
+                        reported.add(index)
+                        logging.warning(
+                            "%s: is damaged and replaced by another picture (%d so far)",
+                            source.names[index],
+                            len(reported),
+                        )
+            else:
+                raise ValueError(f"{source.spec}: none of its pictures can be read")
+        return np.stack(found)
 
-    def otherwise(done, crop, candidates, chances):
-        def searched():
-            found = tf.numpy_function(search, [candidates, chances], tf.uint8, stateful=False)
-            return tf.ensure_shape(found, [size, size, 3])
+    def search_in_python(candidates, chances):
+        return tf.numpy_function(search, [candidates, chances], tf.uint8, stateful=False)
 
-        return tf.cond(done, lambda: crop, searched), chances
+    def with_replacements(candidates, chances):
+        # tf.data alone can catch an error without leaving TensorFlow: where any crop of the chunk
+        # fails, the first data set is empty, and the second takes its place.
+        chunk = tf.data.Dataset.from_tensors((candidates, chances))
+        firsts = chunk.map(crop_firsts).ignore_errors()
+        return firsts.concatenate(chunk.map(search_in_python)).take(1)
 
-    return items.interleave(
-        try_first, cycle_length=16, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
-    ).map(otherwise, num_parallel_calls=tf.data.AUTOTUNE)
+    return chunks.interleave(
+        with_replacements, cycle_length=4, num_parallel_calls=AUTOTUNE, deterministic=True
+    )
 
 
-def _stored_window(corner, shape, orientation, size: int):
-    """Where a window of the upright picture lies in the picture as stored: top, left."""
+def _cropper(source: Source, size: int, augment: bool, cache: bool) -> Callable:
+    """Makes the function that cuts a crop out of a picture.
+
+    Returns:
+        (int64 index, float64 [3] chances in [0, 1)) -> uint8 [size, size, 3]. The chances choose
+        the top, the left and, with `augment`, one of the 8 ways to turn the crop. Works in a graph
+        and out of it; raises ValueError or tf.errors.OpError where the picture is damaged.
+    """
+    sizes, orientations = tf.constant(source.sizes, tf.int64), tf.constant(source.orientations)
+    names = tf.constant(source.names if source.records is None else [])
+    ways = source.codings
+    if cache:
+        memory, offsets = _decode_all(source)
+        ways = np.where(offsets < 0, ways, len(_CODINGS))
+        with tf.device("CPU"):
+            memory, offsets = tf.constant(memory), tf.constant(offsets)
+    ways = tf.constant(ways)
+
+    def read(index):
+        if source.records is None:
+            return tf.io.read_file(names[index])
+        return tf.numpy_function(
+            lambda index: source.read_record(source.records[index]),
+            [index],
+            tf.string,
+            stateful=False,
+        )
+
+    def crop(index, chances):
+        (height, width), orientation = tf.unstack(sizes[index]), orientations[index]
+        top, left = tf.unstack(
+            tf.cast(chances[:2] * tf.cast(sizes[index] - size + 1, tf.float64), tf.int64)
+        )
+
+        def from_other():
+            def read_and_cut(index, top, left):
+                cut = source.read_rgb(index)[top : top + size, left : left + size]
+                if cut.shape != (size, size, 3):
+                    raise ValueError(f"{source.names[index]}: is smaller than its header says")
+                return cut
+
+            return tf.numpy_function(read_and_cut, [index, top, left], tf.uint8, stateful=False)
+
+        def from_jpeg():
+            y, x, stored_width = _stored_window(top, left, height, width, orientation, size)
+            # Two more columns on each side: at a cut libjpeg lacks the neighbours between which
+            # it interpolates colours. So the crop equals the same piece of the whole picture.
+            start, end = tf.maximum(x - 2, 0), tf.minimum(x + size + 2, stored_width)
+            window = tf.cast([y, start, size, end - start], tf.int32)
+            wide = tf.io.decode_and_crop_jpeg(
+                read(index), window, channels=3, dct_method="INTEGER_ACCURATE"
+            )
+            return _turn(tf.slice(wide, [0, x - start, 0], [size, size, 3]), orientation)
+
+        def from_png():
+            y, x, _ = _stored_window(top, left, height, width, orientation, size)
+            whole = tf.io.decode_png(read(index), channels=3)
+            return _turn(tf.slice(whole, [y, x, 0], [size, size, 3]), orientation)
+
+        def from_memory():
+            rows = offsets[index] + ((top + tf.range(size, dtype=tf.int64)) * width + left) * 3
+            values = tf.gather(memory, rows[:, None] + tf.range(size * 3, dtype=tf.int64))
+            return tf.reshape(values, [size, size, 3])
+
+        branches = [from_other, from_jpeg, from_png] + [from_memory] * cache
+        upright = tf.ensure_shape(tf.switch_case(ways[index], branches), [size, size, 3])
+        return _turn(upright, 1 + tf.cast(chances[2] * 8, tf.int32)) if augment else upright
+
+    return crop
+
+
+def _decode_all(source: Source) -> tuple[np.ndarray, np.ndarray]:
+    """Decodes all pictures into one array.
+
+    Returns:
+        uint8 [bytes], and int64 [N] where each picture begins, or -1 if it is damaged.
+    """
+    ends = np.cumsum(source.sizes.astype(np.int64).prod(axis=1) * 3)
+    memory = np.empty(ends[-1], np.uint8)
+
+    def fill(index):
+        try:
+            picture = source.read_rgb(index)
+        except ValueError:
+            return -1  # named when it is drawn
+        start = ends[index] - picture.size
+        if picture.shape[:2] != tuple(source.sizes[index]):
+            return -1
+        memory[start : ends[index]] = picture.reshape(-1)
+        return start
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return memory, np.array(list(pool.map(fill, range(len(source)))), np.int64)
+
+
+def _stored_window(top, left, height, width, orientation, size: int):
+    """Where a window of the upright picture lies in the picture as it is stored.
+
+    Returns:
+        The window's top and left there, and the stored picture's width.
+    """
     flip_rows, flip_columns, swap = tf.unstack(tf.gather(_TURNS, orientation))
-    corner = tf.where(swap, corner[::-1], corner)
-    shape = tf.where(swap, shape[::-1], shape)
-    flips = tf.stack([flip_rows, flip_columns])
-    return tf.unstack(tf.where(flips, shape - size - corner, corner))
+    top, left = tf.where(swap, left, top), tf.where(swap, top, left)
+    height, width = tf.where(swap, width, height), tf.where(swap, height, width)
+    top = tf.where(flip_rows, height - size - top, top)
+    left = tf.where(flip_columns, width - size - left, left)
+    return top, left, width
 
 
 def _turn(square: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:

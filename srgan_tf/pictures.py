@@ -8,13 +8,12 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-# Endings that `str.endswith` takes, lower case.
-_ENDINGS = tuple(
-    """
-    .jpg .jpeg .jpe .jfif .mpo .png .webp .bmp .dib .tif .tiff .gif .ppm .pgm .pbm .pnm .jp2 .j2k
-    .avif .tga
-    """.split()
+# fmt: off
+_ENDINGS = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".dib", ".tif",
+    ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".avif", ".tga",
 )
+# fmt: on
 
 # The colour photographs among the files of scikit-image's wheel. Of the stereo pair
 # motorcycle_left/right one is enough; microscopy, textures and drawings are left aside.
@@ -195,11 +194,12 @@ def read_header(file: str | os.PathLike | io.IOBase, name: str | None = None) ->
 
 
 def _header(image: Image.Image) -> Header:
-    orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+    # PngImageFile.getexif would decode the whole picture to look for EXIF behind it.
+    orientation = Image.Image.getexif(image).get(_EXIF_ORIENTATION, 1)
     if orientation not in range(1, 9):
         orientation = 1
     width, height = image.size
-    if orientation >= 5:
+    if orientation >= 5 and image.format != "TIFF":  # Pillow gives a TIFF's size as turned
         width, height = height, width
     coding = "other"
     if image.mode in ("RGB", "L") and "transparency" not in image.info:
