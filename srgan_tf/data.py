@@ -405,13 +405,19 @@ def training_batches(
             tf.reshape(chances[mine], [share // chunk, chunk, 3]),
         )
 
-    chunks = tf.data.Dataset.counter(start_step).map(plan, num_parallel_calls=AUTOTUNE).unbatch()
-    crops = _take_crops(chunks, source, _cropper(source, crop_size, augment, cache))
-    batches = crops.map(_degrader(crop_size), num_parallel_calls=AUTOTUNE).prefetch(AUTOTUNE)
+    chunks = tf.data.Dataset.counter(start_step).map(plan).unbatch()
+    crop_all = _taker(source, _cropper(source, crop_size, augment, cache))
+    degrade = _degrader(crop_size)
+    batches = chunks.interleave(
+        lambda candidates, chances: crop_all(candidates, chances).map(degrade),
+        cycle_length=4,
+        num_parallel_calls=AUTOTUNE,
+        deterministic=True,
+    )
     options = tf.data.Options()
     options.deterministic = True
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    return batches.with_options(options)
+    return batches.prefetch(AUTOTUNE).with_options(options)
 
 
 def _require_readable(source: Source) -> None:
@@ -424,16 +430,16 @@ def _require_readable(source: Source) -> None:
     raise ValueError(f"{source.spec}: none of its pictures can be read; the last: {reason}")
 
 
-def _take_crops(chunks: tf.data.Dataset, source: Source, crop: Callable) -> tf.data.Dataset:
-    """Turns chunks of (candidates, chances) into crops.
+def _taker(source: Source, crop: Callable) -> Callable:
+    """Makes the function that takes the crops of a chunk, whatever is damaged.
 
     Args:
-        chunks: int64 [b, 1 + _REPLACEMENTS] candidates for each place, float64 [b, 3] chances.
         source: The pictures.
         crop: See `_cropper`.
 
     Returns:
-        uint8 [b, s, s, 3], each the crop of the first of its candidates that has one.
+        (int64 [b, 1 + _REPLACEMENTS] candidates for each place, float64 [b, 3] chances) -> data
+        set of one element, uint8 [b, s, s, 3]: the crop of the first candidate that has one.
     """
     reported = set()
 
@@ -445,7 +451,7 @@ def _take_crops(chunks: tf.data.Dataset, source: Source, crop: Callable) -> tf.d
     def search(candidates, chances):
         found = []
         for place in range(len(candidates)):
-            further = (candidates[place, 0] + np.arange(1, len(source))) % len(source)
+            further = (candidates[place, 0] + np.arange(1, min(len(source), 1000))) % len(source)
             for index in (*candidates[place], *further):
                 try:
                     found.append(crop(index, chances[place]).numpy())
@@ -472,9 +478,7 @@ def _take_crops(chunks: tf.data.Dataset, source: Source, crop: Callable) -> tf.d
         firsts = chunk.map(crop_firsts).ignore_errors()
         return firsts.concatenate(chunk.map(search_in_python)).take(1)
 
-    return chunks.interleave(
-        with_replacements, cycle_length=4, num_parallel_calls=AUTOTUNE, deterministic=True
-    )
+    return with_replacements
 
 
 def _cropper(source: Source, size: int, augment: bool, cache: bool) -> Callable:
@@ -493,7 +497,7 @@ def _cropper(source: Source, size: int, augment: bool, cache: bool) -> Callable:
         ways = np.where(offsets < 0, ways, len(_CODINGS))
         with tf.device("CPU"):
             memory, offsets = tf.constant(memory), tf.constant(offsets)
-    ways = tf.constant(ways)
+    ways, turn = tf.constant(ways), _turner(size)
 
     def read(index):
         if source.records is None:
@@ -529,12 +533,12 @@ def _cropper(source: Source, size: int, augment: bool, cache: bool) -> Callable:
             wide = tf.io.decode_and_crop_jpeg(
                 read(index), window, channels=3, dct_method="INTEGER_ACCURATE"
             )
-            return _turn(tf.slice(wide, [0, x - start, 0], [size, size, 3]), orientation)
+            return turn(tf.slice(wide, [0, x - start, 0], [size, size, 3]), orientation)
 
         def from_png():
             y, x, _ = _stored_window(top, left, height, width, orientation, size)
             whole = tf.io.decode_png(read(index), channels=3)
-            return _turn(tf.slice(whole, [y, x, 0], [size, size, 3]), orientation)
+            return turn(tf.slice(whole, [y, x, 0], [size, size, 3]), orientation)
 
         def from_memory():
             rows = offsets[index] + ((top + tf.range(size, dtype=tf.int64)) * width + left) * 3
@@ -543,7 +547,7 @@ def _cropper(source: Source, size: int, augment: bool, cache: bool) -> Callable:
 
         branches = [from_other, from_jpeg, from_png] + [from_memory] * cache
         upright = tf.ensure_shape(tf.switch_case(ways[index], branches), [size, size, 3])
-        return _turn(upright, 1 + tf.cast(chances[2] * 8, tf.int32)) if augment else upright
+        return turn(upright, 1 + tf.cast(chances[2] * 8, tf.int32)) if augment else upright
 
     return crop
 
@@ -586,12 +590,24 @@ def _stored_window(top, left, height, width, orientation, size: int):
     return top, left, width
 
 
-def _turn(square: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
-    """Turns a square crop [s, s, C] upright from an EXIF orientation (1 to 8)."""
-    flip_rows, flip_columns, swap = tf.unstack(tf.gather(_TURNS, orientation))
-    square = tf.cond(flip_rows, lambda: square[::-1], lambda: square)
-    square = tf.cond(flip_columns, lambda: square[:, ::-1], lambda: square)
-    return tf.cond(swap, lambda: tf.transpose(square, [1, 0, 2]), lambda: square)
+def _turner(size: int) -> Callable:
+    """Makes the function that turns a square crop upright.
+
+    Returns:
+        ([size, size, 3] crop, EXIF orientation 1 to 8) -> [size, size, 3].
+    """
+    places = np.arange(size * size, dtype=np.int32).reshape(size, size)
+    turned = []
+    for flip_rows, flip_columns, swap in _TURNS:
+        square = places[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
+        turned.append((square.T if swap else square).ravel())
+    turned = tf.constant(np.stack(turned))
+
+    def turn(square, orientation):
+        pixels = tf.gather(tf.reshape(square, [size * size, 3]), turned[orientation])
+        return tf.reshape(pixels, [size, size, 3])
+
+    return turn
 
 
 def _degrader(crop_size: int) -> Callable:
