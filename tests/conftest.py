@@ -1,0 +1,87 @@
+"""Pictures to test with: made up, small, and the same in every run."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+SHARED = Path(os.environ.get("SRGAN_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+def photograph(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """A colourful picture, smooth with some edges, uint8 [height, width, 3]."""
+    generator = np.random.default_rng(seed)
+    coarse = generator.integers(0, 256, (height // 16 + 2, width // 16 + 2, 3), np.uint8)
+    smooth = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+    picture = np.array(smooth)
+    top, left = generator.integers(0, height // 2), generator.integers(0, width // 2)
+    picture[top : top + height // 3, left : left + width // 3] ^= 0x55
+    return picture
+
+
+def save_photograph(path: Path, height: int, width: int, seed: int = 0, **options) -> np.ndarray:
+    """Writes a made-up photograph, JPEG without loss of colour resolution unless told."""
+    picture = photograph(height, width, seed)
+    Image.fromarray(picture).save(path, **options)
+    return picture
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of benchmark pictures and golden values (SRGAN_SHARED), or a skip."""
+    if not (SHARED / "data" / "eval").is_dir():
+        pytest.skip("no pictures in SRGAN_SHARED")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def photo_folder(tmp_path_factory) -> Path:
+    """A folder of 20 ordinary pictures of several sizes, JPEG and PNG, some further down."""
+    folder = tmp_path_factory.mktemp("photos")
+    (folder / "more" / "deep").mkdir(parents=True)
+    for number in range(20):
+        parent = folder / ["", "more", "more/deep"][number % 3]
+        name = f"{number:02}" + (".png" if number % 4 == 3 else ".jpg")
+        save_photograph(parent / name, 100 + 3 * number, 160 - 2 * number, seed=number)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tfds_folder(tmp_path_factory) -> Path:
+    """A TFDS data directory that holds `tiny_photos`, prepared as array_record.
+
+    20 pictures in "train", 4 in "validation", under "hr" beside a shrunken "lr" as in DIV2K. To be
+    read with TFDS_DATA_DIR set to it, as `tfds:tiny_photos[:SPLIT]`.
+    """
+    tfds = pytest.importorskip("tensorflow_datasets")
+
+    class TinyPhotos(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            image = tfds.features.Image(encoding_format="jpeg")
+            features = tfds.features.FeaturesDict(
+                {"lr": tfds.features.Image(), "hr": image, "label": np.int64}
+            )
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, dl_manager):
+            return {
+                "train": self._generate_examples(range(20)),
+                "validation": self._generate_examples(range(20, 24)),
+            }
+
+        def _generate_examples(self, numbers):
+            for number in numbers:
+                hr = photograph(100 + 2 * number, 150, seed=number)
+                yield number, {"lr": hr[::4, ::4], "hr": hr, "label": number}
+
+    folder = tmp_path_factory.mktemp("tfds")
+    builder = TinyPhotos(data_dir=folder, file_format="array_record")
+    builder.download_and_prepare()
+    return folder
