@@ -393,27 +393,30 @@ def training_batches(
         raise ValueError(f"{source.spec}: has pictures smaller than a crop of {crop_size} pixels")
     _require_readable(source)
 
-    draw = _drawer(source, seed, batch_size, sample_by_area)
-    mine = slice(pipeline_index * share, (pipeline_index + 1) * share)
+    # Tables and eager steps on a GPU would cost a transfer each.
+    with tf.device("CPU"):
+        draw = _drawer(source, seed, batch_size, sample_by_area)
+        mine = slice(pipeline_index * share, (pipeline_index + 1) * share)
 
-    def plan(step):
-        """The pipeline's share of a step: [chunks, crops, ...] of candidates and chances."""
-        key = tf.stack([tf.constant(seed, tf.int64), step])
-        chances = tf.random.stateless_uniform([batch_size, 3], key, dtype=tf.float64, alg="philox")
-        return (
-            tf.reshape(draw(step)[mine], [share // chunk, chunk, 1 + _REPLACEMENTS]),
-            tf.reshape(chances[mine], [share // chunk, chunk, 3]),
+        def plan(step):
+            key = tf.stack([tf.constant(seed, tf.int64), step])
+            chances = tf.random.stateless_uniform(
+                [batch_size, 3], key, dtype=tf.float64, alg="philox"
+            )
+            return tuple(
+                tf.reshape(each[mine], [share // chunk, chunk, each.shape[1]])
+                for each in (draw(step), chances)
+            )
+
+        chunks = tf.data.Dataset.counter(start_step).map(plan).unbatch()
+        crop_all = _taker(source, _cropper(source, crop_size, augment, cache))
+        degrade = _degrader(crop_size)
+        batches = chunks.interleave(
+            lambda candidates, chances: crop_all(candidates, chances).map(degrade),
+            cycle_length=4,
+            num_parallel_calls=AUTOTUNE,
+            deterministic=True,
         )
-
-    chunks = tf.data.Dataset.counter(start_step).map(plan).unbatch()
-    crop_all = _taker(source, _cropper(source, crop_size, augment, cache))
-    degrade = _degrader(crop_size)
-    batches = chunks.interleave(
-        lambda candidates, chances: crop_all(candidates, chances).map(degrade),
-        cycle_length=4,
-        num_parallel_calls=AUTOTUNE,
-        deterministic=True,
-    )
     options = tf.data.Options()
     options.deterministic = True
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
@@ -454,7 +457,8 @@ def _taker(source: Source, crop: Callable) -> Callable:
             further = (candidates[place, 0] + np.arange(1, min(len(source), 1000))) % len(source)
             for index in (*candidates[place], *further):
                 try:
-                    found.append(crop(index, chances[place]).numpy())
+                    with tf.device("CPU"):
+                        found.append(crop(index, chances[place]).numpy())
                     break
                 except (tf.errors.OpError, ValueError):
                     if index not in reported:
@@ -495,8 +499,7 @@ def _cropper(source: Source, size: int, augment: bool, cache: bool) -> Callable:
     if cache:
         memory, offsets = _decode_all(source)
         ways = np.where(offsets < 0, ways, len(_CODINGS))
-        with tf.device("CPU"):
-            memory, offsets = tf.constant(memory), tf.constant(offsets)
+        memory, offsets = tf.constant(memory), tf.constant(offsets)
     ways, turn = tf.constant(ways), _turner(size)
 
     def read(index):
