@@ -11,7 +11,8 @@ import numpy as np
 BORDER = 4
 _KERNEL_SUM = 256
 _WANG_RADIUS = 5
-_BLOCK = 256
+# So small that OpenBLAS stays on one thread: on a busy machine its threads wait for each other.
+_BLOCK = 32
 
 
 def luma(picture: np.ndarray) -> np.ndarray:
