@@ -1,0 +1,62 @@
+"""The paper's losses, equations 3 to 6: functions of pictures in [-1, 1] and of logits.
+
+Only `keras.ops`. Every loss is a float32 scalar, the mean over the pictures that it is given.
+"""
+
+from collections.abc import Callable
+
+import keras
+
+from srgan_tf import vgg
+
+
+def mse(hr, sr):
+    """Equation 4: the mean squared difference of pictures [N, H, W, 3] in [-1, 1]."""
+    return keras.ops.mean(keras.ops.square(hr - sr))
+
+
+def vgg_loss(features: keras.Model) -> Callable:
+    """Equation 5: makes the loss on VGG19 features phi_i,j.
+
+    The features are scaled by 1/12.75, the loss by about 0.006 (section 3.2). The mean is over
+    positions and channels: the sum over channels, as one could read the equation, would be
+    hundreds of times the MSE, which the paper's scale is meant to match.
+
+    Args:
+        features: As `vgg.build_features` makes it.
+
+    Returns:
+        A function of (hr, sr), pictures [N, H, W, 3] in [-1, 1].
+    """
+
+    def phi(picture):
+        return keras.ops.cast(features(vgg.caffe_range(picture), training=False), "float32") / 12.75
+
+    def loss(hr, sr):
+        return keras.ops.mean(keras.ops.square(phi(hr) - phi(sr)))
+
+    return loss
+
+
+def adversarial(sr_logits):
+    """Equation 6, -log D(G(lr)), from logits [N, 1]; the mean over the batch, not its sum."""
+    return keras.ops.mean(keras.ops.softplus(-sr_logits))
+
+
+def discriminator(hr_logits, sr_logits):
+    """Equation 2 for D, -log D(hr) - log(1 - D(G(lr))), from logits [N, 1]."""
+    hr_loss = keras.ops.mean(keras.ops.softplus(-hr_logits))
+    sr_loss = keras.ops.mean(keras.ops.softplus(sr_logits))
+    return hr_loss + sr_loss
+
+
+def total_variation(sr):
+    """Sum of absolute differences of neighbours in a picture [N, H, W, 3], mean over pictures.
+
+    The regulariser of SRResNet-VGG22, weight 2e-8 (section 3.2, after Johnson et al.); as
+    `tf.image.total_variation` has it.
+    """
+    down = keras.ops.abs(sr[:, 1:] - sr[:, :-1])
+    right = keras.ops.abs(sr[:, :, 1:] - sr[:, :, :-1])
+    per_picture = keras.ops.sum(down, axis=(1, 2, 3)) + keras.ops.sum(right, axis=(1, 2, 3))
+    return keras.ops.mean(per_picture)

@@ -1,0 +1,102 @@
+"""Generators by name: a run folder, a weights file, or weights that come with the package."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import h5py
+import keras
+
+from srgan_tf import networks
+
+_BUNDLED = Path(__file__).with_name("pretrained")
+_SUFFIX = ".weights.h5"
+
+
+def bundled() -> list[str]:
+    """Names of the weights that come with the package."""
+    return sorted(path.name.removesuffix(_SUFFIX) for path in _BUNDLED.glob(f"*{_SUFFIX}"))
+
+
+def load_generator(spec: str) -> tuple[keras.Model, dict]:
+    """Loads a trained generator in float32.
+
+    Args:
+        spec: A name of `bundled()`; a run folder, whose final weights are taken, or the best where
+            it is not finished; a .weights.h5 file of a generator of any number of blocks and
+            filters; or a .keras file.
+
+    Returns:
+        The generator, and its card: name, path, sha256 of the file, variant, steps and vgg, each
+        None where it is not known.
+
+    Raises:
+        FileNotFoundError, ValueError: There is nothing of this name, or it is no generator; one
+            line.
+    """
+    path = _find(spec)
+    try:
+        if path.suffix == ".keras":
+            generator = keras.models.load_model(path, compile=False)
+        else:
+            generator = _rebuild(path)
+    except Exception as error:  # h5py and Keras raise whatever the damage leads to.
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path}: not a generator's weights: {reason}") from error
+    return generator, _card(path)
+
+
+def _find(spec: str) -> Path:
+    path = Path(spec)
+    if path.is_dir():
+        for name in ("generator.weights.h5", "generator.best.weights.h5"):
+            if (path / name).is_file():
+                return path / name
+        raise FileNotFoundError(f"{spec}: no generator.weights.h5 in this folder")
+    if path.is_file():
+        if not path.name.endswith((_SUFFIX, ".keras")):
+            raise ValueError(f"{spec}: give a {_SUFFIX} or .keras file, or a run folder")
+        return path
+    if spec in bundled():
+        return _BUNDLED / f"{spec}{_SUFFIX}"
+    names = ", ".join(bundled()) or "none yet"
+    raise FileNotFoundError(f"{spec}: no such run folder, file or bundled weights ({names})")
+
+
+def _rebuild(path: Path) -> keras.Model:
+    """Builds the generator that a weights file belongs to, judged by its convolutions."""
+    with h5py.File(path) as file:
+        layers = file["layers"]
+        convolutions = [name for name in layers if name.startswith("conv2d")]
+        filters = layers["conv2d/vars/0"].shape[-1]
+    # Two for each block, besides the first, the last, the trunk's and two sub-pixel ones.
+    generator = networks.build_generator(
+        residual_blocks=(len(convolutions) - 5) // 2, filters=filters, init="random"
+    )
+    generator.load_weights(path)
+    return generator
+
+
+def _card(path: Path) -> dict:
+    card = {
+        "name": path.name.removesuffix(_SUFFIX),
+        "path": str(path),
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "variant": None,
+        "steps": None,
+        "vgg": None,
+    }
+    run = path.parent / "run.json"
+    beside = path.with_name(f"{card['name']}.json")
+    if beside.is_file():
+        known = json.loads(beside.read_text())
+        card |= {key: known[key] for key in ("variant", "steps", "vgg")}
+    elif run.is_file():
+        record = json.loads(run.read_text())
+        card |= {
+            "name": path.parent.name,
+            "variant": record["variant"],
+            "steps": record["config"]["steps"] if card["name"] == "generator" else None,
+            "vgg": record["vgg"],
+        }
+    return card

