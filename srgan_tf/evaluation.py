@@ -1,0 +1,638 @@
+"""The paper's tables: methods scored on sets of pictures by the measures of `metrics`."""
+
+import contextlib
+import csv
+import dataclasses
+import datetime
+import hashlib
+import json
+import math
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from srgan_tf import metrics, pictures, resize, upscaling, weights
+
+# The paper's tables 1 to 3 (arXiv 1609.04802v5): PSNR, SSIM and mean opinion score at x4.
+PAPER = {
+    "Set5": {
+        "nearest": (26.26, 0.7552, 1.28),
+        "bicubic": (28.43, 0.8211, 1.97),
+        "srresnet_mse": (32.05, 0.9019, 3.37),
+        "srresnet_vgg22": (30.51, 0.8803, 3.46),
+        "mse": (30.64, 0.8701, 3.77),
+        "vgg22": (29.84, 0.8468, 3.78),
+        "vgg54": (29.40, 0.8472, 3.58),
+    },
+    "Set14": {
+        "nearest": (24.64, 0.7100, 1.20),
+        "bicubic": (25.99, 0.7486, 1.80),
+        "srresnet_mse": (28.49, 0.8184, 2.98),
+        "srresnet_vgg22": (27.19, 0.7807, 3.15),
+        "mse": (26.92, 0.7611, 3.43),
+        "vgg22": (26.44, 0.7518, 3.57),
+        "vgg54": (26.02, 0.7397, 3.72),
+    },
+    "BSD100": {
+        "nearest": (25.02, 0.6606, 1.11),
+        "bicubic": (25.94, 0.6935, 1.47),
+        "srresnet_mse": (27.58, 0.7620, 2.29),
+        "vgg54": (25.16, 0.6688, 3.56),
+    },
+}
+MEASURES = {"psnr": "PSNR", "ssim": "SSIM (paper)", "ssim_wang": "SSIM (Wang)", "lpips": "LPIPS"}
+SAMPLE = "sample"
+SMALLEST = 20  # pixels: the least multiple of 4 that leaves room for Wang's window
+
+# Part of each kept score's key: raise it when the measures or the methods "nearest" and "bicubic"
+# change, so that older scores are not taken for new ones.
+_KEPT_VERSION = 1
+
+
+class Pair(NamedTuple):
+    """One picture of a set: the original and, where the set brings it, its LR file."""
+
+    name: str
+    hr: Path
+    lr: Path | None
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSet:
+    """Pictures to score on.
+
+    Attributes:
+        name: As it stands in the tables, the folder's name.
+        folder: Where it is.
+        pairs: The pictures, sorted by name.
+        lr: Where LR comes from, in words.
+        left_out: A line for each file that has no partner.
+    """
+
+    name: str
+    folder: str
+    pairs: Sequence[Pair]
+    lr: str
+    left_out: Sequence[str] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A way to upscale by 4.
+
+    Attributes:
+        name: As it stands in the tables.
+        upscale: From lr uint8 [h, w] or [h, w, 3] to sr uint8 [4h, 4w] or [4h, 4w, 3].
+        sha256: Of the weights; for interpolation its name.
+        provenance: What is known of the weights: path, variant, steps, vgg...
+    """
+
+    name: str
+    upscale: Callable[[np.ndarray], np.ndarray]
+    sha256: str
+    provenance: dict = dataclasses.field(default_factory=dict)
+
+
+class Row(NamedTuple):
+    """The scores of one method on one picture, and where its result is kept (in `out_dir`)."""
+
+    set: str
+    picture: str
+    method: str
+    scores: dict[str, float]
+    file: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """All that was scored.
+
+    Attributes:
+        sets: The sets, in the order of the tables.
+        methods: The methods, likewise.
+        rows: One for each picture and method.
+        left_out: A line for each picture that could not be scored: its file and why.
+        originals: Where the original of each (set, picture) is kept, in `out_dir`.
+    """
+
+    sets: Sequence[EvaluationSet]
+    methods: Sequence[Method]
+    rows: Sequence[Row]
+    left_out: Sequence[str]
+    originals: dict[tuple[str, str], str]
+
+    def means(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Means by set and method: {set: {method: {measure: mean}}}."""
+        collected: dict = {}
+        for row in self.rows:
+            by_method = collected.setdefault(row.set, {})
+            by_method.setdefault(row.method, []).append(row.scores)
+        return {
+            name: {
+                method: {key: float(np.mean([s[key] for s in scores])) for key in scores[0]}
+                for method, scores in by_method.items()
+            }
+            for name, by_method in collected.items()
+        }
+
+    def measures(self) -> list[str]:
+        """The measures that were taken, in the order of the tables."""
+        return [name for name in MEASURES if any(name in row.scores for row in self.rows)]
+
+    def counts(self) -> dict[str, int]:
+        """Number of pictures scored in each set."""
+        scored = {(row.set, row.picture) for row in self.rows}
+        return {s.name: sum(name == s.name for name, _ in scored) for s in self.sets}
+
+
+def open_sets(specs: Sequence[str]) -> list[EvaluationSet]:
+    """Opens the sets to score on.
+
+    Args:
+        specs: Folders with `HR/` and perhaps `LR_x4/`, or folders of HR pictures, or "sample" for
+            the photographs that scikit-image carries.
+
+    Returns:
+        One set for each, with names that differ.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        ValueError: A folder has no pictures.
+    """
+    sets = [_open_set(spec) for spec in dict.fromkeys(specs)]
+    names = [s.name for s in sets]
+    return [dataclasses.replace(s, name=s.folder) if names.count(s.name) > 1 else s for s in sets]
+
+
+def _open_set(spec: str) -> EvaluationSet:
+    made = "made from HR by Matlab's bicubic"
+    if spec == SAMPLE:
+        pairs = [Pair(path.stem, path, None) for path in pictures.sample_pictures()]
+        return EvaluationSet(SAMPLE, SAMPLE, pairs, made)
+    folder = Path(spec)
+    name = folder.resolve().name
+    hr_folder, lr_folder = folder / "HR", folder / "LR_x4"
+    if not hr_folder.is_dir():
+        hr_folder = folder
+    originals = _by_name(hr_folder)
+    if not originals:
+        raise ValueError(f"{hr_folder}: no pictures to score on")
+    if hr_folder == folder or not lr_folder.is_dir():
+        pairs = [Pair(name, path, None) for name, path in originals.items()]
+        return EvaluationSet(name, str(folder), pairs, made)
+    # Some copies of the benchmarks name the LR file of "baby" "babyx4".
+    small = {re.sub("x4$", "", stem) if stem not in originals else stem: path
+             for stem, path in _by_name(lr_folder).items()}  # fmt: skip
+    pairs = [Pair(name, path, small[name]) for name, path in originals.items() if name in small]
+    left_out = [
+        f"{path}: no picture of this name in {lr_folder}"
+        for name, path in originals.items()
+        if name not in small
+    ]
+    left_out += [
+        f"{path}: no picture of this name in {hr_folder}"
+        for name, path in small.items()
+        if name not in originals
+    ]
+    return EvaluationSet(name, str(folder), pairs, "from LR_x4", left_out)
+
+
+def _by_name(folder: Path) -> dict[str, Path]:
+    """Pictures by path below the folder, without ending (with it where two would be the same)."""
+    found = pictures.find_pictures(folder)
+    stems = [path.relative_to(folder).with_suffix("").as_posix() for path in found]
+    return {
+        path.relative_to(folder).as_posix() if stems.count(stem) > 1 else stem: path
+        for stem, path in zip(stems, found, strict=True)
+    }
+
+
+def read_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
+    """Reads a picture for scoring, its sides cut to a multiple of 4.
+
+    Returns:
+        lr and hr, uint8 [h, w, 3] and [4h, 4w, 3], or [h, w] where the file is grayscale.
+
+    Raises:
+        ValueError: A file cannot be read, is too small or does not fit the other; names the file.
+    """
+    hr = pictures.read_scoring(pair.hr)
+    height, width = (side // 4 * 4 for side in hr.shape[:2])
+    hr = hr[:height, :width]
+    if min(height, width) < SMALLEST:
+        raise ValueError(
+            f"{pair.hr}: too small to score ({width}x{height}, at least {SMALLEST}x{SMALLEST})"
+        )
+    if pair.lr is None:
+        return resize.imresize(hr, (height // 4, width // 4)), hr
+    lr = pictures.read_scoring(pair.lr)
+    if lr.shape[:2] != (height // 4, width // 4):
+        raise ValueError(
+            f"{pair.lr}: {lr.shape[1]}x{lr.shape[0]} is not a quarter of its original's "
+            f"{width}x{height}"
+        )
+    return lr, hr
+
+
+def nearest(lr: np.ndarray) -> np.ndarray:
+    """Repeats each pixel of lr, uint8 [h, w] or [h, w, 3], four by four."""
+    return lr.repeat(4, axis=0).repeat(4, axis=1)
+
+
+def bicubic(lr: np.ndarray) -> np.ndarray:
+    """Enlarges lr, uint8 [h, w] or [h, w, 3], by 4 as Matlab's `imresize` does."""
+    return resize.imresize(lr, (4 * lr.shape[0], 4 * lr.shape[1]))
+
+
+def load_methods(specs: Iterable[str], *, tile: int) -> list[Method]:
+    """Loads nearest, bicubic and the weights to score.
+
+    Args:
+        specs: Each a run folder, a weights file, a bundled name, an exported SavedModel folder or
+            a .tflite file.
+        tile: As in `upscaling.upscale`.
+
+    Returns:
+        The methods, with names that differ.
+
+    Raises:
+        FileNotFoundError, ValueError: One cannot be loaded; one line that names it.
+    """
+    methods = [Method("nearest", nearest, "nearest"), Method("bicubic", bicubic, "bicubic")]
+    for spec in dict.fromkeys(specs):
+        if upscaling.is_exported(spec):
+            network = upscaling.load_exported(spec)
+            provenance = {"name": Path(spec).name, "path": spec, "sha256": _sha256(Path(spec))}
+        else:
+            network, provenance = weights.load_generator(spec)
+        name = provenance["name"]
+        if name in [method.name for method in methods]:
+            name = spec
+        upscale = _upscale_any(network, tile)
+        methods.append(Method(name, upscale, provenance["sha256"], provenance))
+    return methods
+
+
+def _upscale_any(network, tile: int) -> Callable[[np.ndarray], np.ndarray]:
+    def upscale(lr):
+        rgb = lr if lr.ndim == 3 else np.stack([lr] * 3, axis=-1)
+        return upscaling.upscale(network, rgb, tile=tile)
+
+    return upscale
+
+
+def _sha256(path: Path) -> str:
+    """Hashes a file, or the graph and variables of a SavedModel folder."""
+    files = [path]
+    if path.is_dir():
+        files = [path / "saved_model.pb", *sorted((path / "variables").glob("*"))]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _like(sr: np.ndarray, hr: np.ndarray) -> np.ndarray:
+    """Gives sr as many channels as hr, to be scored on the original's own values.
+
+    A colour result for a gray original becomes its BT.601 gray, as any program would save it.
+    """
+    if sr.ndim == hr.ndim:
+        return sr
+    if hr.ndim == 3:
+        return np.stack([sr] * 3, axis=-1)
+    return np.round(sr @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)
+
+
+def load_lpips() -> Callable[[np.ndarray, np.ndarray], float]:
+    """Loads the perceptual distance of Zhang et al. (2018), the `lpips` package with AlexNet.
+
+    Returns:
+        A function of sr and hr, uint8 [H, W] or [H, W, 3], which it compares whole and in RGB.
+
+    Raises:
+        ValueError: The package is not installed, or AlexNet's weights cannot be had.
+    """
+    try:
+        import lpips
+        import torch
+    except ImportError as error:
+        raise ValueError("--lpips needs the lpips package: pip install lpips") from error
+    try:
+        network = lpips.LPIPS(net="alex", verbose=False).eval()
+    except Exception as error:  # the download fails in the ways of urllib, of torch and of the disk
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"--lpips: the weights of AlexNet cannot be had ({reason}); lpips downloads them from "
+            "download.pytorch.org once, into ~/.cache/torch"
+        ) from error
+
+    def tensor(picture):
+        rgb = picture if picture.ndim == 3 else np.stack([picture] * 3, axis=-1)
+        return torch.from_numpy(rgb.transpose(2, 0, 1)[None].astype(np.float32) / 127.5 - 1)
+
+    def measure(sr, hr):
+        with torch.no_grad():
+            return float(network(tensor(sr), tensor(hr)))
+
+    return measure
+
+
+def evaluate(
+    sets: Sequence[EvaluationSet],
+    methods: Sequence[Method],
+    *,
+    out_dir: str | os.PathLike | None = None,
+    fresh: bool = False,
+    lpips: Callable[[np.ndarray, np.ndarray], float] | None = None,
+    progress: Callable[[float, str], None] = lambda fraction, what: None,
+) -> Results:
+    """Scores every method on every picture.
+
+    Args:
+        sets: From `open_sets`.
+        methods: From `load_methods`.
+        out_dir: Where results are kept as they come: `kept.jsonl` and `pictures/`. What is there
+            for the same pictures and weights is not computed again. None keeps nothing.
+        fresh: Compute all again.
+        lpips: From `load_lpips`, to measure that too.
+        progress: Told the fraction that is done, in 0..1, and what comes next.
+
+    Returns:
+        The results. Pictures that cannot be scored are in `left_out`.
+    """
+    measures = {"psnr": metrics.psnr, "ssim": metrics.ssim, "ssim_wang": metrics.ssim_wang}
+    if lpips:
+        measures["lpips"] = lpips
+    rows, originals = [], {}
+    left_out = [line for s in sets for line in s.left_out]
+    pixels = {pair: _pixels(pair) for s in sets for pair in s.pairs}
+    # Interpolation takes next to no time; what is kept or cannot be read is no work at all.
+    costs = {method.name: 1 if method.provenance else 0.03 for method in methods}
+    total = sum(pixels[pair] for s in sets for pair in s.pairs) * sum(costs.values())
+    done = 0.0
+    with contextlib.ExitStack() as stack:
+        kept = None
+        if out_dir is not None:
+            kept = stack.enter_context(contextlib.closing(_Kept(Path(out_dir), fresh)))
+        for evaluation_set, pair in [(s, pair) for s in sets for pair in s.pairs]:
+            try:
+                lr, hr = read_pair(pair)
+            except ValueError as error:
+                left_out.append(str(error))
+                total -= pixels[pair] * sum(costs.values())
+                continue
+            where = (evaluation_set.name, pair.name)
+            if kept:
+                key = _key("original", lr, hr)
+                record = kept.records.get(key) or kept.add(key, where, "original", hr, {})
+                originals[where] = record["file"]
+            for method in methods:
+                progress(done / total, f"{evaluation_set.name} {pair.name}: {method.name}")
+                work = pixels[pair] * costs[method.name]
+                key = _key(method.sha256, lr, hr)
+                record = kept.records.get(key) if kept else None
+                if record and measures.keys() <= record["scores"].keys():
+                    total -= work
+                else:
+                    # What is kept may lack a measure that is asked for now.
+                    sr = kept.read(record) if record else _like(method.upscale(lr), hr)
+                    scores = {name: measure(sr, hr) for name, measure in measures.items()}
+                    record = {"scores": scores, "file": None}
+                    if kept:
+                        record = kept.add(key, where, method.name, sr, scores)
+                    done += work
+                scores = {name: record["scores"][name] for name in measures}
+                rows.append(Row(*where, method.name, scores, record["file"]))
+    progress(1.0, "")
+    return Results(sets, methods, rows, left_out, originals)
+
+
+def _pixels(pair: Pair) -> int:
+    try:
+        header = pictures.read_header(pair.hr)
+    except ValueError:  # named when it is its turn
+        return 0
+    return header.height * header.width
+
+
+def _key(made_by: str, lr: np.ndarray, hr: np.ndarray) -> str:
+    """Identifies a result by what it is made from: both pictures and the weights' hash."""
+    digest = hashlib.sha256(f"{_KEPT_VERSION} {made_by} {lr.shape} {hr.shape}".encode())
+    digest.update(lr.tobytes())
+    digest.update(hr.tobytes())
+    return digest.hexdigest()
+
+
+class _Kept:
+    """Results in a folder: a line for each in `kept.jsonl`, its picture in `pictures/`.
+
+    A line is written when its picture is there. `records` has what is there by key.
+    """
+
+    def __init__(self, out_dir: Path, fresh: bool):
+        self._out_dir = out_dir
+        self.records = {}
+        path = out_dir / "kept.jsonl"
+        if path.is_file() and not fresh:
+            for line in path.read_text().splitlines():
+                with contextlib.suppress(json.JSONDecodeError):  # cut short by an interruption
+                    record = json.loads(line)
+                    if (out_dir / record["file"]).is_file():
+                        self.records[record["key"]] = record
+        out_dir.mkdir(parents=True, exist_ok=True)
+        self._log = path.open("w" if fresh else "a")
+        self._log.write("\n")  # ends a line that was cut short
+
+    def add(self, key: str, where: tuple[str, str], name: str, picture: np.ndarray, scores: dict):
+        """Keeps a result as `pictures/SET/PICTURE/NAME-KEY.png` and returns its record."""
+        folders = [_safe(part) for part in where]
+        file = Path("pictures", *folders, f"{_safe(name)}-{key[:8]}.png")
+        (self._out_dir / file).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(self._out_dir / file)
+        self.records[key] = {"key": key, "file": file.as_posix(), "scores": scores}
+        self._log.write(json.dumps(self.records[key]) + "\n")
+        self._log.flush()
+        return self.records[key]
+
+    def read(self, record: dict) -> np.ndarray:
+        """The picture of a record, uint8 [H, W] or [H, W, 3]."""
+        return pictures.read_scoring(self._out_dir / record["file"])
+
+    def close(self):
+        self._log.close()
+
+
+def _safe(name: str) -> str:
+    """A name as a file's name; names that differ stay different."""
+    safe = re.sub(r"[^\w.-]+", "_", name).strip(".")
+    if safe == name:
+        return name
+    return f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+
+
+def paper_scores(set_name: str, method: Method) -> dict[str, float]:
+    """The paper's PSNR and SSIM of a method on a set, as {measure: value}; empty if it has none."""
+    known = {name.lower(): figures for name, figures in PAPER.items()}.get(set_name.lower(), {})
+    variant = method.provenance.get("variant") if method.provenance else method.name
+    return dict(zip(("psnr", "ssim"), known.get(variant, ()), strict=False))
+
+
+def format_score(measure: str, value: float) -> str:
+    """A score as the paper prints it: two decimals for decibels, four for the others."""
+    return f"{value:.2f}" if measure == "psnr" else f"{value:.4f}"
+
+
+def describe_methods(results: Results) -> list[str]:
+    """A line for each set of weights: what was trained, for how long, with which VGG."""
+    lines = []
+    for method in results.methods:
+        if known := method.provenance:
+            steps = known.get("steps")
+            facts = [
+                known.get("variant") or "variant not known",
+                "steps not known" if steps is None else f"{steps:,} steps",
+                f"VGG: {known.get('vgg') or 'none'}" if "vgg" in known else "VGG not known",
+                f"sha256 {method.sha256[:12]}",
+                str(known["path"]),
+            ]
+            lines.append(f"{method.name}: {', '.join(facts)}")
+    return lines
+
+
+def describe_sets(results: Results) -> list[str]:
+    """A line for each set: how many pictures, and where their LR comes from."""
+    counts = results.counts()
+    return [f"{s.name}: {counts[s.name]} pictures, LR {s.lr}" for s in results.sets]
+
+
+def terminal_table(results: Results) -> str:
+    """Lays the means out for a terminal: methods down, sets across, the paper's figures below ours.
+
+    Returns:
+        Lines without a newline at the end.
+    """
+    means, counts, measures = results.means(), results.counts(), results.measures()
+    names = list(means)
+    widths = {m: max(len(MEASURES[m]), 7) for m in measures}
+
+    def line(label: str, cells: Iterable[dict[str, str]]) -> str:
+        texts = (f"  {cell.get(m, ''):>{widths[m]}}" for cell in cells for m in measures)
+        return f"{label:{first}}{''.join(texts)}"
+
+    def formatted(scores: dict[str, float]) -> dict[str, str]:
+        return {m: format_score(m, value) for m, value in scores.items()}
+
+    paper = "  (paper)"
+    first = max(len(label) for label in [paper, *(method.name for method in results.methods)])
+    width = sum(widths.values()) + 2 * len(measures)
+    heads = "".join(f"  {f'{name}, {counts[name]} pictures':{width - 2}}" for name in names)
+    lines = [" " * first + heads, line("", [MEASURES] * len(names))]
+    for method in results.methods:
+        lines.append(line(method.name, [formatted(means[name][method.name]) for name in names]))
+        theirs = [formatted(paper_scores(name, method)) for name in names]
+        if any(theirs):
+            lines.append(line(paper, theirs))
+    lines += ["", *describe_sets(results), *describe_methods(results)]
+    return "\n".join(text.rstrip() for text in lines)
+
+
+def write_scores(results: Results, out_dir: str | os.PathLike, flags: dict) -> None:
+    """Writes `scores.csv` (a line per picture and method) and `scores.json` (means, provenance).
+
+    Args:
+        results: From `evaluate`.
+        out_dir: An existing folder.
+        flags: What the evaluation was asked for, to be written down.
+    """
+    out_dir = Path(out_dir)
+    measures = results.measures()
+    with (out_dir / "scores.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["set", "picture", "method", *measures])
+        for row in results.rows:
+            values = [f"{row.scores[m]:.6f}" for m in measures]
+            writer.writerow([row.set, row.picture, row.method, *values])
+    means, counts = results.means(), results.counts()
+    document = {
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "flags": flags,
+        "versions": _versions(),
+        "measures": MEASURES,
+        "sets": {
+            s.name: {"folder": s.folder, "pictures": counts[s.name], "lr": s.lr}
+            for s in results.sets
+        },
+        "methods": {method.name: method.provenance for method in results.methods},
+        "means": means,
+        "paper": {
+            s.name: {m.name: paper for m in results.methods if (paper := paper_scores(s.name, m))}
+            for s in results.sets
+        },
+        "left_out": results.left_out,
+    }
+    (out_dir / "scores.json").write_text(json.dumps(finite(document), indent=2) + "\n")
+
+
+def finite(value):
+    """Replaces what JSON cannot say, the infinite PSNR of equal pictures, by None."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": sys.version.split()[0]}
+    for name in ("srgan-tf", "tensorflow", "keras", "numpy", "pillow", "ai-edge-litert", "lpips"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
+
+
+def progress_bar(stream=None) -> Callable[[float, str], None]:
+    """Makes a progress bar with the time that is left.
+
+    Args:
+        stream: Where to, by default stderr. The line is repainted on a terminal; elsewhere a new
+            one is written at every tenth.
+
+    Returns:
+        A function of the fraction done, in 0..1, and what comes next. 1 ends the bar.
+    """
+    stream = stream or sys.stderr
+    start = time.monotonic()
+    tenth = 0
+
+    def progress(fraction: float, what: str) -> None:
+        nonlocal tenth
+        if stream.isatty():
+            if fraction >= 1:
+                stream.write("\r\x1b[K")
+            else:
+                bar = ("#" * round(20 * fraction)).ljust(20, ".")
+                columns = os.get_terminal_size(stream.fileno()).columns
+                line = f"[{bar}] {100 * fraction:3.0f} %{_left(start, fraction)}  {what}"
+                stream.write(f"\r\x1b[K{line[: columns - 1]}")
+        elif tenth < int(10 * fraction) < 10:
+            tenth = int(10 * fraction)
+            stream.write(f"{100 * fraction:.0f} %{_left(start, fraction)}  {what}\n")
+        stream.flush()
+
+    return progress
+
+
+def _left(start: float, fraction: float) -> str:
+    if fraction <= 0:
+        return ""
+    seconds = round((time.monotonic() - start) * (1 - fraction) / fraction)
+    return f"  {datetime.timedelta(seconds=seconds)} left"

@@ -1,0 +1,390 @@
+import contextlib
+import csv
+import importlib.util
+import io
+import json
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from absl import flags
+from conftest import photograph
+from PIL import Image
+
+from srgan_tf import evaluation, metrics, pictures, resize, weights
+from srgan_tf.networks import build_generator
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def evaluate(capsys, monkeypatch):
+    """Runs evaluate.py in this process: arguments to (exit code, stdout, stderr)."""
+    spec = importlib.util.spec_from_file_location("evaluate", ROOT / "evaluate.py")
+    script = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "evaluate", script)
+    spec.loader.exec_module(script)
+    own_flags = flags.FLAGS.get_flags_for_module("evaluate")
+
+    def run(*arguments):
+        flags.FLAGS.unparse_flags()
+        for flag in own_flags:
+            flag.unparse()
+        code = script.run(flags.FLAGS(["evaluate.py", *map(str, arguments)]))
+        return code, *capsys.readouterr()
+
+    yield run
+    for flag in own_flags:  # another script may have flags of the same names
+        delattr(flags.FLAGS, flag.name)
+
+
+def _save(path, picture):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(path)
+    return path
+
+
+@pytest.fixture
+def flat_set(tmp_path):
+    folder = tmp_path / "flat"
+    for i, size in enumerate([(40, 52), (43, 41)]):
+        _save(folder / f"picture{i}.png", photograph(*size, seed=i))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tiny_weights(tmp_path_factory):
+    keras.utils.set_random_seed(2)
+    path = tmp_path_factory.mktemp("weights") / "tiny.weights.h5"
+    build_generator(residual_blocks=1, filters=8).save_weights(path)
+    return path
+
+
+def _rows(out_dir):
+    with (out_dir / "scores.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def _counting(method, calls):
+    """A copy of a method that writes down its calls."""
+
+    def upscale(lr):
+        calls.append(lr.shape)
+        return method.upscale(lr)
+
+    return evaluation.Method(method.name, upscale, method.sha256, method.provenance)
+
+
+def test_without_arguments_the_sample_pictures_are_scored(evaluate, monkeypatch):
+    monkeypatch.setattr(weights, "bundled", lambda: [])
+    few = [path for path in pictures.sample_pictures() if path.stem in ("chelsea", "rocket")]
+    monkeypatch.setattr(pictures, "sample_pictures", lambda: few)
+    code, out, err = evaluate()
+    assert code == 0
+    assert "sample, 2 pictures" in out
+    assert "nearest " in out and "bicubic " in out
+    assert "LR made from HR by Matlab's bicubic" in out
+
+
+@pytest.mark.parametrize("name", ["Set5", "Set14", "BSD100"])
+def test_nearest_and_bicubic_agree_with_the_papers_rows(shared, name):
+    sets = evaluation.open_sets([str(shared / "data/eval" / name)])
+    methods = evaluation.load_methods([], tile=64)
+    results = evaluation.evaluate(sets, methods)
+    assert not results.left_out
+    assert results.counts() == {name: {"Set5": 5, "Set14": 14, "BSD100": 100}[name]}
+    for method in methods:
+        ours, paper = results.means()[name][method.name], evaluation.PAPER[name][method.name]
+        # The paper prints two decimals, and so do we before we compare.
+        assert round(ours["psnr"], 2) == pytest.approx(paper[0], abs=0.02 + 1e-9)
+        assert ours["ssim"] == pytest.approx(paper[1], abs=0.001)
+
+
+def test_lr_made_here_scores_as_a_sets_own_files_do(tmp_path, flat_set):
+    for path in flat_set.iterdir():
+        hr = pictures.read_rgb(path)
+        height, width = hr.shape[0] // 4 * 4, hr.shape[1] // 4 * 4
+        lr = resize.imresize(hr[:height, :width], (height // 4, width // 4))
+        _save(tmp_path / "paired" / "HR" / path.name, hr[:height, :width])
+        _save(tmp_path / "paired" / "LR_x4" / path.with_stem(f"{path.stem}x4").name, lr)
+    sets = evaluation.open_sets([str(flat_set), str(tmp_path / "paired")])
+    results = evaluation.evaluate(sets, evaluation.load_methods([], tile=64))
+    assert not results.left_out
+    means = results.means()
+    assert means["flat"] == means["paired"]
+    assert [s.lr for s in sets] == ["made from HR by Matlab's bicubic", "from LR_x4"]
+
+
+def test_sets_of_one_name_are_told_apart(tmp_path):
+    for parent in "ab":
+        _save(tmp_path / parent / "Set5" / "one.png", photograph(32, 32))
+    sets = evaluation.open_sets([str(tmp_path / parent / "Set5") for parent in "ab"])
+    assert [s.name for s in sets] == [str(tmp_path / parent / "Set5") for parent in "ab"]
+
+
+def test_a_grayscale_file_is_scored_on_its_own_values(tmp_path, tiny_weights):
+    hr = photograph(48, 40)[..., 0]
+    _save(tmp_path / "gray" / "one.png", hr)
+    methods = evaluation.load_methods([str(tiny_weights)], tile=64)
+    results = evaluation.evaluate(evaluation.open_sets([str(tmp_path / "gray")]), methods)
+    lr = resize.imresize(hr, (12, 10))
+    scores = {row.method: row.scores for row in results.rows}
+    assert scores["bicubic"]["psnr"] == metrics.psnr(resize.imresize(lr, (48, 40)), hr)
+    # A network that starts as nearest neighbour gives about the same gray in three channels.
+    assert scores["tiny"]["psnr"] == pytest.approx(scores["nearest"]["psnr"], abs=1)
+
+
+def test_colour_for_a_gray_original_is_turned_gray_and_gray_for_a_colour_one_repeated():
+    colour = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [7, 7, 7]]], np.uint8)
+    gray = evaluation._like(colour, colour[..., 0])
+    np.testing.assert_array_equal(gray, [[76, 150, 29, 7]])
+    np.testing.assert_array_equal(evaluation._like(gray, colour)[..., 2], gray)
+
+
+def test_what_cannot_be_scored_is_named_and_the_rest_is_scored(evaluate, tmp_path):
+    folder = tmp_path / "set"
+    for name in ("good", "lonely", "mismatched"):
+        _save(folder / "HR" / f"{name}.png", photograph(40, 40))
+    _save(folder / "HR" / "small.png", photograph(40, 16))
+    _save(folder / "LR_x4" / "good.png", photograph(10, 10))
+    _save(folder / "LR_x4" / "mismatched.png", photograph(10, 11))
+    _save(folder / "LR_x4" / "small.png", photograph(10, 4))
+    _save(folder / "LR_x4" / "orphan.png", photograph(10, 10))
+    (folder / "HR" / "broken.png").write_bytes(b"no picture")
+    _save(folder / "LR_x4" / "broken.png", photograph(10, 10))
+    code, out, err = evaluate(f"--data={folder}", "--weights=", f"--out_dir={tmp_path / 'out'}")
+    assert code == 2
+    assert "set, 1 pictures" in out
+    left_out = [line for line in err.splitlines() if line.startswith("left out: ")]
+    assert len(left_out) == 5
+    for name, reason in {
+        "HR/broken.png": "cannot be read",
+        "HR/lonely.png": "no picture of this name in",
+        "LR_x4/orphan.png": "no picture of this name in",
+        "LR_x4/mismatched.png": "11x10 is not a quarter of its original's 40x40",
+        "HR/small.png": "too small to score (16x40, at least 20x20)",
+    }.items():
+        [line] = [line for line in left_out if str(folder / name) in line]
+        assert reason in line
+    document = json.loads((tmp_path / "out/scores.json").read_text())
+    assert len(document["left_out"]) == 5
+    assert "LR_x4/orphan.png" in (tmp_path / "out/report.html").read_text()
+
+
+def test_nothing_to_score_is_an_error(evaluate, tmp_path):
+    _save(tmp_path / "set" / "small.png", photograph(8, 8))
+    code, _, err = evaluate(f"--data={tmp_path / 'set'}", "--weights=")
+    assert code == 1
+    assert err.splitlines()[-1] == "error: none of the pictures could be scored"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data=/no/such/folder"], "error: /no/such/folder: no such folder"),
+        (["--data={tmp}"], "no pictures to score on"),
+        (["--weights=/no/such/run"], "error: /no/such/run: no such run folder"),
+        (["--weights=/no/such.tflite"], "error: /no/such.tflite: no such file"),
+        (["--fresh"], "error: --fresh needs --out_dir"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_exit_code_1(evaluate, tmp_path, arguments, message):
+    code, out, err = evaluate(*(argument.format(tmp=tmp_path) for argument in arguments))
+    assert code == 1 and not out
+    [line] = err.splitlines()
+    assert message in line
+
+
+def test_scores_and_where_they_come_from_are_written(evaluate, flat_set, tiny_weights, tmp_path):
+    card = {"variant": "vgg54", "steps": 1234, "vgg": "hed"}
+    tiny_weights.with_name("tiny.json").write_text(json.dumps(card))
+    named = flat_set.rename(tmp_path / "Set5")
+    out_dir = tmp_path / "out"
+    code, out, _ = evaluate(f"--data={named}", f"--weights={tiny_weights}", f"--out_dir={out_dir}")
+    tiny_weights.with_name("tiny.json").unlink()
+    assert code == 0
+
+    lines = out.splitlines()
+    ours = next(i for i, line in enumerate(lines) if line.startswith("tiny"))
+    assert lines[ours + 1].split() == ["(paper)", "29.40", "0.8472"]
+    assert "tiny: vgg54, 1,234 steps, VGG: hed, sha256 " in out
+
+    rows = _rows(out_dir)
+    assert list(rows[0]) == ["set", "picture", "method", "psnr", "ssim", "ssim_wang"]
+    assert len(rows) == 2 * 3
+    document = json.loads((out_dir / "scores.json").read_text())
+    mean = np.mean([float(row["psnr"]) for row in rows if row["method"] == "tiny"])
+    assert document["means"]["Set5"]["tiny"]["psnr"] == pytest.approx(mean, abs=1e-6)
+    assert len(document["methods"]["tiny"]["sha256"]) == 64
+    assert document["flags"]["weights"] == [str(tiny_weights)]
+    assert document["versions"]["keras"] == keras.__version__
+    assert document["paper"]["Set5"]["tiny"] == {"psnr": 29.40, "ssim": 0.8472}
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_stopped(flat_set, tmp_path, tiny_weights):
+    sets = evaluation.open_sets([str(flat_set)])
+    methods = evaluation.load_methods([str(tiny_weights)], tile=64)
+    whole = evaluation.evaluate(sets, methods)
+
+    def interrupt(lr):
+        raise KeyboardInterrupt
+
+    calls = []
+    stopping = [*methods[:2], evaluation.Method("tiny", interrupt, methods[2].sha256, {"name": 1})]
+    with pytest.raises(KeyboardInterrupt):
+        evaluation.evaluate(sets, stopping, out_dir=tmp_path / "out")
+    log = tmp_path / "out" / "kept.jsonl"
+    log.write_text(log.read_text() + '{"key": "cut sho')
+
+    counting = [_counting(method, calls) for method in methods]
+    resumed = evaluation.evaluate(sets, counting, out_dir=tmp_path / "out")
+    assert len(calls) == 4  # the first picture's nearest and bicubic were there
+    assert [row.scores for row in resumed.rows] == [row.scores for row in whole.rows]
+
+    calls.clear()
+    again = evaluation.evaluate(sets, counting, out_dir=tmp_path / "out")
+    assert not calls
+    assert again.rows == resumed.rows
+
+
+def test_other_weights_other_pictures_and_fresh_are_computed(flat_set, tmp_path):
+    calls = []
+    methods = [_counting(method, calls) for method in evaluation.load_methods([], tile=64)]
+    keep = {"out_dir": tmp_path / "out"}
+    evaluation.evaluate(evaluation.open_sets([str(flat_set)]), methods, **keep)
+    assert len(calls) == 4
+
+    calls.clear()
+    trained = evaluation.Method("bicubic", methods[1].upscale, "other hash", {"name": "bicubic"})
+    evaluation.evaluate(evaluation.open_sets([str(flat_set)]), [methods[0], trained], **keep)
+    assert len(calls) == 2
+
+    calls.clear()
+    evaluation.evaluate(evaluation.open_sets([str(flat_set)]), methods, fresh=True, **keep)
+    assert len(calls) == 4
+
+    calls.clear()
+    _save(flat_set / "picture0.png", photograph(40, 52, seed=9))
+    results = evaluation.evaluate(evaluation.open_sets([str(flat_set)]), methods, **keep)
+    assert len(calls) == 2
+    for row in results.rows:
+        kept = pictures.read_rgb(tmp_path / "out" / row.file)
+        original = pictures.read_rgb(tmp_path / "out" / results.originals[row.set, row.picture])
+        assert metrics.psnr(kept, original) == row.scores["psnr"]
+
+
+def test_trained_and_exported_weights_are_scored_alike(flat_set, tmp_path, tiny_weights):
+    generator, _ = weights.load_generator(str(tiny_weights))
+    generator.export(tmp_path / "exported", verbose=False)
+    specs = [str(tiny_weights), str(tmp_path / "exported")]
+    methods = evaluation.load_methods(specs, tile=64)
+    assert [method.name for method in methods] == ["nearest", "bicubic", "tiny", "exported"]
+    assert len({method.sha256 for method in methods}) == 4
+    results = evaluation.evaluate(evaluation.open_sets([str(flat_set)]), methods)
+    means = results.means()["flat"]
+    assert means["exported"] == pytest.approx(means["tiny"], abs=1e-3)
+
+
+def test_weights_of_one_name_are_told_apart(tmp_path, tiny_weights):
+    other = tmp_path / "tiny.weights.h5"
+    other.write_bytes(tiny_weights.read_bytes())
+    methods = evaluation.load_methods([str(tiny_weights), str(other)], tile=64)
+    assert [method.name for method in methods[2:]] == ["tiny", str(other)]
+
+
+def test_lpips_is_not_imported_unless_asked_for(evaluate, flat_set, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lpips", None)  # importing it would fail
+    assert evaluate(f"--data={flat_set}", "--weights=")[0] == 0
+    code, _, err = evaluate(f"--data={flat_set}", "--weights=", "--lpips")
+    assert code == 1
+    assert err == "error: --lpips needs the lpips package: pip install lpips\n"
+
+
+def _fake_torch(monkeypatch, distance):
+    monkeypatch.setitem(sys.modules, "lpips", types.SimpleNamespace(LPIPS=distance))
+    torch = types.SimpleNamespace(no_grad=contextlib.nullcontext, from_numpy=lambda x: x)
+    monkeypatch.setitem(sys.modules, "torch", torch)
+
+
+def test_lpips_that_cannot_get_its_weights_says_so_in_one_line(evaluate, flat_set, monkeypatch):
+    def distance(**_):
+        raise OSError("<urlopen error\n Name or service not known>")
+
+    _fake_torch(monkeypatch, distance)
+    code, _, err = evaluate(f"--data={flat_set}", "--weights=", "--lpips")
+    [line] = err.splitlines()
+    assert code == 1 and "the weights of AlexNet cannot be had (<urlopen error Name" in line
+
+
+def test_lpips_is_measured_on_kept_pictures_too(evaluate, flat_set, tmp_path, monkeypatch):
+    class Distance:
+        def __init__(self, net, verbose):
+            assert net == "alex"
+
+        def eval(self):
+            return self
+
+        def __call__(self, sr, hr):
+            assert sr.shape == hr.shape and sr.shape[:2] == (1, 3)
+            assert sr.min() >= -1 and sr.max() <= 1 and hr.dtype == np.float32
+            return np.abs(sr - hr).mean()
+
+    arguments = [f"--data={flat_set}", "--weights=", f"--out_dir={tmp_path / 'out'}"]
+    evaluate(*arguments)
+    _fake_torch(monkeypatch, Distance)
+    monkeypatch.setattr(evaluation, "bicubic", None)  # it would fail if it were called
+    code, out, _ = evaluate(*arguments, "--lpips")
+    assert code == 0 and "LPIPS" in out
+    rows = _rows(tmp_path / "out")
+    assert list(rows[0])[-1] == "lpips" and all(float(row["lpips"]) > 0 for row in rows)
+
+
+def test_equal_pictures_leave_valid_json(evaluate, tmp_path):
+    _save(tmp_path / "flat" / "one.png", np.full([32, 32, 3], 90, np.uint8))
+    out_dir = tmp_path / "out"
+    code, out, _ = evaluate(f"--data={tmp_path / 'flat'}", "--weights=", f"--out_dir={out_dir}")
+    assert code == 0 and "inf" in out
+    document = json.loads((out_dir / "scores.json").read_text())
+    assert document["means"]["flat"]["nearest"]["psnr"] is None
+
+
+class _Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+    def fileno(self):
+        return 1
+
+
+def test_the_progress_bar_is_repainted_on_a_terminal_only(monkeypatch):
+    monkeypatch.setattr(os, "get_terminal_size", lambda fd: os.terminal_size((60, 20)))
+    clock = iter(range(0, 1000, 10))
+    monkeypatch.setattr(evaluation.time, "monotonic", lambda: next(clock))
+    stream = _Terminal()
+    progress = evaluation.progress_bar(stream)
+    progress(0, "Set5 001: nearest")
+    progress(0.25, "Set5 002: nearest")
+    assert "\n" not in stream.getvalue()
+    assert "[#####...............]  25 %  0:00:30 left  Set5 002: nea" in stream.getvalue()
+    progress(1.0, "")
+    assert stream.getvalue().endswith("\r\x1b[K")
+
+    stream = io.StringIO()
+    progress = evaluation.progress_bar(stream)
+    for i in range(101):
+        progress(i / 100, "a picture")
+    assert len(stream.getvalue().splitlines()) == 9
+    assert "\r" not in stream.getvalue()
+
+
+def test_help_does_not_wait_for_tensorflow():
+    command = [sys.executable, "-X", "importtime", ROOT / "evaluate.py", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "--data" in done.stdout
+    assert "absl" in done.stderr
+    assert not any(name in done.stderr for name in ("tensorflow", "keras", "numpy"))
