@@ -279,9 +279,17 @@ def split_validation(source: Source, count: int, seed: int) -> tuple[Source, Sou
 
 def _shuffled(positions: tf.Tensor, count: int, seed: int, epoch: int | tf.Tensor) -> tf.Tensor:
     """Where a random permutation of `count` sends positions (int64 [n]); nothing is kept."""
-    key = tf.stack([tf.constant(seed, tf.int64), tf.cast(epoch, tf.int64)])
-    last = tf.constant(count - 1, tf.int64)
-    return tf.random.experimental.index_shuffle(positions, key, last)
+    # index_shuffle takes but the last 8 bits of each part of its key where count < 2**16: by itself
+    # it would repeat after 256 epochs. Two of it, with hashed keys, have 2**32 permutations.
+    epoch_key = tf.stack([tf.constant(seed, tf.int64), tf.cast(epoch, tf.int64)])
+    keys = tf.random.stateless_uniform(
+        [2, 2], epoch_key, minval=None, maxval=None, dtype=tf.int64, alg="philox"
+    )
+    for key in tf.unstack(keys):
+        positions = tf.random.experimental.index_shuffle(
+            positions, key, tf.constant(count - 1, tf.int64)
+        )
+    return positions
 
 
 def _drawer(source: Source, seed: int, batch_size: int, by_area: bool) -> Callable:
@@ -472,14 +480,16 @@ def _taker(source: Source, crop: Callable) -> Callable:
                 raise ValueError(f"{source.spec}: none of its pictures can be read")
         return np.stack(found)
 
-    def search_in_python(candidates, chances):
-        return tf.numpy_function(search, [candidates, chances], tf.uint8, stateful=False)
-
     def with_replacements(candidates, chances):
         # tf.data alone can catch an error without leaving TensorFlow: where any crop of the chunk
         # fails, the first data set is empty, and the second takes its place.
         chunk = tf.data.Dataset.from_tensors((candidates, chances))
         firsts = chunk.map(crop_firsts).ignore_errors()
+
+        def search_in_python(candidates, chances):
+            found = tf.numpy_function(search, [candidates, chances], tf.uint8, stateful=False)
+            return tf.ensure_shape(found, firsts.element_spec.shape)
+
         return firsts.concatenate(chunk.map(search_in_python)).take(1)
 
     return with_replacements
