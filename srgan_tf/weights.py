@@ -69,10 +69,17 @@ def _rebuild(path: Path) -> keras.Model:
         layers = file["layers"]
         convolutions = [name for name in layers if name.startswith("conv2d")]
         filters = layers["conv2d/vars/0"].shape[-1]
+        stored = []
+        layers.visititems(lambda _, item: stored.append(item) if hasattr(item, "shape") else None)
     # Two for each block, besides the first, the last, the trunk's and two sub-pixel ones.
     generator = networks.build_generator(
         residual_blocks=(len(convolutions) - 5) // 2, filters=filters, init="random"
     )
+    # Keras leaves what a file lacks as it is and only warns.
+    if len(stored) != len(generator.weights):
+        raise ValueError(
+            f"holds {len(stored)} arrays where a generator has {len(generator.weights)}"
+        )
     generator.load_weights(path)
     return generator
 

@@ -1,0 +1,140 @@
+import keras
+import numpy as np
+import pytest
+
+from srgan_tf import networks
+
+
+def small_generator(**options):
+    return networks.build_generator(residual_blocks=2, filters=8, **options)
+
+
+def random_lr(height=12, width=20, seed=0):
+    return np.random.default_rng(seed).random((2, height, width, 3), np.float32)
+
+
+def test_the_generator_is_that_of_figure_4():
+    generator = networks.build_generator()
+    convs = [layer for layer in generator.layers if isinstance(layer, keras.layers.Conv2D)]
+    shapes = [tuple(conv.kernel.shape) for conv in convs]
+    assert shapes == (
+        [(9, 9, 3, 64)] + 33 * [(3, 3, 64, 64)] + 2 * [(3, 3, 64, 256)] + [(9, 9, 64, 3)]
+    )
+    assert sum(isinstance(layer, networks.PReLU) for layer in generator.layers) == 1 + 16 + 2
+    norms = [x for x in generator.layers if isinstance(x, keras.layers.BatchNormalization)]
+    assert len(norms) == 2 * 16 + 1
+    with_bias = {conv.name for conv in convs if conv.use_bias}
+    assert with_bias == {"conv_in", "upscale1_conv", "upscale2_conv", "conv_out"}
+
+
+def test_the_discriminator_is_that_of_figure_4():
+    discriminator = networks.build_discriminator()
+    convs = [x for x in discriminator.layers if isinstance(x, keras.layers.Conv2D)]
+    assert [(conv.filters, conv.strides[0]) for conv in convs] == [
+        (64, 1), (64, 2), (128, 1), (128, 2), (256, 1), (256, 2), (512, 1), (512, 2)
+    ]  # fmt: skip
+    norms = [x for x in discriminator.layers if isinstance(x, keras.layers.BatchNormalization)]
+    assert len(norms) == 7
+    dense = [x.units for x in discriminator.layers if isinstance(x, keras.layers.Dense)]
+    assert dense == [1024, 1]
+    assert discriminator.output_shape == (None, 1)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 13), (24, 24)])
+def test_any_height_and_width_become_four_times_as_large(size):
+    sr = small_generator()(random_lr(*size), training=False)
+    assert sr.shape == (2, 4 * size[0], 4 * size[1], 3)
+
+
+def test_the_generator_starts_as_a_nearest_neighbour_upscaler():
+    generator = networks.build_generator(residual_blocks=3, filters=16)
+    # The other channels of the last convolution begin small, not zero.
+    out = generator.get_layer("conv_out")
+    kernel, bias = out.get_weights()
+    kernel[..., 3:, :] = 0
+    kernel[:4], kernel[5:] = 0, 0
+    kernel[:, :4], kernel[:, 5:] = 0, 0
+    out.set_weights([np.where(np.abs(kernel) < 1, 0, kernel), bias])
+    lr = random_lr()
+    nearest = lr.repeat(4, axis=1).repeat(4, axis=2)
+    for training in (False, True):
+        sr = generator(lr, training=training)
+        np.testing.assert_allclose((sr + 1) / 2, nearest, atol=1e-5)
+
+
+def test_the_full_start_is_near_nearest_and_random_is_not():
+    lr = random_lr()
+    nearest = lr.repeat(4, axis=1).repeat(4, axis=2) * 2 - 1
+    errors = {
+        init: float(np.mean((small_generator(init=init)(lr, training=False) - nearest) ** 2))
+        for init in ("nearest", "random")
+    }
+    assert errors["nearest"] < 0.05 < 0.2 < errors["random"]
+
+
+def test_prelu_is_keras_prelu_with_the_same_gradients():
+    import tensorflow as tf
+
+    x = tf.constant(np.random.default_rng(0).normal(size=(2, 5, 6, 4)).astype(np.float32))
+    slopes = np.array([-0.5, 0.0, 0.25, 1.5], np.float32).reshape(1, 1, 4)
+    results = []
+    for layer in (networks.PReLU(), keras.layers.PReLU(shared_axes=[1, 2])):
+        layer.build(x.shape)
+        layer.set_weights([slopes])
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x)
+            loss = tf.reduce_sum(y * tf.cos(y))
+        results.append([y, *tape.gradient(loss, [x, *layer.trainable_weights])])
+    for ours, theirs in zip(*results, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_a_generator_survives_keras_and_weights_files(tmp_path):
+    generator = small_generator(init="random")
+    lr = random_lr()
+    expected = generator(lr, training=False)
+    generator.save(tmp_path / "g.keras")
+    generator.save_weights(tmp_path / "g.weights.h5")
+    loaded = keras.models.load_model(tmp_path / "g.keras")
+    np.testing.assert_array_equal(loaded(lr, training=False), expected)
+    other = small_generator()
+    other.load_weights(tmp_path / "g.weights.h5")
+    np.testing.assert_array_equal(other(lr, training=False), expected)
+
+
+@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
+def test_pictures_and_logits_are_float32_under_mixed_precision(dtype):
+    generator = small_generator(dtype=dtype)
+    discriminator = networks.build_discriminator(32, filters=4, dtype=dtype)
+    sr = generator(random_lr(8, 8), training=True)
+    logits = discriminator(sr, training=True)
+    assert generator.get_layer("block1_conv1").compute_dtype == dtype.removeprefix("mixed_")
+    assert keras.backend.standardize_dtype(sr.dtype) == "float32"
+    assert keras.backend.standardize_dtype(logits.dtype) == "float32"
+
+
+def test_wrong_arguments_are_named():
+    with pytest.raises(ValueError, match="init is 'zeros'"):
+        networks.build_generator(init="zeros")
+    with pytest.raises(ValueError, match="crop_size is 40"):
+        networks.build_discriminator(40)
+
+
+def test_networks_and_losses_run_on_another_backend(tmp_path):
+    pytest.importorskip("jax")
+    import os
+    import subprocess
+    import sys
+
+    program = (
+        "import numpy as np, sys;"
+        "from srgan_tf import losses, networks;"
+        "g = networks.build_generator(residual_blocks=1, filters=4);"
+        "sr = g(np.zeros((1, 8, 8, 3), 'float32'), training=True);"
+        "d = networks.build_discriminator(32, filters=4);"
+        "print(float(losses.mse(sr, sr) + losses.adversarial(d(sr)) + losses.total_variation(sr)));"
+        "assert 'tensorflow' not in sys.modules"
+    )
+    environment = {**os.environ, "KERAS_BACKEND": "jax"}
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment)

@@ -1,0 +1,368 @@
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# A small network on small crops: a step takes milliseconds.
+TINY = [
+    "--residual_blocks=1",
+    "--filters=8",
+    "--crop_size=32",
+    "--batch_size=4",
+    "--val_pictures=1",
+]
+FAMILIES = {
+    "srresnet": ["--content_loss=mse"],
+    "srgan": ["--content_loss=mse", "--adversarial_weight=1e-3", "--init_generator=none"],
+}
+
+
+def command(*flags):
+    return [sys.executable, str(ROOT / "train.py"), *TINY, *map(str, flags)]
+
+
+def train(*flags, code=0, **environment):
+    done = subprocess.run(
+        command(*flags),
+        env={**os.environ, **environment},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def errors(done):
+    return [line for line in done.stderr.splitlines() if line.startswith(("error:", "FATAL"))]
+
+
+def checkpoint_arrays(run_dir, step):
+    """All that a checkpoint holds, by name."""
+    import tensorflow as tf
+
+    reader = tf.train.load_checkpoint(str(Path(run_dir) / "checkpoints" / f"ckpt-{step}"))
+    names = [n for n in reader.get_variable_to_shape_map() if n != "_CHECKPOINTABLE_OBJECT_GRAPH"]
+    return {name: reader.get_tensor(name) for name in names if "save_counter" not in name}
+
+
+def assert_identical(first, second):
+    assert first.keys() == second.keys()
+    for name in first:
+        assert np.array_equal(first[name], second[name]), name
+
+
+def logged(run_dir):
+    lines = (Path(run_dir) / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_killed_run_ends_with_the_same_bytes(family, photo_folder, tmp_path):
+    flags = [
+        *FAMILIES[family],
+        f"--train_data={photo_folder}",
+        "--steps=24",
+        "--log_every=1",
+        "--checkpoint_every=5",
+        "--validate_every=10",
+        "--augment",
+    ]
+    train(*flags, f"--run_dir={tmp_path}/whole")
+
+    kill_at = random.randrange(7, 22)
+    print(f"killed at step {kill_at}")
+    process = subprocess.Popen(
+        command(*flags, f"--run_dir={tmp_path}/killed"),
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stderr:
+        if line.startswith(f"step {kill_at}/"):
+            process.kill()
+            break
+    assert process.wait() == -signal.SIGKILL
+    process.stderr.close()
+    assert not (tmp_path / "killed" / "generator.weights.h5").exists()
+
+    done = train(*flags, f"--run_dir={tmp_path}/killed")
+    resumed_at = int(re.search(r"ckpt-\d+, step (\d+)", done.stdout)[1])
+    assert 0 < resumed_at <= kill_at
+    assert_identical(
+        checkpoint_arrays(tmp_path / "whole", 24), checkpoint_arrays(tmp_path / "killed", 24)
+    )
+    for name in ("generator.weights.h5", "generator.best.weights.h5"):
+        first, second = (generator_arrays(tmp_path / run / name) for run in ("whole", "killed"))
+        assert_identical(first, second)
+    whole, killed = logged(tmp_path / "whole"), logged(tmp_path / "killed")
+    for line in (*whole, *killed):
+        line.pop("images_per_second", None)
+    assert whole == killed
+
+
+def generator_arrays(path):
+    from srgan_tf import weights
+
+    generator, _ = weights.load_generator(str(path))
+    return {variable.path: variable.numpy() for variable in generator.weights}
+
+
+def test_a_signal_saves_where_the_run_is_and_the_same_command_goes_on(photo_folder, tmp_path):
+    flags = [f"--train_data={photo_folder}", "--steps=100000", "--log_every=1"]
+    process = subprocess.Popen(
+        command(*flags, f"--run_dir={tmp_path}"), cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    for line in process.stderr:
+        if line.startswith("step 3/"):
+            process.terminate()
+            break
+    rest = process.stderr.read()
+    assert process.wait() == 128 + signal.SIGTERM
+    step = int(re.search(r"stopped at step (\d+)", rest)[1])
+    assert "Traceback" not in rest
+    done = train(*flags, f"--run_dir={tmp_path}", "--dry_run")
+    assert f"ckpt-{step}, step {step}" in done.stdout
+
+
+def test_a_dry_run_says_what_a_run_would_do_and_writes_nothing(photo_folder, tmp_path):
+    run_dir = tmp_path / "run"
+    done = train(
+        *FAMILIES["srgan"], f"--train_data={photo_folder}", f"--run_dir={run_dir}", "--dry_run"
+    )
+    for expected in ("19 used, 0 left out", "nearest start", "Matlab", "term mse", "term adversarial",
+                     "s a step", "h to step"):  # fmt: skip
+        assert expected in done.stdout
+    assert not run_dir.exists()
+
+
+def test_a_damaged_checkpoint_costs_no_more_than_the_way_from_the_one_before(
+    photo_folder, tmp_path
+):
+    flags = [f"--train_data={photo_folder}", f"--run_dir={tmp_path}", "--checkpoint_every=2"]
+    train(*flags, "--steps=4")
+    before = checkpoint_arrays(tmp_path, 4)
+    (tmp_path / "checkpoints" / "ckpt-4.index").write_bytes(b"rubbish")
+    done = train(*flags, "--steps=4")
+    assert "ckpt-4 cannot be read" in done.stderr
+    assert "ckpt-2, step 2" in done.stdout
+    assert_identical(before, checkpoint_arrays(tmp_path, 4))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_named(photo_folder, tmp_path):
+    flags = ["--learning_rate=1e18", "--steps=50", f"--train_data={photo_folder}"]
+    done = train(*flags, f"--run_dir={tmp_path}", "--val_pictures=0", code=1)
+    (line,) = errors(done)
+    assert re.search(r"step \d+: mse is (nan|inf)", line)
+    assert "nothing was saved" in line
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_what_a_user_gets_wrong_is_one_line(photo_folder, tmp_path):
+    run = f"--run_dir={tmp_path}/run"
+    train(run, "--steps=1", f"--train_data={photo_folder}")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    wrong = {
+        r"--learning_rate=0.5 \(was 0.0001\)": [run, "--steps=1", "--learning_rate=0.5"],
+        "SRGAN starts from SRResNet-MSE": [f"--run_dir={empty}", "--adversarial_weight=1e-3"],
+        "empty: no pictures": [f"--run_dir={tmp_path}/x", f"--train_data={empty}"],
+        "nowhere: no such": [f"--run_dir={tmp_path}/x", "--init_generator=nowhere"],
+        "has no layer 'conv9'": [f"--run_dir={tmp_path}/x", "--content_loss=conv9"],
+    }
+    for message, flags in wrong.items():
+        if not any(flag.startswith("--train_data") for flag in flags):
+            flags = [*flags, f"--train_data={photo_folder}"]
+        (line,) = errors(train(*flags, code=1))
+        assert re.search(message, line), line
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_run_folder_repeats_the_run(photo_folder, tmp_path):
+    train(f"--train_data={photo_folder}", f"--run_dir={tmp_path}/first", "--steps=3")
+    first = tmp_path / "first"
+    record = json.loads((first / "run.json").read_text())
+    assert record["versions"]["tensorflow"] and record["train_data"]["pictures"] == 19
+    assert record["terms"]["mse"]["gradient_norm"] > 0
+    scores = json.loads((first / "scores.json").read_text())
+    assert scores["steps"] == 3 and 10 < scores["validation_psnr"] < 60
+    assert (first / "validation.png").exists()
+    assert list((first / "tensorboard").iterdir())
+
+    train(f"--flagfile={first}/flags.txt", f"--run_dir={tmp_path}/second")
+    assert_identical(checkpoint_arrays(first, 3), checkpoint_arrays(tmp_path / "second", 3))
+
+
+def test_steps_per_call_and_number_of_checkpoints_do_not_change_the_weights(photo_folder, tmp_path):
+    flags = [f"--train_data={photo_folder}", "--steps=7"]
+    train(*flags, f"--run_dir={tmp_path}/one")
+    more = ["--steps_per_call=3", "--checkpoint_every=5", "--keep_checkpoints=1"]
+    train(*flags, f"--run_dir={tmp_path}/three", *more)
+    assert_identical(
+        checkpoint_arrays(tmp_path / "one", 7), checkpoint_arrays(tmp_path / "three", 7)
+    )
+    assert len(list((tmp_path / "three" / "checkpoints").glob("*.index"))) == 1
+
+
+TWO_REPLICAS = """
+import sys
+import tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, 2 * [tf.config.LogicalDeviceConfiguration()])
+from srgan_tf import training
+config = training.Config(
+    run_dir=sys.argv[1], train_data=sys.argv[2], steps=6, log_every=1, batch_size=4, crop_size=32,
+    residual_blocks=1, filters=8, val_pictures=1, adversarial_weight=1e-3, init_generator="none",
+    checkpoint_every=3,
+)
+training.train(config, tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
+"""
+
+
+@pytest.fixture(scope="module")
+def one_process(photo_folder, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("one_process")
+    flags = [*FAMILIES["srgan"], f"--train_data={photo_folder}", "--steps=6", "--log_every=1"]
+    train(*flags, f"--run_dir={run_dir}")
+    return run_dir
+
+
+def assert_close(one, many):
+    """The same run but for the order in which float32 sums are added up.
+
+    Adam divides a gradient by its own size: where that is nothing but rounding, its sign, and so a
+    whole step of 1e-4, is left to chance. Weights may therefore differ by a few steps, but on the
+    whole they agree far better, and the losses, which no such weight matters to, to 5 digits.
+    """
+    for first, second in zip(logged(one), logged(many), strict=True):
+        for name in first.keys() - {"images_per_second"}:
+            assert first[name] == pytest.approx(second[name], rel=1e-4, abs=1e-7), name
+    first, second = checkpoint_arrays(one, 6), checkpoint_arrays(many, 6)
+    assert first.keys() == second.keys()
+    for name in first:
+        difference = np.abs(first[name].astype(np.float64) - second[name])
+        assert difference.max() < 1e-3 and difference.mean() < 2e-6, name
+
+
+def test_two_replicas_train_as_one(one_process, photo_folder, tmp_path):
+    program = [sys.executable, "-c", TWO_REPLICAS, str(tmp_path), str(photo_folder)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "2 (Mirrored)" in done.stdout
+    assert_close(one_process, tmp_path)
+
+
+def test_two_workers_train_as_one(one_process, photo_folder, tmp_path):
+    sockets = [socket.socket() for _ in range(2)]
+    for s in sockets:
+        s.bind(("localhost", 0))
+    addresses = [f"localhost:{s.getsockname()[1]}" for s in sockets]
+    for s in sockets:
+        s.close()
+    flags = [*FAMILIES["srgan"], f"--train_data={photo_folder}", "--steps=6", "--log_every=1"]
+    workers = []
+    for index in range(2):
+        cluster = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
+        workers.append(
+            subprocess.Popen(
+                command(*flags, f"--run_dir={tmp_path}/run"),
+                env={**os.environ, "TF_CONFIG": json.dumps(cluster)},
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    outputs = [worker.communicate(timeout=300) for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], outputs
+    assert "2 (CollectiveAllReduce)" in outputs[0][0]
+    assert outputs[1][0] == ""  # only the chief speaks
+    assert_close(one_process, tmp_path / "run")
+
+
+@pytest.mark.parametrize("flagfile", sorted(path.name for path in ROOT.glob("*.flags")))
+def test_each_flagfile_trains_as_a_user_would_run_it(flagfile, tfds_folder, tmp_path):
+    # The whole network on 96x96 crops, but two of them, two steps.
+    for data in ("sample", "tfds:tiny_photos:train"):
+        program = [
+            sys.executable,
+            "train.py",
+            f"--flagfile={flagfile}",
+            f"--train_data={data}",
+            f"--run_dir={tmp_path / data.partition(':')[0]}",
+            "--vgg_weights=hed",
+            "--init_generator=none",
+            "--batch_size=2",
+            "--steps=2",
+            "--val_pictures=0",
+        ]
+        environment = {**os.environ, "TFDS_DATA_DIR": str(tfds_folder)}
+        done = subprocess.run(
+            program, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600
+        )
+        assert done.returncode == 0, done.stderr
+        (line,) = logged(tmp_path / data.partition(":")[0])
+        assert line["step"] == 2 and all(np.isfinite(value) for value in line.values())
+        assert ("d_sr" in line) == (not flagfile.startswith("srresnet"))
+    assert ("for trying out" in done.stderr) == (data == "sample")
+
+
+def test_the_five_flagfiles_are_the_papers_five_variants():
+    variants = {}
+    for path in ROOT.glob("*.flags"):
+        lines = [x for x in path.read_text().splitlines() if x.startswith("--")]
+        flags = dict(line[2:].split("=", 1) for line in lines)
+        variants[flags["variant"]] = flags
+    content = {name: flags["content_loss"] for name, flags in variants.items()}
+    assert content == {
+        "SRResNet-MSE": "mse",
+        "SRResNet-VGG22": "block2_conv2",
+        "SRGAN-MSE": "mse",
+        "SRGAN-VGG22": "block2_conv2",
+        "SRGAN-VGG54": "block5_conv4",
+    }
+    for name, flags in variants.items():
+        is_gan = name.startswith("SRGAN")
+        assert flags["batch_size"] == "16" and flags["crop_size"] == "96"
+        assert float(flags["learning_rate"]) == 1e-4
+        assert float(flags["learning_rate_drop_at"]) == (0.5 if is_gan else 1)
+        assert int(flags["steps"]) == (200_000 if is_gan else 1_000_000)
+        assert float(flags["adversarial_weight"]) == (1e-3 if is_gan else 0)
+        assert float(flags["total_variation_weight"]) == (2e-8 if name == "SRResNet-VGG22" else 0)
+
+
+def test_learning_rates_drop_as_the_paper_says():
+    from srgan_tf import training
+
+    config = training.Config(run_dir="", steps=200_000, learning_rate_drop_at=0.5)
+    rates = training.learning_rates(config)
+    steps = (0, 99_999, 100_000, 199_999)
+    np.testing.assert_allclose([float(rates(s)) for s in steps], [1e-4, 1e-4, 1e-5, 1e-5])
+    assert training.learning_rates(training.Config(run_dir="", steps=1000)) == 1e-4
+    config = training.Config(
+        run_dir="", steps=1000, learning_rate_schedule="cosine", warmup_steps=100
+    )
+    rates = training.learning_rates(config)
+    values = [float(rates(step)) for step in (0, 50, 100, 550, 1000)]
+    np.testing.assert_allclose(values, [0, 5e-5, 1e-4, 5e-5, 0], atol=1e-10)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_variants_of_the_machine_run(family, photo_folder, tmp_path):
+    flags = [*FAMILIES[family], f"--train_data={photo_folder}", "--steps=2", "--val_pictures=0"]
+    train(*flags, f"--run_dir={tmp_path}/xla", "--jit_compile")
+    train(*flags, f"--run_dir={tmp_path}/half", "--mixed_precision=mixed_float16", "--cache")
