@@ -73,7 +73,7 @@ def _tables(results: evaluation.Results) -> str:
     means, counts, measures = results.means(), results.counts(), results.measures()
     heads = "".join(f'<th scope="col">{html.escape(evaluation.MEASURES[m])}</th>' for m in measures)
     tables = []
-    for name, by_method in means.items():
+    for i, (name, by_method) in enumerate(means.items()):
         rows = []
         for method in results.methods:
             paper = evaluation.paper_scores(name, method)
@@ -85,7 +85,8 @@ def _tables(results: evaluation.Results) -> str:
             )
             rows.append(f'<tr><th scope="row">{html.escape(method.name)}</th>{cells}</tr>')
         tables.append(
-            f"<table><caption>{html.escape(name)}, {counts[name]} pictures</caption>"
+            f'<table><caption><a href="#set{i}">{html.escape(name)}</a>, {counts[name]} pictures'
+            "</caption>"
             f"<thead><tr><td></td>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
         )
     return "\n".join(tables)

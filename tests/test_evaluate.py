@@ -201,7 +201,7 @@ def test_a_users_mistake_is_one_line_and_exit_code_1(evaluate, tmp_path, argumen
 
 
 def test_scores_and_where_they_come_from_are_written(evaluate, flat_set, tiny_weights, tmp_path):
-    card = {"variant": "vgg54", "steps": 1234, "vgg": "hed"}
+    card = {"variant": "SRGAN-VGG54", "steps": 1234, "vgg": "hed"}
     tiny_weights.with_name("tiny.json").write_text(json.dumps(card))
     named = flat_set.rename(tmp_path / "Set5")
     out_dir = tmp_path / "out"
@@ -212,7 +212,7 @@ def test_scores_and_where_they_come_from_are_written(evaluate, flat_set, tiny_we
     lines = out.splitlines()
     ours = next(i for i, line in enumerate(lines) if line.startswith("tiny"))
     assert lines[ours + 1].split() == ["(paper)", "29.40", "0.8472"]
-    assert "tiny: vgg54, 1,234 steps, VGG: hed, sha256 " in out
+    assert "tiny: SRGAN-VGG54, 1,234 steps, VGG: hed, sha256 " in out
 
     rows = _rows(out_dir)
     assert list(rows[0]) == ["set", "picture", "method", "psnr", "ssim", "ssim_wang"]
