@@ -17,6 +17,7 @@ import json
 import os
 import platform
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -63,12 +64,26 @@ def write_start(run_dir: Path, config: dict, facts: dict) -> None:
     """
     flags = "".join(f"--{name}={_flag_text(value)}\n" for name, value in config.items())
     write_text(run_dir / "flags.txt", flags)
-    record = {"config": config, "versions": versions(), **facts}
+    record = {"config": config, "commit": commit(), "versions": versions(), **facts}
     write_text(run_dir / "run.json", json.dumps(record, indent=2) + "\n")
 
 
 def _flag_text(value) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def commit() -> str | None:
+    """The commit of this checkout, with "+" where it was changed; None outside of one."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
+
+    def git(*arguments):
+        done = subprocess.run(["git", "-C", root, *arguments], capture_output=True, text=True)
+        return done.stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no")
+    return git("rev-parse", "HEAD") + ("+" if changed else "")
 
 
 def versions() -> dict[str, str]:
