@@ -50,7 +50,8 @@ PAPER = {
 }
 MEASURES = {"psnr": "PSNR", "ssim": "SSIM (paper)", "ssim_wang": "SSIM (Wang)", "lpips": "LPIPS"}
 SAMPLE = "sample"
-SMALLEST = 20  # pixels: the least multiple of 4 that leaves room for Wang's window
+# Pixels each way: the least multiples of 4 that leave room for Wang's window and for AlexNet.
+SMALLEST, SMALLEST_LPIPS = 20, 32
 
 # Part of each kept score's key: raise it when the measures or the methods "nearest" and "bicubic"
 # change, so that older scores are not taken for new ones.
@@ -215,8 +216,12 @@ def _by_name(folder: Path) -> dict[str, Path]:
     }
 
 
-def read_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
+def read_pair(pair: Pair, smallest: int = SMALLEST) -> tuple[np.ndarray, np.ndarray]:
     """Reads a picture for scoring, its sides cut to a multiple of 4.
+
+    Args:
+        pair: From an `EvaluationSet`.
+        smallest: Pixels that the original must have each way.
 
     Returns:
         lr and hr, uint8 [h, w, 3] and [4h, 4w, 3], or [h, w] where the file is grayscale.
@@ -227,9 +232,9 @@ def read_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
     hr = pictures.read_scoring(pair.hr)
     height, width = (side // 4 * 4 for side in hr.shape[:2])
     hr = hr[:height, :width]
-    if min(height, width) < SMALLEST:
+    if min(height, width) < smallest:
         raise ValueError(
-            f"{pair.hr}: too small to score ({width}x{height}, at least {SMALLEST}x{SMALLEST})"
+            f"{pair.hr}: too small to score ({width}x{height}, at least {smallest}x{smallest})"
         )
     if pair.lr is None:
         return resize.imresize(hr, (height // 4, width // 4)), hr
@@ -385,7 +390,7 @@ def evaluate(
             kept = stack.enter_context(contextlib.closing(_Kept(Path(out_dir), fresh)))
         for evaluation_set, pair in [(s, pair) for s in sets for pair in s.pairs]:
             try:
-                lr, hr = read_pair(pair)
+                lr, hr = read_pair(pair, SMALLEST_LPIPS if lpips else SMALLEST)
             except ValueError as error:
                 left_out.append(str(error))
                 total -= pixels[pair] * sum(costs.values())

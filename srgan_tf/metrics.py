@@ -19,13 +19,13 @@ def luma(picture: np.ndarray) -> np.ndarray:
     """Gives the luma of BT.601 in studio swing (16..235), not rounded.
 
     Args:
-      picture: uint8 [H, W, 3] RGB, or uint8 [H, W] gray. A gray picture is its own luma, unscaled.
+        picture: uint8 [H, W, 3] RGB, or [H, W] gray. A gray picture is its own luma, unscaled.
 
     Returns:
-      float64 [H, W].
+        float64 [H, W].
 
     Raises:
-      ValueError: The picture is not uint8 or has another shape.
+        ValueError: The picture is not uint8 or has another shape.
     """
     if picture.dtype != np.uint8:
         raise ValueError(f"a picture to measure must be uint8 in 0..255, not {picture.dtype}")
@@ -40,14 +40,14 @@ def psnr(sr: np.ndarray, hr: np.ndarray) -> float:
     """Peak signal-to-noise ratio of luma with 4 pixels cut from each side, peak 255.
 
     Args:
-      sr: uint8 [H, W, 3] RGB or [H, W] gray.
-      hr: The original, of the same shape.
+        sr: uint8 [H, W, 3] RGB or [H, W] gray.
+        hr: The original, of the same shape.
 
     Returns:
-      Decibels; infinite for equal pictures.
+        Decibels; infinite for equal pictures.
 
     Raises:
-      ValueError: Shapes differ, a picture is not uint8, or nothing is left after the cut.
+        ValueError: Shapes differ, a picture is not uint8, or nothing is left after the cut.
     """
     x, y = _cut_lumas(sr, hr, smallest=1)
     error = np.mean(np.square(x - y))
@@ -61,14 +61,14 @@ def ssim(sr: np.ndarray, hr: np.ndarray) -> float:
     and each position counts by the mass its window has left.
 
     Args:
-      sr: uint8 [H, W, 3] RGB or [H, W] gray.
-      hr: The original, of the same shape.
+        sr: uint8 [H, W, 3] RGB or [H, W] gray.
+        hr: The original, of the same shape.
 
     Returns:
-      The weighted mean SSIM, at most 1.
+        The weighted mean SSIM, at most 1.
 
     Raises:
-      ValueError: Shapes differ, a picture is not uint8, or nothing is left after the cut.
+        ValueError: Shapes differ, a picture is not uint8, or nothing is left after the cut.
     """
     x, y = _cut_lumas(sr, hr, smallest=1)
     height, width = x.shape
@@ -90,14 +90,14 @@ def ssim_wang(sr: np.ndarray, hr: np.ndarray) -> float:
     sigma=1.5, use_sample_covariance=False, data_range=255)` of the same two planes.
 
     Args:
-      sr: uint8 [H, W, 3] RGB or [H, W] gray, at least 19 pixels high and wide.
-      hr: The original, of the same shape.
+        sr: uint8 [H, W, 3] RGB or [H, W] gray, at least 19 pixels high and wide.
+        hr: The original, of the same shape.
 
     Returns:
-      The mean SSIM, at most 1.
+        The mean SSIM, at most 1.
 
     Raises:
-      ValueError: Shapes differ, a picture is not uint8 or smaller than 19 pixels.
+        ValueError: Shapes differ, a picture is not uint8 or smaller than 19 pixels.
     """
     x, y = _cut_lumas(sr, hr, smallest=2 * _WANG_RADIUS + 1)
     offsets = np.arange(-_WANG_RADIUS, _WANG_RADIUS + 1)

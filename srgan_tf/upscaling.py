@@ -26,8 +26,8 @@ class Network(NamedTuple):
     """What upscaling needs to know of a network.
 
     Attributes:
-      call: from lr uint8 [1, h, w, 3] to sr uint8 [1, 4h, 4w, 3].
-      reach: lr pixels that it looks at beyond an output pixel's own, to each side.
+        call: from lr uint8 [1, h, w, 3] to sr uint8 [1, 4h, 4w, 3].
+        reach: lr pixels that it looks at beyond an output pixel's own, to each side.
     """
 
     call: Callable[[np.ndarray], np.ndarray]
@@ -44,15 +44,15 @@ def upscale(
     has another shape: a value at a rounding edge may then differ by one level.
 
     Args:
-      generator: A generator as `networks.build_generator` makes it, or `load_exported`'s result.
-      lr: uint8 [h, w, 3].
-      tile: The most pixels of lr, height or width, that the network is given at once.
+        generator: A generator as `networks.build_generator` makes it, or `load_exported`'s result.
+        lr: uint8 [h, w, 3].
+        tile: The most pixels of lr, height or width, that the network is given at once.
 
     Returns:
-      uint8 [4h, 4w, 3].
+        uint8 [4h, 4w, 3].
 
     Raises:
-      ValueError: lr is no such picture, or a tile is smaller than what the network sees.
+        ValueError: lr is no such picture, or a tile is smaller than what the network sees.
     """
     if lr.dtype != np.uint8 or lr.ndim != 3 or lr.shape[-1] != 3 or not lr.size:
         raise ValueError(f"upscale takes uint8 [h, w, 3], not {lr.dtype} {list(lr.shape)}")
@@ -108,15 +108,15 @@ def receptive_field(generator: keras.Model) -> int:
     """Computes how far a generator sees, from its layers.
 
     Args:
-      generator: A functional model of convolutions of stride 1 ("same"), sub-pixel shuffles and
-        layers that treat every position by itself.
+        generator: A functional model of convolutions of stride 1 ("same"), sub-pixel shuffles and
+          layers that treat every position by itself.
 
     Returns:
-      The number of lr pixels to each side of an output pixel's own that can change it: 40 for the
-      paper's generator.
+        The number of lr pixels to each side of an output pixel's own that can change it: 40 for the
+        paper's generator.
 
     Raises:
-      ValueError: It has a layer of another kind.
+        ValueError: It has a layer of another kind.
     """
     pointwise = (
         keras.layers.InputLayer,
@@ -175,8 +175,8 @@ def load_exported(path: str | os.PathLike) -> Network:
     [0, 1] or uint8, and gives float32 in [-1, 1] or uint8.
 
     Raises:
-      FileNotFoundError: There is no such file or folder.
-      ValueError: It is no such network, or ai-edge-litert is missing.
+        FileNotFoundError: There is no such file or folder.
+        ValueError: It is no such network, or ai-edge-litert is missing.
     """
     path = Path(path)
     if not path.exists():

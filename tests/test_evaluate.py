@@ -334,12 +334,13 @@ def test_lpips_is_measured_on_kept_pictures_too(evaluate, flat_set, tmp_path, mo
             assert sr.min() >= -1 and sr.max() <= 1 and hr.dtype == np.float32
             return np.abs(sr - hr).mean()
 
+    _save(flat_set / "small.png", photograph(28, 28))  # large enough for all but AlexNet
     arguments = [f"--data={flat_set}", "--weights=", f"--out_dir={tmp_path / 'out'}"]
-    evaluate(*arguments)
+    assert evaluate(*arguments)[0] == 0
     _fake_torch(monkeypatch, Distance)
     monkeypatch.setattr(evaluation, "bicubic", None)  # it would fail if it were called
-    code, out, _ = evaluate(*arguments, "--lpips")
-    assert code == 0 and "LPIPS" in out
+    code, out, err = evaluate(*arguments, "--lpips")
+    assert code == 2 and "LPIPS" in out and "small.png: too small to score" in err
     rows = _rows(tmp_path / "out")
     assert list(rows[0])[-1] == "lpips" and all(float(row["lpips"]) > 0 for row in rows)
 
@@ -351,6 +352,17 @@ def test_equal_pictures_leave_valid_json(evaluate, tmp_path):
     assert code == 0 and "inf" in out
     document = json.loads((out_dir / "scores.json").read_text())
     assert document["means"]["flat"]["nearest"]["psnr"] is None
+
+
+def test_an_interruption_is_one_line_and_says_what_is_kept(evaluate, flat_set, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluation, "evaluate", interrupt)
+    arguments = [f"--data={flat_set}", "--weights="]
+    assert evaluate(*arguments) == (130, "", "interrupted: nothing was kept\n")
+    _, _, err = evaluate(*arguments, "--out_dir=somewhere")
+    assert err == "interrupted: the same command goes on from here\n"
 
 
 class _Terminal(io.StringIO):

@@ -1,6 +1,4 @@
 import csv
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,8 +6,6 @@ import skimage.data
 from skimage.metrics import structural_similarity
 
 from srgan_tf import metrics
-
-SHARED = Path(os.environ.get("SRGAN_SHARED", Path(__file__).parents[2] / "shared"))
 
 
 def _noisy_pair(height, width, channels=3, seed=0):
@@ -19,17 +15,11 @@ def _noisy_pair(height, width, channels=3, seed=0):
     return np.clip(hr + noise, 0, 255).astype(np.uint8), hr
 
 
-def _golden():
-    path = SHARED / "golden" / "daala_ssim.csv"
-    if not path.exists():
-        return []
-    with path.open() as file:
-        return list(csv.DictReader(file))
-
-
-@pytest.mark.skipif(not _golden(), reason="no daala_ssim.csv in SRGAN_SHARED")
-def test_ssim_equals_what_daalas_own_tool_prints():
-    for row in _golden():
+def test_ssim_equals_what_daalas_own_tool_prints(shared):
+    with (shared / "golden" / "daala_ssim.csv").open() as file:
+        golden = list(csv.DictReader(file))
+    assert golden
+    for row in golden:
         picture = getattr(skimage.data, row["image"])()
         picture = picture[..., :3] if picture.ndim == 3 else picture
         height, width = (side // 4 * 4 for side in picture.shape[:2])

@@ -142,6 +142,7 @@ def test_a_saved_model_gives_what_the_generator_gives(generator, saved_model):
 
 @pytest.mark.parametrize("dtype", [tf.float32, tf.uint8])
 def test_a_tflite_file_gives_what_the_generator_gives(generator, tmp_path, dtype):
+    pytest.importorskip("ai_edge_litert")
     path = _tflite(generator, tmp_path / "generator.tflite", dtype)
     assert upscaling.is_exported(path)
     network = upscaling.load_exported(path)
@@ -155,6 +156,7 @@ def test_a_tflite_file_gives_what_the_generator_gives(generator, tmp_path, dtype
 def test_what_is_no_exported_generator_is_refused_in_one_line(tmp_path):
     with pytest.raises(FileNotFoundError, match="missing.tflite: no such file"):
         upscaling.load_exported(tmp_path / "missing.tflite")
+    pytest.importorskip("ai_edge_litert")
     broken = tmp_path / "broken.tflite"
     broken.write_bytes(b"no model")
     with pytest.raises(ValueError, match="no .tflite file of a generator"):
