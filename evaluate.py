@@ -59,7 +59,7 @@ def main(argv):
 
     # Here, so that --help need not wait for TensorFlow.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from srgan_tf import evaluation, report, upscaling, weights
+    from srgan_tf import evaluation, report, tables, upscaling, weights
 
     sets = evaluation.open_sets(FLAGS.data)
     lpips = evaluation.load_lpips() if FLAGS.lpips else None
@@ -77,9 +77,9 @@ def main(argv):
         print(f"left out: {line}", file=sys.stderr)
     if not results.rows:
         raise ValueError("none of the pictures could be scored")
-    print(evaluation.terminal_table(results))
+    print(tables.terminal_table(results))
     if FLAGS.out_dir:
-        evaluation.write_scores(results, FLAGS.out_dir, flags_given())
+        tables.write_scores(results, FLAGS.out_dir, flags_given())
         page = report.write_report(results, FLAGS.out_dir)
         print(f"Open {page} in a browser to look at the pictures.")
     return 2 if results.left_out else 0

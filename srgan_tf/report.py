@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from srgan_tf import evaluation, pictures
+from srgan_tf import evaluation, pictures, tables
 
 # Above this the page refers to the pictures in the folder beside it instead of containing them.
 SELF_CONTAINED_BYTES = 30_000_000
@@ -34,7 +34,7 @@ def write_report(results: evaluation.Results, out_dir: str | os.PathLike) -> Pat
     page = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
     parts = {
         "tables": _tables(results),
-        "notes": _list([*evaluation.describe_sets(results), *evaluation.describe_methods(results)]),
+        "notes": _list([*tables.describe_sets(results), *tables.describe_methods(results)]),
         "left_out": _left_out(results),
         "data": _script_json(_data(results, out_dir, embedded)),
         "embedded": "\n".join(
@@ -55,7 +55,7 @@ def _base64(path: Path) -> str:
 
 def _script_json(value) -> str:
     """JSON that cannot end the script element it stands in."""
-    return json.dumps(evaluation.finite(value), separators=(",", ":")).replace("<", "\\u003c")
+    return json.dumps(tables.finite(value), separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _list(lines: list[str]) -> str:
@@ -72,30 +72,30 @@ def _tables(results: evaluation.Results) -> str:
     """A table of means for each set, the paper's figure in parentheses after ours."""
     means, counts, measures = results.means(), results.counts(), results.measures()
     heads = "".join(f'<th scope="col">{html.escape(evaluation.MEASURES[m])}</th>' for m in measures)
-    tables = []
+    texts = []
     for i, (name, by_method) in enumerate(means.items()):
         rows = []
         for method in results.methods:
-            paper = evaluation.paper_scores(name, method)
+            paper = tables.paper_scores(name, method)
             cells = "".join(
-                f"<td>{evaluation.format_score(m, value)}"
-                + (f" <i>({evaluation.format_score(m, paper[m])})</i>" if m in paper else "")
+                f"<td>{tables.format_score(m, value)}"
+                + (f" <i>({tables.format_score(m, paper[m])})</i>" if m in paper else "")
                 + "</td>"
                 for m, value in by_method[method.name].items()
             )
             rows.append(f'<tr><th scope="row">{html.escape(method.name)}</th>{cells}</tr>')
-        tables.append(
-            f'<table><caption><a href="#set{i}">{html.escape(name)}</a>, {counts[name]} pictures'
-            "</caption>"
+        texts.append(
+            f'<table><caption><a href="#set{i}">'
+            f"{html.escape(tables.heading(name, counts[name]))}</a></caption>"
             f"<thead><tr><td></td>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
         )
-    return "\n".join(tables)
+    return "\n".join(texts)
 
 
 def _data(results: evaluation.Results, out_dir: Path, embedded: list[str]) -> dict:
     """What the page's script shows: for each picture its size, scores, crop and files."""
     places = {file: f"#file{i}" for i, file in enumerate(embedded)}
-    methods = [method.name for method in results.methods]
+    methods, measures = [method.name for method in results.methods], results.measures()
     by_picture: dict = {}
     for row in results.rows:
         by_picture.setdefault((row.set, row.picture), {})[row.method] = row
@@ -111,14 +111,12 @@ def _data(results: evaluation.Results, out_dir: Path, embedded: list[str]) -> di
                 "height": hr.shape[0],
                 "crop": _hardest_crop(pictures.read_scoring(out_dir / rows["bicubic"].file), hr),
                 "files": [places.get(file, quote(file)) for file in files],
-                "scores": [
-                    {m: rows[method].scores[m] for m in results.measures()} for method in methods
-                ],
+                "scores": [rows[method].scores for method in methods],
             }
         )
     return {
         "methods": [*methods, "original"],
-        "measures": [[m, evaluation.MEASURES[m]] for m in results.measures()],
+        "measures": [[m, evaluation.MEASURES[m]] for m in measures],
         "sets": [{"name": name, "pictures": items} for name, items in sets.items()],
         "crop": CROP,
     }
