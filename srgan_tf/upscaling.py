@@ -9,7 +9,7 @@ import functools
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,12 +26,14 @@ class Network(NamedTuple):
     """What upscaling needs to know of a network.
 
     Attributes:
-        call: from lr uint8 [1, h, w, 3] to sr uint8 [1, 4h, 4w, 3].
+        call: from lr uint8 or uint16 [1, h, w, 3] to sr [1, 4h, 4w, 3] of the same type.
         reach: lr pixels that it looks at beyond an output pixel's own, to each side.
+        bits: 16, or 8 where `call` takes uint8 only.
     """
 
     call: Callable[[np.ndarray], np.ndarray]
     reach: int
+    bits: int = 16
 
 
 def upscale(
@@ -45,28 +47,57 @@ def upscale(
 
     Args:
         generator: A generator as `networks.build_generator` makes it, or `load_exported`'s result.
-        lr: uint8 [h, w, 3].
+        lr: uint8 or uint16 [h, w, 3], of the type's full range.
         tile: The most pixels of lr, height or width, that the network is given at once.
 
     Returns:
-        uint8 [4h, 4w, 3].
+        [4h, 4w, 3] of lr's type.
 
     Raises:
         ValueError: lr is no such picture, or a tile is smaller than what the network sees.
     """
-    if lr.dtype != np.uint8 or lr.ndim != 3 or lr.shape[-1] != 3 or not lr.size:
-        raise ValueError(f"upscale takes uint8 [h, w, 3], not {lr.dtype} {list(lr.shape)}")
-    network = generator if isinstance(generator, Network) else _compiled(generator)
-    height, width = lr.shape[:2]
-    sr = np.empty([4 * height, 4 * width, 3], np.uint8)
-    for top, bottom, first_row, end_row in _spans(height, tile, network.reach):
-        for left, right, first_column, end_column in _spans(width, tile, network.reach):
-            piece = network.call(lr[None, top:bottom, left:right])[0]
-            sr[4 * first_row : 4 * end_row, 4 * first_column : 4 * end_column] = piece[
-                4 * (first_row - top) : 4 * (end_row - top),
-                4 * (first_column - left) : 4 * (end_column - left),
-            ]
+    pieces = upscaled_pieces(generator, lr, tile=tile)
+    sr = np.empty([4 * lr.shape[0], 4 * lr.shape[1], 3], lr.dtype)
+    for top, left, piece in pieces:
+        sr[top : top + piece.shape[0], left : left + piece.shape[1]] = piece
     return sr
+
+
+def upscaled_pieces(
+    generator: keras.Model | Network, lr: np.ndarray, *, tile: int = DEFAULT_TILE
+) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Upscales as `upscale` does and gives the result piece by piece, as it comes.
+
+    Returns:
+        An iterator of (top, left, piece): where in sr the piece [h, w, 3] belongs. Pieces come row
+        by row, those of a row from left to right; they fill sr without overlap.
+
+    Raises:
+        ValueError: As `upscale`.
+    """
+    if lr.dtype not in (np.uint8, np.uint16) or lr.ndim != 3 or lr.shape[-1] != 3 or not lr.size:
+        raise ValueError(
+            f"upscale takes uint8 or uint16 [h, w, 3], not {lr.dtype} {list(lr.shape)}"
+        )
+    network = generator if isinstance(generator, Network) else compiled(generator)
+    if lr.dtype == np.uint16 and network.bits == 8:
+        raise ValueError("this network takes 8-bit pictures only, not uint16")
+    rows, columns = (_spans(length, tile, network.reach) for length in lr.shape[:2])
+    return _pieces(network, lr, rows, columns)
+
+
+def _pieces(network, lr, rows, columns):
+    for top, bottom, first_row, end_row in rows:
+        for left, right, first_column, end_column in columns:
+            piece = network.call(lr[None, top:bottom, left:right])[0]
+            yield (
+                4 * first_row,
+                4 * first_column,
+                piece[
+                    4 * (first_row - top) : 4 * (end_row - top),
+                    4 * (first_column - left) : 4 * (end_column - left),
+                ],
+            )
 
 
 def _spans(length: int, tile: int, reach: int) -> list[tuple[int, int, int, int]]:
@@ -89,19 +120,30 @@ def _spans(length: int, tile: int, reach: int) -> list[tuple[int, int, int, int]
 
 
 @functools.lru_cache(maxsize=4)  # one trace for a generator, however many pictures follow
-def _compiled(generator: keras.Model) -> Network:
+def compiled(generator: keras.Model) -> Network:
+    """Makes a generator, `networks.build_generator`'s or one of its kind, ready for `upscale`."""
+
     # Sizes are left open in the signature: another size of picture or tile costs no new trace.
-    @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8)])
-    def call(lr):
-        sr = generator(tf.cast(lr, tf.float32) / 255, training=False)
-        return _to_8_bits(sr)
+    @tf.function(
+        input_signature=[tf.TensorSpec([None, None, None, 3]), tf.TensorSpec([], tf.float32)]
+    )
+    def call(lr, white):
+        return _to_levels(generator(lr / white, training=False), white)
 
-    return Network(lambda lr: call(lr).numpy(), receptive_field(generator))
+    def upscale(lr):
+        return call(lr.astype(np.float32), np.float32(_white(lr))).numpy().astype(lr.dtype)
+
+    return Network(upscale, receptive_field(generator))
 
 
-def _to_8_bits(sr: tf.Tensor) -> tf.Tensor:
-    """Converts [-1, 1] to uint8 0..255, rounded and clipped."""
-    return tf.cast(tf.clip_by_value(tf.round((sr + 1) * 127.5), 0, 255), tf.uint8)
+def _white(lr: np.ndarray) -> int:
+    """The value of white in a picture, 255 or 65535 by its type."""
+    return np.iinfo(lr.dtype).max
+
+
+def _to_levels(sr: tf.Tensor, white: float | tf.Tensor) -> tf.Tensor:
+    """Converts [-1, 1] to whole numbers in 0..white, rounded and clipped, still as floats."""
+    return tf.clip_by_value(tf.round((sr + 1) * (white / 2)), 0, white)
 
 
 def receptive_field(generator: keras.Model) -> int:
@@ -206,9 +248,11 @@ def _load_saved_model(path: Path) -> Network:
         )
 
     def call(lr):
-        lr = tf.constant(lr) if spec.dtype == tf.uint8 else tf.cast(lr, tf.float32) / 255
-        sr = serve(**{argument: lr})[result]
-        return (sr if sr.dtype == tf.uint8 else _to_8_bits(sr)).numpy()
+        given = tf.constant(lr)
+        if spec.dtype == tf.float32:
+            given = tf.cast(given, tf.float32) / _white(lr)
+        sr = serve(**{argument: given})[result]
+        return (sr if sr.dtype == tf.uint8 else _to_levels(sr, _white(lr))).numpy().astype(lr.dtype)
 
     call.model = model  # the signature alone does not keep the variables alive
     frozen = convert_variables_to_constants_v2(serve)  # also unfolds calls of inner functions
@@ -223,7 +267,9 @@ def _load_saved_model(path: Path) -> Network:
         else:
             _refuse_spatial(operation.type, path)
             steps.append((inputs, outputs, 1, 0))
-    return Network(call, _reach(steps, frozen.inputs[0].name, frozen.outputs[0].name))
+    reach = _reach(steps, frozen.inputs[0].name, frozen.outputs[0].name)
+    bits = 16 if spec.dtype == serve.structured_outputs[result].dtype == tf.float32 else 8
+    return Network(call, reach, bits)
 
 
 def _load_tflite(path: Path) -> Network:
@@ -247,11 +293,12 @@ def _load_tflite(path: Path) -> Network:
             interpreter.resize_tensor_input(given["index"], lr.shape)
             interpreter.allocate_tensors()
         if given["dtype"] == np.float32:
-            lr = lr.astype(np.float32) / 255
-        interpreter.set_tensor(given["index"], lr)
+            interpreter.set_tensor(given["index"], lr.astype(np.float32) / _white(lr))
+        else:
+            interpreter.set_tensor(given["index"], lr)
         interpreter.invoke()
         sr = interpreter.get_tensor(result["index"])
-        return sr if sr.dtype == np.uint8 else _to_8_bits(sr).numpy()
+        return sr if sr.dtype == np.uint8 else _to_levels(sr, _white(lr)).numpy().astype(lr.dtype)
 
     shapes = {tensor["index"]: tensor["shape"] for tensor in interpreter.get_tensor_details()}
     steps = []
@@ -266,7 +313,8 @@ def _load_tflite(path: Path) -> Network:
         else:
             _refuse_spatial(kind, path)
             steps.append((inputs, outputs, 1, 0))
-    return Network(call, _reach(steps, given["index"], result["index"]))
+    bits = 16 if given["dtype"] == result["dtype"] == np.float32 else 8
+    return Network(call, _reach(steps, given["index"], result["index"]), bits)
 
 
 def _refuse_spatial(kind: str, path: Path) -> None:
