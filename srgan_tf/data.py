@@ -136,7 +136,8 @@ def _open_tfds(spec: str, min_size: int) -> Source:
             f"({error})"
         ) from error
     try:
-        builder = tfds.builder(name, file_format="array_record")
+        data_dir = os.environ.get("TFDS_DATA_DIR")  # TFDS itself would look once, when imported
+        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
         builder.download_and_prepare()
         features = builder.info.features
         images = [key for key in features if isinstance(features[key], tfds.features.Image)]
@@ -357,9 +358,10 @@ def training_batches(
     many), each with its bicubic x1/4 (paper, section 3.2). It depends on the seed, the step and the
     pictures alone: not on where the stream was started, on how it is divided, or on timing.
 
-    A picture that turns out to be damaged when it is drawn is named in the log once and replaced,
-    each time it is drawn, by the picture that its place in the batch would get next, so that the
-    stream stays the same function. A truncated JPEG still serves crops above the damage.
+    A picture that turns out to be damaged when it is drawn is named in the log once. Each time it
+    is drawn it is replaced by the picture that its place in the batch would get a step later, or
+    further on, so that the stream stays a pure function. A truncated JPEG still serves crops above
+    the damage.
 
     Args:
         source: The pictures.
@@ -375,15 +377,15 @@ def training_batches(
         sample_by_area: Draw pictures by area^0.7, for collections of very different sizes, rather
             than each once an epoch (the paper's).
         cache: Decode all pictures first and keep them in memory: 3 bytes a pixel, 0.45 MB for each
-            picture of 481x321, 220 GB for ImageNet.
+            picture of 481x321. Refused where that is more than four fifths of the memory.
 
     Returns:
         Elements (lr, hr): lr float32 [b, crop_size/4, crop_size/4, 3] in [0, 1], 8-bit levels;
         hr float32 [b, crop_size, crop_size, 3] in [-1, 1].
 
     Raises:
-        ValueError: The numbers do not fit each other, a picture is smaller than a crop, or no
-            picture can be read.
+        ValueError: The numbers do not fit each other, a picture is smaller than a crop, no picture
+            can be read, or the cache does not fit.
     """
     if crop_size < 4 or crop_size % 4:
         raise ValueError(f"crop size {crop_size} is not a multiple of 4")
@@ -554,9 +556,9 @@ def _cropper(source: Source, size: int, augment: bool, cache: bool) -> Callable:
             return turn(tf.slice(whole, [y, x, 0], [size, size, 3]), orientation)
 
         def from_memory():
-            rows = offsets[index] + ((top + tf.range(size, dtype=tf.int64)) * width + left) * 3
-            values = tf.gather(memory, rows[:, None] + tf.range(size * 3, dtype=tf.int64))
-            return tf.reshape(values, [size, size, 3])
+            side = tf.range(size, dtype=tf.int64)
+            rows = offsets[index] + (top + side) * width
+            return tf.gather(memory, rows[:, None] + left + side)
 
         branches = [from_other, from_jpeg, from_png] + [from_memory] * cache
         upright = tf.ensure_shape(tf.switch_case(ways[index], branches), [size, size, 3])
@@ -569,23 +571,32 @@ def _decode_all(source: Source) -> tuple[np.ndarray, np.ndarray]:
     """Decodes all pictures into one array.
 
     Returns:
-        uint8 [bytes], and int64 [N] where each picture begins, or -1 if it is damaged.
+        uint8 [pixels, 3], and int64 [N] where each picture begins, or -1 if it is damaged.
+
+    Raises:
+        ValueError: They would fill most of the machine's memory.
     """
-    ends = np.cumsum(source.sizes.astype(np.int64).prod(axis=1) * 3)
-    memory = np.empty(ends[-1], np.uint8)
+    ends = np.cumsum(source.sizes.astype(np.int64).prod(axis=1))
+    needed, present = 3 * ends[-1], os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > 0.8 * present:
+        raise ValueError(
+            f"{source.spec}: would take {needed / 2**30:.1f} GiB of this machine's "
+            f"{present / 2**30:.1f} GiB to keep in memory; train without the cache"
+        )
+    memory = np.empty([ends[-1], 3], np.uint8)
 
     def fill(index):
         try:
             picture = source.read_rgb(index)
         except ValueError:
-            return -1  # named when it is drawn
-        start = ends[index] - picture.size
+            return -1  # it is named when it is drawn
         if picture.shape[:2] != tuple(source.sizes[index]):
             return -1
-        memory[start : ends[index]] = picture.reshape(-1)
+        start = ends[index] - picture.shape[0] * picture.shape[1]
+        memory[start : ends[index]] = picture.reshape(-1, 3)
         return start
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor() as pool:
         return memory, np.array(list(pool.map(fill, range(len(source)))), np.int64)
 
 

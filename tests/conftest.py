@@ -60,28 +60,20 @@ def tfds_folder(tmp_path_factory) -> Path:
     """
     tfds = pytest.importorskip("tensorflow_datasets")
 
-    class TinyPhotos(tfds.core.GeneratorBasedBuilder):
-        VERSION = tfds.core.Version("1.0.0")
+    def examples(numbers):
+        for number in numbers:
+            hr = photograph(100 + 2 * number, 150, seed=number)
+            yield number, {"lr": hr[::4, ::4], "hr": hr, "label": number}
 
-        def _info(self):
-            image = tfds.features.Image(encoding_format="jpeg")
-            features = tfds.features.FeaturesDict(
-                {"lr": tfds.features.Image(), "hr": image, "label": np.int64}
-            )
-            return tfds.core.DatasetInfo(builder=self, features=features)
-
-        def _split_generators(self, dl_manager):
-            return {
-                "train": self._generate_examples(range(20)),
-                "validation": self._generate_examples(range(20, 24)),
-            }
-
-        def _generate_examples(self, numbers):
-            for number in numbers:
-                hr = photograph(100 + 2 * number, 150, seed=number)
-                yield number, {"lr": hr[::4, ::4], "hr": hr, "label": number}
-
+    image = tfds.features.Image(encoding_format="jpeg")
+    features = {"lr": tfds.features.Image(), "hr": image, "label": np.int64}
     folder = tmp_path_factory.mktemp("tfds")
-    builder = TinyPhotos(data_dir=folder, file_format="array_record")
-    builder.download_and_prepare()
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name="tiny_photos",
+        version="1.0.0",
+        features=tfds.features.FeaturesDict(features),
+        split_datasets={"train": examples(range(20)), "validation": examples(range(20, 24))},
+        data_dir=folder,
+        file_format="array_record",
+    )
     return folder

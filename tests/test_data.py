@@ -282,8 +282,14 @@ def test_pictures_of_all_sorts_are_cropped_as_they_are_read(tmp_path):
     _assert_all_are_cropped_as_read(source, 4)
 
 
-def test_the_memory_cache_changes_nothing(photos, tmp_path):
+def test_the_memory_cache_changes_nothing(photos):
     _assert_equal(_take(photos, 6, augment=True), _take(photos, 6, augment=True, cache=True))
+
+
+def test_a_cache_larger_than_the_memory_is_refused(photos, monkeypatch):
+    monkeypatch.setattr(data.os, "sysconf", lambda name: 512)
+    with pytest.raises(ValueError, match="train without the cache"):
+        _take(photos, 1, cache=True)
 
 
 # What is no use
@@ -481,6 +487,23 @@ def test_a_data_set_that_cannot_be_had_is_an_error_of_one_line(tfds, spec, messa
     with pytest.raises(ValueError, match=message) as caught:
         data.open_source(spec)
     assert str(caught.value).startswith(spec) and "\n" not in str(caught.value)
+
+
+def test_tfds_data_of_another_file_format_are_an_error_that_helps(tmp_path, monkeypatch):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    image = tfds.features.Image(encoding_format="png")
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name="old_photos",
+        version="1.0.0",
+        features=tfds.features.FeaturesDict({"image": image}),
+        split_datasets={"train": ((n, {"image": photograph(40, 40)}) for n in range(2))},
+        data_dir=tmp_path,
+        file_format="tfrecord",
+    )
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    with pytest.raises(ValueError, match="tfrecord.*Set TFDS_DATA_DIR to another folder") as caught:
+        data.open_source("tfds:old_photos")
+    assert "\n" not in str(caught.value)
 
 
 def test_sample_pictures_are_a_source():
