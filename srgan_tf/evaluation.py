@@ -138,7 +138,8 @@ def open_sets(specs: Sequence[str]) -> list[EvaluationSet]:
         FileNotFoundError: There is no such folder.
         ValueError: A folder has no pictures.
     """
-    sets = [_open_set(spec) for spec in dict.fromkeys(specs)]
+    once = {os.path.realpath(spec): spec for spec in specs}
+    sets = [_open_set(spec) for spec in once.values()]
     names = [s.name for s in sets]
     return [dataclasses.replace(s, name=s.folder) if names.count(s.name) > 1 else s for s in sets]
 
@@ -354,10 +355,10 @@ def evaluate(
     costs = {method.name: 1 if method.provenance else 0.03 for method in methods}
     total = sum(pixels[pair] for s in sets for pair in s.pairs) * sum(costs.values())
     done = 0.0
-    with contextlib.ExitStack() as stack:
-        kept = None
-        if out_dir is not None:
-            kept = stack.enter_context(contextlib.closing(_Kept(Path(out_dir), fresh)))
+    keeping = contextlib.nullcontext()
+    if out_dir is not None:
+        keeping = contextlib.closing(_Kept(Path(out_dir), fresh))
+    with keeping as kept:
         for evaluation_set, pair in [(s, pair) for s in sets for pair in s.pairs]:
             try:
                 lr, hr = read_pair(pair, SMALLEST_LPIPS if lpips else SMALLEST)

@@ -119,6 +119,10 @@ def test_lr_made_here_scores_as_a_sets_own_files_do(tmp_path, flat_set):
     assert [s.lr for s in sets] == ["made from HR by Matlab's bicubic", "from LR_x4"]
 
 
+def test_a_set_named_twice_counts_once(flat_set):
+    assert len(evaluation.open_sets([str(flat_set), f"{flat_set}/", str(flat_set)])) == 1
+
+
 def test_sets_of_one_name_are_told_apart(tmp_path):
     for parent in "ab":
         _save(tmp_path / parent / "Set5" / "one.png", photograph(32, 32))
