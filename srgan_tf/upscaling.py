@@ -260,8 +260,10 @@ def _load_saved_model(path: Path) -> Network:
     for operation in frozen.graph.get_operations():
         inputs, outputs = ([x.name for x in xs] for xs in (operation.inputs, operation.outputs))
         if operation.type in ("Conv2D", "DepthwiseConv2dNative"):
+            if max(operation.get_attr("strides")) > 1:
+                raise ValueError(f"{path}: a convolution with strides, no generator")
             size = max(operation.inputs[1].shape[:2]) // 2 * max(operation.get_attr("dilations"))
-            steps.append((inputs, outputs, max(operation.get_attr("strides")), size))
+            steps.append((inputs, outputs, 1, size))
         elif operation.type == "DepthToSpace":
             steps.append((inputs, outputs, operation.get_attr("block_size"), 0))
         else:
