@@ -2,7 +2,7 @@
 
 All three cut 4 pixels from every side and compare luma, in float64. The paper's SSIM is not the
 11x11 window that most code means by SSIM: it is what the `dump_ssim` tool of the daala video codec
-prints (tools/dump_ssim.c), whose window grows with the picture. Its figures are about 0.01 above
+prints (tools/dump_ssim.c), whose window grows with the picture. Its figures are 0.01 to 0.05 above
 Wang's, so the two must not be compared with each other.
 """
 
