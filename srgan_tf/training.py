@@ -128,7 +128,7 @@ def train(config: Config, strategy: tf.distribute.Strategy | None = None) -> Pat
         model, facts = build_model(config, synchronized=strategy.num_replicas_in_sync > 1)
         checkpoint = _checkpoint(model)
     restored = _restore(checkpoint, run_dir / "checkpoints")
-    first_step = int(checkpoint.step)
+    first_step = int(checkpoint.step.numpy())
     if restored:
         facts["generator"] = f"{restored}, step {first_step}"
     batches = _distribute(config, strategy, train_source, first_step)
@@ -412,14 +412,15 @@ def _probe_speed(checkpoint: tf.train.Checkpoint, run_steps: Callable, iterator)
 
 def _loop(config, model, checkpoint, manager, iterator, run_steps, pairs, log, signals) -> None:
     """Trains from the checkpoint's step to the last; `log` is None but for the chief."""
-    step = int(checkpoint.step)
+    step = int(checkpoint.step.numpy())
     periods = (config.log_every, config.validate_every, config.checkpoint_every)
+    rates = learning_rates(config)
     unlogged = []
 
     def validate():
         # By the content loss, not by PSNR, which a GAN lowers as it goes.
         loss = log.validate(step, model, pairs)
-        if loss < float(checkpoint.best_loss):
+        if loss < float(checkpoint.best_loss.numpy()):
             checkpoint.best_loss.assign(loss)
             path = Path(config.run_dir, "generator.best.weights.h5")
             run_folder.save_weights(model.generator, path)
@@ -441,8 +442,8 @@ def _loop(config, model, checkpoint, manager, iterator, run_steps, pairs, log, s
             if step % config.log_every == 0 or is_last:
                 means = np.concatenate(unlogged).mean(axis=0, dtype=np.float64).tolist()
                 unlogged.clear()
-                learning_rate = float(model.optimizer.learning_rate)
-                log.means(step, dict(zip(names, means, strict=True)), learning_rate)
+                rate = float(rates(step - 1)) if callable(rates) else rates
+                log.means(step, dict(zip(names, means, strict=True)), rate)
             if pairs and (step % config.validate_every == 0 or is_last):
                 validate()
         if step % config.checkpoint_every == 0 or is_last or stop:
@@ -553,6 +554,6 @@ def _finish(config, model: gan.SRGAN, checkpoint, pairs, run_dir: Path) -> None:
     if pairs:
         (content,) = model.content.values()
         values, _ = run_folder.score(model.generator, content, pairs)
-        scores |= values | {"best_validation_loss": float(checkpoint.best_loss)}
+        scores |= values | {"best_validation_loss": float(checkpoint.best_loss.numpy())}
     run_folder.write_text(run_dir / "scores.json", json.dumps(scores, indent=2) + "\n")
     print(f"done: {path}")
