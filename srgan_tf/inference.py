@@ -1,0 +1,195 @@
+"""A generator in the form that is fastest on this machine, made and measured once and then kept."""
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from srgan_tf import exporting, metrics, pictures, resize, upscaling, weights
+
+PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")
+DEFAULT_WEIGHTS = "srresnet_mse"
+# What a faster form may cost, in PSNR on photographs: far less than can be seen.
+MOST_LOSS = 0.05  # dB
+
+
+def load_network(
+    spec: str,
+    *,
+    precision: str = "auto",
+    bits: int = 8,
+    say: Callable[[str], None] = lambda line: None,
+) -> tuple[upscaling.Network, str]:
+    """Loads a generator in the precision that is asked for, or in the fastest that costs nothing.
+
+    On a GPU with tensor cores that is mixed float16. On a CPU the forms that it is able to run
+    (float32, bfloat16 where it has it, 8 bits by LiteRT) are compared once on sample photographs:
+    the fastest that loses at most `MOST_LOSS` is taken. The 8-bit form and the figures are kept in
+    the user's cache folder (`$XDG_CACHE_HOME` or `~/.cache`, in `srgan_tf`) by the hash of the
+    weights, of the packages' versions and of the processor.
+
+    Args:
+        spec: As in `weights.load_generator`, or an exported SavedModel folder or .tflite file.
+        precision: One of `PRECISIONS`.
+        bits: Of the pictures, 8 or 16. For 16, "auto" is float32: less would leave less than 16.
+        say: Told, in a line, what takes time or is not as asked for.
+
+    Returns:
+        The network, and its precision: "float32", "bfloat16", "float16", "int8" or "as exported".
+
+    Raises:
+        FileNotFoundError, ValueError: It cannot be loaded, or not in this precision; one line.
+    """
+    if upscaling.is_exported(spec):
+        if precision != "auto":
+            raise ValueError(f"{spec}: its precision is that of its export; leave out --precision")
+        return upscaling.load_exported(spec), "as exported"
+    if spec == DEFAULT_WEIGHTS and not Path(spec).exists() and spec not in weights.bundled():
+        raise FileNotFoundError("no weights come with this version: give some by --weights")
+    generator, card = weights.load_generator(spec)
+    if precision == "auto" and bits == 16:
+        precision = "float32"
+    if precision == "auto":
+        gpus = tf.config.list_physical_devices("GPU")
+        precision = _gpu_precision(gpus[0]) if gpus else "fastest"
+    if precision not in ("fastest", "int8"):
+        return _in_precision(generator, precision), precision
+    try:
+        return _kept(generator, card, precision, say)
+    except ImportError as error:
+        if precision == "int8":
+            raise ValueError(f"--precision=int8 needs {error.name}: pip install it") from error
+        return _in_precision(generator, "float32"), "float32"
+
+
+def _gpu_precision(gpu) -> str:
+    # Tensor cores came with compute capability 7; before them float16 is no faster.
+    capability = tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0))
+    return "float16" if capability >= (7, 0) else "float32"
+
+
+def _in_precision(generator: keras.Model, precision: str) -> upscaling.Network:
+    """Makes a network that TensorFlow runs, its batch norms folded."""
+    folded = exporting.fold_batch_norm(generator)
+    if precision == "float32":
+        return upscaling.compiled(folded)
+
+    def convert(layer):
+        dtype = layer.dtype if layer.name in ("lr", "conv_out") else f"mixed_{precision}"
+        return type(layer).from_config(layer.get_config() | {"dtype": dtype})
+
+    mixed = keras.models.clone_model(folded, clone_function=convert)
+    mixed.set_weights(folded.get_weights())
+    return upscaling.compiled(mixed)
+
+
+def _kept(generator, card, precision: str, say) -> tuple[upscaling.Network, str]:
+    """Loads the fastest or the 8-bit form by what is kept of it, and makes that if need be."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "srgan_tf")
+    stem = f"{card['name']}-{_key(card['sha256'])}"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return _load_kept(generator, folder, stem, precision)
+    say(f"making the fast form of {card['name']}, once")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        making = tempfile.TemporaryDirectory(dir=folder, prefix=".making-")
+    except OSError as error:
+        say(f"the fast form cannot be kept in {folder} ({error.strerror})")
+        making = tempfile.TemporaryDirectory()
+        folder = Path(making.name)
+    with making:
+        _make(generator, Path(making.name), stem)
+        for ending in (".tflite", ".json"):  # the last one says that all is there
+            os.replace(Path(making.name, stem + ending), folder / (stem + ending))
+        return _load_kept(generator, folder, stem, precision)
+
+
+def _load_kept(generator, folder: Path, stem: str, precision: str):
+    figures = json.loads((folder / f"{stem}.json").read_text())
+    if precision == "fastest":
+        precision = _choose(figures["loss"], figures["seconds"])
+    if precision != "int8":
+        return _in_precision(generator, precision), precision
+    path = folder / f"{stem}.tflite"
+    if hashlib.sha256(path.read_bytes()).hexdigest() != figures["sha256"]:
+        raise ValueError(f"{path}: damaged")
+    return upscaling.load_exported(path), precision
+
+
+def _choose(loss: dict[str, float], seconds: dict[str, float]) -> str:
+    """The fastest of the forms that lose at most `MOST_LOSS`."""
+    return min((form for form in loss if loss[form] <= MOST_LOSS), key=seconds.get)
+
+
+def _make(generator: keras.Model, folder: Path, stem: str) -> None:
+    """Writes the 8-bit form as `stem`.tflite, and as `stem`.json how the forms compare."""
+    path = exporting.write_tflite(generator, folder / f"{stem}.tflite", quantize="dynamic")
+    networks = {"float32": _in_precision(generator, "float32")}
+    if _has_bfloat16():
+        networks["bfloat16"] = _in_precision(generator, "bfloat16")
+    networks["int8"] = upscaling.load_exported(path)
+    psnr, seconds = _compare(networks)
+    figures = {
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "loss": {form: psnr["float32"] - value for form, value in psnr.items()},
+        "seconds": seconds,
+    }
+    (folder / f"{stem}.json").write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def _compare(networks: dict[str, upscaling.Network]) -> tuple[dict, dict]:
+    """Measures mean PSNR and the seconds for one picture on crops of sample photographs."""
+    psnr, seconds = {form: [] for form in networks}, {form: [] for form in networks}
+    for path in pictures.sample_pictures()[:4]:
+        hr = pictures.read_rgb(path)
+        top, left = ((side - 256) // 2 for side in hr.shape[:2])
+        hr = hr[top : top + 256, left : left + 256]
+        lr = resize.imresize(hr, (64, 64))
+        for form, network in networks.items():
+            if not psnr[form]:
+                network.call(lr[None])  # the first call prepares
+            start = time.perf_counter()
+            sr = network.call(lr[None])[0]
+            seconds[form].append(time.perf_counter() - start)
+            psnr[form].append(metrics.psnr(sr, hr))
+    return (
+        {form: float(np.mean(values)) for form, values in psnr.items()},
+        # The least: what else the machine does can only add to it.
+        {form: min(values) for form, values in seconds.items()},
+    )
+
+
+def _has_bfloat16() -> bool:
+    """Whether the processor computes in bfloat16; where it does not, that is far slower."""
+    with contextlib.suppress(OSError):
+        flags = Path("/proc/cpuinfo").read_text()
+        return "avx512_bf16" in flags or "amx_bf16" in flags
+    return False
+
+
+def _key(sha256: str) -> str:
+    """Identifies what a kept form depends on."""
+    digest = hashlib.sha256(sha256.encode())
+    digest.update(Path(exporting.__file__).read_bytes())
+    for package in ("tensorflow", "keras", "numpy", "ai-edge-litert", "ai-edge-quantizer"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            digest.update(f"{package} {metadata.version(package)}".encode())
+    digest.update(f"{_processor()} {os.cpu_count()}".encode())
+    return digest.hexdigest()[:16]
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return "".join(sorted({line for line in lines if line.startswith(("model name", "flags"))}))
+    return f"{platform.machine()} {platform.processor()}"

@@ -1,0 +1,253 @@
+"""Many pictures, one after the other: which file becomes which, and none is ever half there."""
+
+import functools
+import os
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from srgan_tf import photographs, pictures, upscaling
+
+_SUFFIX = "_x4"
+
+
+class Job(NamedTuple):
+    """A picture to enlarge, and the file that it becomes."""
+
+    source: Path
+    target: Path
+
+
+def plan(
+    inputs: Iterable[str | os.PathLike],
+    *,
+    out_dir: str | os.PathLike | None = None,
+    format: str = "png",
+) -> list[Job]:
+    """Decides which pictures are enlarged into which files.
+
+    `NAME.jpg` becomes `NAME_x4.png`: beside it or, in `out_dir`, in the folder that it has in the
+    folder that was given. Pictures that would get the same name keep their ending in it. A picture
+    that by its name is another one's result is passed over, so that a command may be repeated.
+
+    Args:
+        inputs: Files, and folders with pictures at any depth.
+        out_dir: Where results go; None: beside each picture.
+        format: Their ending, one of `photographs.FORMATS`.
+
+    Raises:
+        FileNotFoundError: There is no such file or folder.
+        ValueError: A folder has no pictures, or two would be written to one file.
+    """
+    folders: dict[Path, Path] = {}  # of each picture: where its result goes
+    for given in map(Path, inputs):
+        if given.is_dir():
+            files = pictures.find_pictures(given)
+            if out_dir is not None and Path(out_dir).resolve() != given.resolve():
+                results = Path(out_dir).resolve()
+                files = [file for file in files if not file.resolve().is_relative_to(results)]
+            if not files:
+                raise ValueError(f"{given}: no pictures in this folder")
+        elif given.exists():
+            files = [given]
+        else:
+            raise FileNotFoundError(f"{given}: no such file or folder")
+        for file in files:
+            folder = file.parent
+            if out_dir is not None:
+                folder = Path(out_dir, folder.relative_to(given if given.is_dir() else folder))
+            folders.setdefault(file, folder)
+    made = {file.with_name(name + _SUFFIX) for file in folders for name in (file.stem, file.name)}
+    folders = {file: to for file, to in folders.items() if file.with_suffix("") not in made}
+    stems = Counter(to / file.stem for file, to in folders.items())
+    jobs: dict[Path, Job] = {}
+    for file, to in folders.items():
+        name = file.stem if stems[to / file.stem] == 1 else file.name
+        job = Job(file, to / f"{name}{_SUFFIX}.{format}")
+        if job.target in jobs:
+            raise ValueError(
+                f"{jobs[job.target].source} and {file} would both become {job.target}: give each "
+                "its own --out_dir"
+            )
+        jobs[job.target] = job
+    return list(jobs.values())
+
+
+def run(
+    jobs: Sequence[Job],
+    load: Callable[[int], tuple[upscaling.Network, str]],
+    *,
+    format: str = "png",
+    quality: int = photographs.DEFAULT_QUALITY,
+    tile: int = upscaling.DEFAULT_TILE,
+    progress: Callable[[float, str], None] = lambda fraction, what: None,
+    say: Callable[[str], None] = lambda line: None,
+    note: Callable[[str], None] = lambda line: None,
+) -> int:
+    """Enlarges pictures into files, while the next one is read and the last one compressed.
+
+    A result is written beside its place under a hidden name and then renamed. Besides the network
+    at work on a tile, memory holds the pixels of two pictures and a few rows of tiles of results;
+    for formats other than PNG a whole result.
+
+    Args:
+        jobs: From `plan`.
+        load: Gives for the bits of a picture, 8 or 16, what `inference.load_network` gives.
+        format: One of `photographs.FORMATS`.
+        quality: As in `photographs.open_writer`.
+        tile: As in `upscaling.upscale`.
+        progress: Told the fraction that is done, in 0..1, and what is being done.
+        say: Told, in a line, of each picture that is done.
+        note: Told, in a line, of each that cannot be enlarged, and of what others lose.
+
+    Returns:
+        How many could not be enlarged.
+
+    Raises:
+        ValueError, FileNotFoundError: `load` fails, or the tile is too small for the network.
+    """
+    load = functools.cache(load)
+    _clear_leftovers(jobs)
+    pixels = {job: _pixels(job.source) for job in jobs}
+    total, done, failed, start = sum(pixels.values()), 0, 0, None
+    ending: deque[tuple[Job, str, Future]] = deque()
+
+    def fail(line: str) -> None:
+        nonlocal failed
+        failed += 1
+        note(line)
+
+    def end(most: int) -> None:
+        """Waits until at most so many results are still being written."""
+        while len(ending) > most:
+            job, summary, result = ending.popleft()
+            try:
+                result.result()
+                say(f"{job.target}: {summary}")
+            except (OSError, ValueError) as error:
+                fail(f"{job.target}: cannot be written ({error})")
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        rate = done / 1e6 / (time.monotonic() - start)
+        progress(min(done / total, 1.0), f"{rate:.3f} MP/s  {job.source.name}")
+
+    with (
+        ThreadPoolExecutor(1) as reading,
+        ThreadPoolExecutor(2) as closing,
+        ThreadPoolExecutor(os.cpu_count()) as compressing,
+    ):
+
+        def read(job: Job) -> Future:
+            return reading.submit(photographs.read_photograph, job.source)
+
+        reads = deque(map(read, jobs[:1]))
+        for number, job in enumerate(jobs):
+            reads += map(read, jobs[number + 1 : number + 2])
+            before = done
+            try:
+                photograph = reads.popleft().result()
+            except ValueError as error:
+                fail(str(error))
+                total -= pixels[job]
+                continue
+            network, precision = load(8 * photograph.colours.dtype.itemsize)
+            if tile <= 2 * network.reach:
+                raise ValueError(
+                    f"tiles of {tile} pixels are too small: this network looks at {network.reach} "
+                    f"pixels around each, so give --tile={2 * network.reach + 1} or more"
+                )
+            begun = time.monotonic()
+            start = start or begun
+            try:
+                photograph = photographs.fitted(photograph, format, network.bits)
+                rows = photographs.enlarged_rows(network, photograph, tile=tile, progress=advance)
+                make_writer = functools.partial(
+                    photographs.open_writer,
+                    photograph=photograph,
+                    format=format,
+                    quality=quality,
+                    executor=compressing,
+                )
+                result = _write(job.target, rows, make_writer, closing)
+            except (OSError, ValueError) as error:
+                fail(f"{job.source}: {error}")
+            except (MemoryError, tf.errors.ResourceExhaustedError):
+                fail(f"{job.source}: not enough memory, give a --tile smaller than {tile}")
+            else:
+                for line in photograph.notes:
+                    note(f"{job.source}: {line}")
+                height, width = photograph.colours.shape[:2]
+                seconds = time.monotonic() - begun
+                rate = f"{height * width / 1e6 / seconds:.3f} megapixels/s"
+                summary = f"{4 * width}x{4 * height}, {seconds:.1f} s, {rate}, {precision}"
+                ending.append((job, summary, result))
+                end(2 if format == "png" else 0)
+                continue
+            total -= pixels[job] - (done - before)
+        end(0)
+    progress(1.0, "")
+    return failed
+
+
+def _pixels(path: Path) -> int:
+    try:
+        header = pictures.read_header(path)
+    except ValueError:  # named when it is its turn
+        return 0
+    return header.height * header.width
+
+
+def _write(
+    target: Path,
+    rows: Iterable[np.ndarray],
+    make_writer: Callable[[BinaryIO], photographs.PngWriter],
+    closing: Executor,
+) -> Future:
+    """Writes rows as they come, and leaves to `closing` what remains then."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    file = part.open("wb")
+    try:
+        writer = make_writer(file)
+        for piece in rows:
+            writer.write(piece)
+    except BaseException:
+        file.close()
+        part.unlink()
+        raise
+
+    def close() -> None:
+        try:
+            with file:
+                writer.close()
+            part.replace(target)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+
+    return closing.submit(close)
+
+
+def _clear_leftovers(jobs: Sequence[Job]) -> None:
+    """Removes what killed processes left of these jobs' results."""
+    if os.name != "posix":  # where it cannot be asked whether a process is still there
+        return
+    targets = {job.target for job in jobs}
+    for folder in {target.parent for target in targets}:
+        for part in folder.glob(".*.part"):
+            name, _, process = part.stem[1:].rpartition(".")
+            if folder / name in targets and process.isdecimal():
+                try:
+                    os.kill(int(process), 0)
+                except ProcessLookupError:
+                    part.unlink(missing_ok=True)
+                except (PermissionError, OverflowError):
+                    pass  # another user's process

@@ -1,0 +1,124 @@
+"""Enlarges photographs by 4.
+
+  python upscale.py photo.jpg
+  python upscale.py holiday/ more.png --out_dir=large --format=jpg
+
+photo.jpg becomes photo_x4.png beside it or in --out_dir, where folders keep their structure. EXIF,
+colour profile, alpha, grayscale and 16 bits are kept. A picture that has its result already is
+skipped, so that a stopped command may be repeated. Exit code: 1 when a picture could not be
+enlarged (each is named) or nothing could be done.
+"""
+
+import functools
+import os
+import sys
+import warnings
+
+from absl import app, flags
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string("out_dir", None, "Where results go. Default: beside each picture.")
+flags.DEFINE_string(
+    "weights",
+    "srresnet_mse",
+    "A bundled name, a run folder, a weights file, or an exported SavedModel folder or .tflite "
+    "file.",
+)
+flags.DEFINE_enum(
+    "format",
+    "png",
+    ["png", "jpg", "webp", "tif"],
+    "Of the results. Only PNG is written piece by piece and keeps 16 bits of colour.",
+)
+flags.DEFINE_integer(
+    "quality", None, "Of JPEG and WebP. Default: 92.", lower_bound=1, upper_bound=100
+)
+flags.DEFINE_integer(
+    "tile",
+    384,
+    "Largest side, in pixels of the photograph, that the network is given at once. Smaller takes "
+    "less memory and more time.",
+    lower_bound=1,
+)
+flags.DEFINE_enum(
+    "precision",
+    "auto",
+    ["auto", "float32", "bfloat16", "float16", "int8"],
+    "How the network computes. 'auto': on a CPU, what proves fastest among that which costs at "
+    "most 0.05 dB; on a GPU, float16 if it has tensor cores; for pictures of 16 bits, float32.",
+)
+flags.DEFINE_bool("overwrite", False, "Enlarge pictures that have their result already, too.")
+flags.DEFINE_float(
+    "max_megapixels",
+    179,
+    "Refuse larger pictures: a small file that unpacks to a huge picture may be an attack.",
+    lower_bound=0,
+)
+
+
+def main(argv):
+    """Plans, says what there is to do, and enlarges."""
+    if not argv[1:]:
+        raise ValueError("give pictures or folders to enlarge: python upscale.py photo.jpg")
+    if FLAGS.quality is not None and FLAGS.format not in ("jpg", "webp"):
+        raise ValueError(f"--quality is for --format=jpg and webp, .{FLAGS.format} has none")
+
+    # Here, so that --help need not wait for TensorFlow.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from PIL import Image
+
+    from srgan_tf import evaluation, inference, photo_jobs, photographs
+
+    # Pillow warns above this number and refuses above twice of it.
+    Image.MAX_IMAGE_PIXELS = int(FLAGS.max_megapixels * 1e6 / 2)
+    warnings.filterwarnings("ignore", module="PIL")
+
+    jobs = photo_jobs.plan(argv[1:], out_dir=FLAGS.out_dir, format=FLAGS.format)
+    missing = [job for job in jobs if FLAGS.overwrite or not job.target.exists()]
+    if len(missing) < len(jobs):
+        there = jobs[0].target if len(jobs) == 1 else f"{len(jobs) - len(missing)} of {len(jobs)}"
+        print(f"{there} skipped: already there (--overwrite makes them again)")
+
+    # Made with the first picture, so that its clock does not count the loading of the network.
+    bar = functools.cache(evaluation.progress_bar)
+
+    def line(text, stream):
+        if sys.stderr.isatty():
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)  # the bar is painted again
+        print(text, file=stream, flush=True)
+
+    failed = photo_jobs.run(
+        missing,
+        lambda bits: inference.load_network(
+            FLAGS.weights,
+            precision=FLAGS.precision,
+            bits=bits,
+            say=lambda text: line(text, sys.stderr),
+        ),
+        format=FLAGS.format,
+        quality=FLAGS.quality or photographs.DEFAULT_QUALITY,
+        tile=FLAGS.tile,
+        progress=lambda fraction, what: bar()(fraction, what),
+        say=lambda text: line(text, sys.stdout),
+        note=lambda text: line(text, sys.stderr),
+    )
+    if failed:
+        print(f"error: {failed} of {len(missing)} pictures failed, see above", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def run(argv):
+    """Turns what a user can cause into one line and exit code 1."""
+    try:
+        return main(argv)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    app.run(run)
