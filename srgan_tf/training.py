@@ -129,7 +129,9 @@ def train(config: Config, strategy: tf.distribute.Strategy | None = None) -> Pat
         checkpoint = _checkpoint(model)
     restored = _restore(checkpoint, run_dir / "checkpoints")
     first_step = int(checkpoint.step.numpy())
+    facts["train_data"] = data.describe(train_source)
     if restored:
+        _refuse_other_findings(facts, run_dir)
         facts["generator"] = f"{restored}, step {first_step}"
     batches = _distribute(config, strategy, train_source, first_step)
     run_steps = _step_function(config, strategy, model)
@@ -141,7 +143,6 @@ def train(config: Config, strategy: tf.distribute.Strategy | None = None) -> Pat
     seconds = _probe_speed(checkpoint, run_steps, iterator)
     facts |= {
         "variant": config.variant,
-        "train_data": data.describe(train_source),
         "validation": {
             "data": config.val_data or "held out from the training data",
             "pictures": [name for name, _, _ in pairs],
@@ -310,6 +311,22 @@ def _refuse_other_run(config: Config, run_dir: Path) -> None:
         raise ValueError(
             f"--run_dir={run_dir} holds a run with other flags: {', '.join(changed)}; "
             "give these as they were, or another --run_dir"
+        )
+
+
+def _refuse_other_findings(facts: dict, run_dir: Path) -> None:
+    """Refuses to go on where the same flags now mean other pictures or another VGG."""
+    before = json.loads((run_dir / "run.json").read_text())
+    if before["vgg"] != facts["vgg"]:
+        raise ValueError(
+            f"--vgg_weights: {run_dir} was started with {before['vgg']}, but {facts['vgg']} was"
+            f" found now; give --vgg_weights={before['vgg']} in a new run, or make it available"
+        )
+    if before["train_data"]["fingerprint"] != facts["train_data"]["fingerprint"]:
+        raise ValueError(
+            f"--train_data={facts['train_data']['spec']}: not the pictures that {run_dir} was"
+            f" started with ({before['train_data']['pictures']} then,"
+            f" {facts['train_data']['pictures']} now); restore them, or give another --run_dir"
         )
 
 

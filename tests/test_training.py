@@ -2,6 +2,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -193,6 +194,25 @@ def test_what_a_user_gets_wrong_is_one_line(photo_folder, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+def test_a_run_does_not_go_on_with_other_pictures_or_another_vgg(photo_folder, tmp_path):
+    pictures = tmp_path / "pictures"
+    shutil.copytree(photo_folder, pictures)
+    flags = [f"--train_data={pictures}", f"--run_dir={tmp_path}/run", "--steps=1"]
+    flags += ["--content_loss=block1_conv2", "--vgg_weights=hed"]
+    train(*flags)
+
+    record = tmp_path / "run" / "run.json"
+    text = record.read_text()
+    record.write_text(text.replace('"vgg": "hed"', '"vgg": "imagenet"'))
+    (line,) = errors(train(*flags, code=1))
+    assert re.search("--vgg_weights: .* started with imagenet, but hed", line)
+    record.write_text(text)
+
+    shutil.copy(pictures / "00.jpg", pictures / "one_more.jpg")
+    (line,) = errors(train(*flags, code=1))
+    assert re.search("--train_data=.*not the pictures.*19 then, 20 now", line)
+
+
 def test_the_run_folder_repeats_the_run(photo_folder, tmp_path):
     train(f"--train_data={photo_folder}", f"--run_dir={tmp_path}/first", "--steps=3")
     first = tmp_path / "first"
@@ -228,35 +248,55 @@ from srgan_tf import training
 config = training.Config(
     run_dir=sys.argv[1], train_data=sys.argv[2], steps=6, log_every=1, batch_size=4, crop_size=32,
     residual_blocks=1, filters=8, val_pictures=1, adversarial_weight=1e-3, init_generator="none",
-    checkpoint_every=3,
+    checkpoint_every=1, keep_checkpoints=6,
 )
 training.train(config, tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
 """
 
 
+SIX_STEPS = [
+    *FAMILIES["srgan"],
+    "--steps=6",
+    "--log_every=1",
+    "--checkpoint_every=1",
+    "--keep_checkpoints=6",
+]
+
+
 @pytest.fixture(scope="module")
 def one_process(photo_folder, tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("one_process")
-    flags = [*FAMILIES["srgan"], f"--train_data={photo_folder}", "--steps=6", "--log_every=1"]
-    train(*flags, f"--run_dir={run_dir}")
+    train(*SIX_STEPS, f"--train_data={photo_folder}", f"--run_dir={run_dir}")
     return run_dir
 
 
 def assert_close(one, many):
     """The same run but for the order in which float32 sums are added up.
 
-    Adam divides a gradient by its own size: where that is nothing but rounding, its sign, and so a
-    whole step of 1e-4, is left to chance. Weights may therefore differ by a few steps, but on the
-    whole they agree far better, and the losses, which no such weight matters to, to 5 digits.
+    One step shows it: losses and batch statistics agree to 1e-4, gradients (Adam's moments) to 2 %
+    of their norm, since a sum that lands on the other side of a LeakyReLU's kink changes slope, and
+    weights to a hundredth of Adam's step of 1e-4. But for 1 % of them: Adam divides a gradient by
+    its own size, so that where it is nothing but rounding its sign is left to chance. From there on
+    the two runs drift apart as chaos has it, and losses are held to 3 %.
     """
     for first, second in zip(logged(one), logged(many), strict=True):
         for name in first.keys() - {"images_per_second"}:
-            assert first[name] == pytest.approx(second[name], rel=1e-4, abs=1e-7), name
-    first, second = checkpoint_arrays(one, 6), checkpoint_arrays(many, 6)
+            bound = 1e-4 if first["step"] <= 1 else 3e-2
+            assert first[name] == pytest.approx(second[name], rel=bound), (first["step"], name)
+
+    first, second = checkpoint_arrays(one, 1), checkpoint_arrays(many, 1)
     assert first.keys() == second.keys()
+    strayed = total = 0
     for name in first:
         difference = np.abs(first[name].astype(np.float64) - second[name])
-        assert difference.max() < 1e-3 and difference.mean() < 2e-6, name
+        if "_trainable_variables" in name:
+            assert difference.max() <= 2.01e-4, name
+            strayed += (difference > 1e-6).sum()
+            total += difference.size
+        elif "best_loss" not in name:
+            bound = 1e-4 if "moving" in name else 2e-2
+            assert np.linalg.norm(difference) <= bound * np.linalg.norm(first[name]), name
+    assert total > 1e6 and strayed < 0.01 * total
 
 
 def test_two_replicas_train_as_one(one_process, photo_folder, tmp_path):
@@ -275,13 +315,12 @@ def test_two_workers_train_as_one(one_process, photo_folder, tmp_path):
     addresses = [f"localhost:{s.getsockname()[1]}" for s in sockets]
     for s in sockets:
         s.close()
-    flags = [*FAMILIES["srgan"], f"--train_data={photo_folder}", "--steps=6", "--log_every=1"]
     workers = []
     for index in range(2):
         cluster = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
         workers.append(
             subprocess.Popen(
-                command(*flags, f"--run_dir={tmp_path}/run"),
+                command(*SIX_STEPS, f"--train_data={photo_folder}", f"--run_dir={tmp_path}/run"),
                 env={**os.environ, "TF_CONFIG": json.dumps(cluster)},
                 cwd=ROOT,
                 stdout=subprocess.PIPE,
