@@ -210,26 +210,29 @@ def _reach(
 
 
 def load_exported(path: str | os.PathLike) -> Network:
-    """Loads an exported generator: a SavedModel folder or a .tflite file.
+    """Loads an exported generator: a SavedModel folder, a .tflite or an .onnx file.
 
     The SavedModel's `serving_default` takes and gives uint8 [N, h, w, 3] pictures (a float result
     is taken to be in [-1, 1]). A .tflite file takes [1, h, w, 3] of any h and w, as float32 in
-    [0, 1] or uint8, and gives float32 in [-1, 1] or uint8.
+    [0, 1] or uint8, and gives float32 in [-1, 1] or uint8. An .onnx file is one of
+    `exporting.write_onnx`.
 
     Raises:
         FileNotFoundError: There is no such file or folder.
-        ValueError: It is no such network, or ai-edge-litert is missing.
+        ValueError: It is no such network, or the package that runs it is missing.
     """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
-    return _load_tflite(path) if path.is_file() else _load_saved_model(path)
+    if path.is_dir():
+        return _load_saved_model(path)
+    return _load_onnx(path) if path.suffix.lower() == ".onnx" else _load_tflite(path)
 
 
 def is_exported(path: str | os.PathLike) -> bool:
-    """Tells whether a path is a SavedModel folder or a .tflite file, for `load_exported`."""
+    """Tells whether a path is something for `load_exported`, by its ending or by what is in it."""
     path = Path(path)
-    return path.suffix.lower() == ".tflite" or (path / "saved_model.pb").is_file()
+    return path.suffix.lower() in (".tflite", ".onnx") or (path / "saved_model.pb").is_file()
 
 
 def _load_saved_model(path: Path) -> Network:
@@ -281,6 +284,7 @@ def _load_tflite(path: Path) -> Network:
         raise ValueError(f"{path}: to run it, pip install ai-edge-litert") from error
     try:
         interpreter = Interpreter(str(path), num_threads=os.cpu_count())
+        interpreter.allocate_tensors()
         [given], [result] = interpreter.get_input_details(), interpreter.get_output_details()
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"{path}: no .tflite file of a generator ({error})") from error
@@ -317,6 +321,26 @@ def _load_tflite(path: Path) -> Network:
             steps.append((inputs, outputs, 1, 0))
     bits = 16 if given["dtype"] == result["dtype"] == np.float32 else 8
     return Network(call, _reach(steps, given["index"], result["index"]), bits)
+
+
+def _load_onnx(path: Path) -> Network:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ValueError(f"{path}: to run it, pip install onnxruntime") from error
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        # The runtime does not show a network's operations.
+        reach = int(session.get_modelmeta().custom_metadata_map["reach"])
+    except Exception as error:  # the runtime's errors have no class in common
+        raise ValueError(f"{path}: no .onnx file that export.py wrote ({error})") from error
+    [given] = session.get_inputs()
+
+    def call(lr):
+        [sr] = session.run(None, {given.name: lr.astype(np.float32) / _white(lr)})
+        return _to_levels(sr, _white(lr)).numpy().astype(lr.dtype)
+
+    return Network(call, reach, 16)
 
 
 def _refuse_spatial(kind: str, path: Path) -> None:
