@@ -1,24 +1,17 @@
-"""Generators as files for other programs: batch norms folded, float32 again, then LiteRT.
-
-Folding is exact: at inference a batch norm is a factor and an offset for each channel, which go
-into the convolution before it.
-"""
+"""Generators as files for other programs: SavedModel, LiteRT, ONNX; batch norms folded, float32."""
 
 import os
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import keras
 import numpy as np
-import tensorflow as tf
 
-from srgan_tf import networks
+from srgan_tf import folding, networks
 
 QUANTIZE = ("float32", "float16", "dynamic", "int8")
-# Convolutions through which the picture itself runs. Their centre taps are so much larger than
-# their other weights that one step size cannot hold both.
-_CARRIERS = ("upscale1_conv", "upscale2_conv", "conv_out")
+# Calibration takes the middle of larger pictures: all tensors of a picture are kept at once.
+_CALIBRATION_SIZE = 96
 
 
 def fold_batch_norm(generator: keras.Model) -> keras.Model:
@@ -29,75 +22,36 @@ def fold_batch_norm(generator: keras.Model) -> keras.Model:
 
     Returns:
         The same function, from float32 lr [N, h, w, 3] in [0, 1] to float32 sr [N, 4h, 4w, 3] in
-        [-1, 1], not clipped. Each convolution has the name that it had, and a bias.
+        [-1, 1], not clipped.
 
     Raises:
-        ValueError: It is another network than `networks.build_generator` makes.
+        ValueError: It is another network.
     """
+    layers = folding.fold(generator)
 
-    def conv(x, name, kernel, bias):
-        return _convolution(x, name, kernel, bias)
-
-    def prelu(x, name, alpha):
-        layer = networks.PReLU(dtype="float32", name=name)
+    def conv(x, name):
+        kernel, bias, slope = layers[name]
+        layer = keras.layers.Conv2D(
+            len(bias), kernel.shape[:2], padding="same", dtype="float32", name=name
+        )
         x = layer(x)
-        layer.set_weights([alpha])
+        layer.set_weights([kernel, bias])
+        if slope is None:
+            return x
+        prelu = networks.PReLU(dtype="float32", name=f"{name}_prelu")
+        x = prelu(x)
+        prelu.set_weights([slope[None, None]])
         return x
 
-    return _rebuild(generator, conv, prelu)
+    def add(x, y, name):
+        return keras.layers.Add(dtype="float32", name=name)([x, y])
 
+    def shuffle(x, name):
+        return keras.ops.depth_to_space(x, 2)
 
-def _convolution(x, name: str, kernel: np.ndarray, bias: np.ndarray):
-    layer = keras.layers.Conv2D(
-        kernel.shape[-1], kernel.shape[:2], padding="same", dtype="float32", name=name
-    )
-    x = layer(x)
-    layer.set_weights([kernel, bias])
-    return x
-
-
-def _rebuild(generator: keras.Model, conv: Callable, prelu: Callable) -> keras.Model:
-    """Builds a generator again, with its convolutions and PReLUs made by the two functions."""
-    norms = {
-        id(layer.input): layer
-        for layer in generator.layers
-        if isinstance(layer, keras.layers.BatchNormalization)
-    }
     lr = keras.Input((None, None, 3), dtype="float32", name="lr")
-    tensors = {id(generator.inputs[0]): lr}
-    for operation in generator.operations:
-        if isinstance(operation, keras.layers.InputLayer):
-            continue
-        given = [tensors[id(tensor)] for tensor in keras.tree.flatten(operation.input)]
-        if isinstance(operation, keras.layers.Conv2D):
-            norm = norms.get(id(operation.output))
-            result = conv(given[0], operation.name, *_folded_weights(operation, norm))
-        elif isinstance(operation, keras.layers.BatchNormalization):
-            [result] = given
-        elif isinstance(operation, keras.layers.PReLU):
-            result = prelu(given[0], operation.name, operation.get_weights()[0])
-        elif isinstance(operation, keras.layers.Add):
-            result = keras.layers.Add(dtype="float32", name=operation.name)(given)
-        elif type(operation).__name__ == "DepthToSpace":  # the operation's class is not public
-            result = keras.ops.depth_to_space(given[0], operation.block_size)
-        else:
-            raise ValueError(
-                f"cannot export {generator.name}: its layer {operation.name} is a "
-                f"{type(operation).__name__}, which the paper's generator has not"
-            )
-        tensors[id(operation.output)] = result
-    return keras.Model(lr, tensors[id(generator.outputs[0])], name="generator")
-
-
-def _folded_weights(conv, norm) -> tuple[np.ndarray, np.ndarray]:
-    """Gives a convolution's kernel and bias, those of the batch norm behind it included."""
-    kernel = np.float64(conv.kernel.numpy())
-    bias = np.float64(conv.bias.numpy()) if conv.use_bias else np.zeros(kernel.shape[-1])
-    if norm is not None:
-        gamma, beta, mean, variance = (np.float64(weight) for weight in norm.get_weights())
-        factor = gamma / np.sqrt(variance + norm.epsilon)
-        kernel, bias = kernel * factor, (bias - mean) * factor + beta
-    return kernel.astype(np.float32), bias.astype(np.float32)
+    sr = folding.network(lr, layers, conv, add, shuffle)
+    return keras.Model(lr, sr, name="generator")
 
 
 def write_tflite(
@@ -108,87 +62,57 @@ def write_tflite(
     input_size: tuple[int, int] | None = None,
     calibration: Sequence[np.ndarray] = (),
 ) -> Path:
-    """Writes a generator for LiteRT.
+    """Writes a generator for LiteRT, of built-in operations alone.
 
-    The file takes lr float32 [1, h, w, 3] in [0, 1] and gives sr float32 [1, 4h, 4w, 3] in
-    [-1, 1], not clipped.
+    The file takes lr float32 [1, h, w, 3] in [0, 1] and gives sr float32 [1, 4h, 4w, 3] in [-1, 1],
+    not clipped; with "int8" both are uint8 pictures.
 
     Args:
         generator: As `networks.build_generator` makes it.
         path: The file to write; one that is there is replaced.
         quantize: One of `QUANTIZE`. "float32"; "float16": weights of half the size, computed in
-            float32; "dynamic": weights in 8 bits, and activations as each convolution begins.
+            float32; "dynamic": kernels in 8 bits, activations too as each convolution begins;
+            "int8": integers from end to end.
         input_size: Height and width of lr, for delegates that need them fixed; None leaves both
             open (`resize_tensor_input`).
-        calibration: Pictures lr, uint8 [h, w, 3].
+        calibration: Pictures lr, uint8 [h, w, 3]. "int8" needs some, to know the ranges of its
+            tensors; "dynamic" comes a little closer with them.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: The generator is another network, or a quantisation is not known.
+        ValueError: The generator is another network, a quantisation is not known, or there are no
+            pictures for "int8".
     """
     if quantize not in QUANTIZE:
         raise ValueError(f"quantize is {quantize!r}: give one of {', '.join(QUANTIZE)}")
+    if quantize == "int8" and not len(calibration):
+        raise ValueError("int8 needs calibration pictures, and there are none")
+    # Here, so that the rest of the package runs without LiteRT.
+    from srgan_tf import litert
 
-    def conv(x, name, kernel, bias):
-        if quantize in ("float32", "float16") or name not in _CARRIERS:
-            return _convolution(x, name, kernel, bias)
-        # The same sum in two parts: the centre tap stays in float.
-        height, width = kernel.shape[0] // 2, kernel.shape[1] // 2
-        centre = kernel[height : height + 1, width : width + 1]
-        rest = kernel.copy()
-        rest[height, width] = 0
-        return keras.layers.Add(name=f"{name}_sum")(
-            [
-                _convolution(x, f"{name}_rest", rest, bias),
-                _convolution(x, f"{name}_centre", centre, np.zeros_like(bias)),
-            ]
-        )
-
-    def prelu(x, name, alpha):
-        # The converter knows Keras' own pattern as its PRELU.
-        layer = keras.layers.PReLU(shared_axes=[1, 2], name=name)
-        x = layer(x)
-        layer.set_weights([alpha])
-        return x
-
-    model = _convert(_rebuild(generator, conv, prelu), input_size, half=quantize == "float16")
-    if quantize == "dynamic":
-        model = _quantize_weights(model)
+    layers = folding.fold(generator)
+    calibration = [_middle(picture) for picture in calibration]
+    if quantize == "int8":
+        # The last layer's result in [0, 1], of which uint8 is a multiple.
+        last = layers["conv_out"]
+        layers["conv_out"] = folding.Layer(last.kernel / 2, (last.bias + 1) / 2, None)
+        layers = litert.equalised(layers, litert.calibrate(layers, calibration))
+        statistics = litert.calibrate(layers, calibration)
+        model = litert.in_int8(layers, statistics, input_size=input_size)
+    else:
+        means = None
+        if quantize == "dynamic" and calibration:
+            means = litert.calibrate(layers, calibration)
+        weights = "int8" if quantize == "dynamic" else quantize
+        model = litert.in_float(layers, weights=weights, input_size=input_size, means=means)
     path = Path(path)
     beside = path.with_name(f".{path.name}.part")
     beside.write_bytes(model)
     return beside.replace(path)
 
 
-def _convert(network: keras.Model, input_size, *, half: bool) -> bytes:
-    """Converts a network for LiteRT, weights in float16 if `half`."""
-    signature = tf.TensorSpec([1, *(input_size or (None, None)), 3], tf.float32, name="lr")
-    # Not from a concrete function, which would lose the variables.
-    archive = keras.export.ExportArchive()
-    archive.track(network)
-    archive.add_endpoint("serve", lambda lr: network(lr, training=False), [signature])
-    with tempfile.TemporaryDirectory() as folder:
-        archive.write_out(folder, verbose=False)
-        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
-        if half:
-            converter.optimizations = [tf.lite.Optimize.DEFAULT]
-            converter.target_spec.supported_types = [tf.float16]
-        # Only built-in operations by default: what would need Flex is an error here.
-        return converter.convert()
-
-
-def _quantize_weights(model: bytes) -> bytes:
-    """Puts the kernels of all convolutions in 8 bits, but the first one's and the centre taps."""
-    from ai_edge_quantizer import qtyping, quantizer
-
-    quantizer_ = quantizer.Quantizer(bytearray(model))
-    quantizer_.add_dynamic_config(".*", qtyping.TFLOperationName.CONV_2D, num_bits=8)
-    for kept in ("conv_in", "_centre"):
-        quantizer_.update_quantization_recipe(
-            f".*{kept}.*",
-            qtyping.TFLOperationName.CONV_2D,
-            algorithm_key=quantizer.AlgorithmName.NO_QUANTIZE,
-        )
-    return bytes(quantizer_.quantize().quantized_model)
+def _middle(picture: np.ndarray) -> np.ndarray:
+    top, left = (max(side - _CALIBRATION_SIZE, 0) // 2 for side in picture.shape[:2])
+    return picture[top : top + _CALIBRATION_SIZE, left : left + _CALIBRATION_SIZE]
