@@ -1,14 +1,19 @@
 """Generators as files for other programs: SavedModel, LiteRT, ONNX; batch norms folded, float32."""
 
+import json
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import keras
 import numpy as np
+import tensorflow as tf
 
-from srgan_tf import folding, networks
+from srgan_tf import folding, networks, parity, upscaling
 
+FORMATS = ("savedmodel", "tflite", "onnx")
 QUANTIZE = ("float32", "float16", "dynamic", "int8")
 # Calibration takes the middle of larger pictures: all tensors of a picture are kept at once.
 _CALIBRATION_SIZE = 96
@@ -107,12 +112,310 @@ def write_tflite(
             means = litert.calibrate(layers, calibration)
         weights = "int8" if quantize == "dynamic" else quantize
         model = litert.in_float(layers, weights=weights, input_size=input_size, means=means)
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_bytes(model)
-    return beside.replace(path)
+    _replace(Path(path), model)
+    return Path(path)
 
 
 def _middle(picture: np.ndarray) -> np.ndarray:
     top, left = (max(side - _CALIBRATION_SIZE, 0) // 2 for side in picture.shape[:2])
     return picture[top : top + _CALIBRATION_SIZE, left : left + _CALIBRATION_SIZE]
+
+
+def write_saved_model(generator: keras.Model, folder: str | os.PathLike) -> Path:
+    """Writes a generator as a SavedModel, which TensorFlow runs by itself, and TensorFlow Serving.
+
+    Signatures, for batches of any size and pictures of any size:
+        serving_default: lr uint8 [N, h, w, 3] -> sr uint8 [N, 4h, 4w, 3].
+        serve_float: lr float32 [N, h, w, 3] in [0, 1] -> sr float32 [N, 4h, 4w, 3] in [-1, 1], not
+            clipped.
+        serve_bytes: lr_bytes, encoded JPEG or PNG [N], each of its own size -> sr_bytes, PNG [N].
+            An EXIF turn is not heeded.
+
+    Requests of the first and the last kind lie in `assets.extra`, where TensorFlow Serving finds
+    what to run before it takes the first real one.
+
+    Args:
+        generator: As `networks.build_generator` makes it.
+        folder: The folder to write, which is not there yet.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: The generator is another network.
+    """
+    folded = fold_batch_norm(generator)
+
+    def upscale(lr):
+        sr = folded(tf.cast(lr, tf.float32) / 255, training=False)
+        return tf.saturate_cast(tf.round((sr + 1) * 127.5), tf.uint8)
+
+    def upscale_bytes(lr_bytes):
+        # Not a batch at once: pictures may differ in size.
+        lr = tf.io.decode_image(lr_bytes, channels=3, expand_animations=False)
+        lr = tf.ensure_shape(lr, [None, None, 3])
+        return tf.io.encode_png(upscale(lr[None])[0])
+
+    def serve_bytes(lr_bytes):
+        sr_bytes = tf.map_fn(
+            upscale_bytes, lr_bytes, fn_output_signature=tf.string, parallel_iterations=1
+        )
+        return {"sr_bytes": sr_bytes}
+
+    any_pictures = [None, None, None, 3]
+    archive = keras.export.ExportArchive()
+    archive.track(folded)
+    for name, function, signature in (
+        (
+            "serving_default",
+            lambda lr: {"sr": upscale(lr)},
+            tf.TensorSpec(any_pictures, tf.uint8, "lr"),
+        ),
+        (
+            "serve_float",
+            lambda lr: {"sr": folded(lr, training=False)},
+            tf.TensorSpec(any_pictures, tf.float32, "lr"),
+        ),
+        ("serve_bytes", serve_bytes, tf.TensorSpec([None], tf.string, "lr_bytes")),
+    ):
+        archive.add_endpoint(name, function, [signature])
+    archive.write_out(str(folder), verbose=False)
+    _write_warm_up(Path(folder))
+    return Path(folder)
+
+
+def _write_warm_up(folder: Path) -> None:
+    """Writes requests for TensorFlow Serving: a TFRecord of PredictionLog messages."""
+    picture = np.full([64, 64, 3], 128, np.uint8)
+    requests = {
+        "serving_default": ("lr", picture[None]),
+        "serve_bytes": ("lr_bytes", np.array([tf.io.encode_png(picture).numpy()])),
+    }
+    extra = folder / "assets.extra"
+    extra.mkdir(exist_ok=True)
+    with tf.io.TFRecordWriter(str(extra / "tf_serving_warmup_requests")) as writer:
+        for signature, (name, value) in requests.items():
+            tensor = tf.make_tensor_proto(value).SerializeToString()
+            # By number, as in tensorflow_serving/apis/{model,predict,prediction_log}.proto.
+            model_spec = _message({3: signature.encode()})
+            entry = _message({1: name.encode(), 2: tensor})
+            predict_request = _message({1: model_spec, 2: entry})
+            predict_log = _message({1: predict_request})
+            writer.write(_message({6: predict_log}))
+
+
+def _message(fields: dict[int, bytes]) -> bytes:
+    """Encodes a protobuf message whose fields are strings or messages.
+
+    The classes are in tensorflow-serving-api, which brings nothing else that is needed here.
+    """
+    encoded = bytearray()
+    for number, value in fields.items():
+        encoded.append(number << 3 | 2)
+        length = len(value)
+        while length > 127:
+            encoded.append(length & 127 | 128)
+            length >>= 7
+        encoded.append(length)
+        encoded += value
+    return bytes(encoded)
+
+
+def write_onnx(generator: keras.Model, path: str | os.PathLike) -> Path:
+    """Writes a generator as ONNX, opset 17.
+
+    The file takes lr float32 [N, h, w, 3] in [0, 1], N, h and w of any size, and gives sr float32
+    [N, 4h, 4w, 3] in [-1, 1], not clipped.
+
+    Args:
+        generator: As `networks.build_generator` makes it.
+        path: The file to write; one that is there is replaced.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: The generator is another network, or the onnx package is missing.
+    """
+    try:
+        import onnx
+    except ImportError as error:
+        raise ValueError("to write an .onnx file, pip install onnx") from error
+
+    layers = folding.fold(generator)
+    nodes, weights = [], []
+
+    def weight(name, values):
+        weights.append(onnx.numpy_helper.from_array(np.ascontiguousarray(values), name))
+        return name
+
+    def node(kind, given, name, **attributes):
+        nodes.append(onnx.helper.make_node(kind, given, [name], name, **attributes))
+        return name
+
+    def conv(x, name):
+        kernel, bias, slope = layers[name]
+        height, width = kernel.shape[:2]
+        given = [
+            x,
+            weight(f"{name}/kernel", kernel.transpose(3, 2, 0, 1)),
+            weight(f"{name}/bias", bias),
+        ]
+        y = node("Conv", given, name, pads=[height // 2, width // 2] * 2)
+        if slope is None:
+            return y
+        return node("PRelu", [y, weight(f"{name}/slope", slope[:, None, None])], f"{name}_prelu")
+
+    def add(x, y, name):
+        return node("Add", [x, y], name)
+
+    def shuffle(x, name):
+        return node("DepthToSpace", [x], f"{name}_chw", blocksize=2, mode="DCR")
+
+    lr = node("Transpose", ["lr"], "lr_chw", perm=[0, 3, 1, 2])
+    sr = folding.network(lr, layers, conv, add, shuffle)
+    node("Transpose", [sr], "sr", perm=[0, 2, 3, 1])
+    pictures = (
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, axes)
+        for name, axes in (("lr", ["N", "h", "w", 3]), ("sr", ["N", "4h", "4w", 3]))
+    )
+    graph = onnx.helper.make_graph(nodes, "generator", [next(pictures)], [next(pictures)], weights)
+    opset = onnx.helper.make_opsetid("", 17)
+    model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8)
+    # For tiles, which must overlap by it.
+    reach = str(upscaling.receptive_field(generator))
+    onnx.helper.set_model_props(model, {"reach": reach})
+    onnx.checker.check_model(model)
+    _replace(Path(path), model.SerializeToString())
+    return Path(path)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all."""
+    beside = path.with_name(f".{path.name}.part")
+    beside.write_bytes(content)
+    beside.replace(path)
+
+
+class Written(NamedTuple):
+    """An exported file or folder, and how it compares with the Keras model."""
+
+    form: str
+    path: Path
+    parity: parity.Parity
+
+
+def export(
+    generator: keras.Model,
+    card: dict,
+    out_dir: str | os.PathLike,
+    *,
+    formats: Sequence[str] = FORMATS,
+    quantize: Sequence[str] = QUANTIZE,
+    input_size: tuple[int, int] | None = None,
+    calibration: Sequence[np.ndarray] = (),
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]],
+    facts: dict | None = None,
+) -> list[Written]:
+    """Writes a generator in several forms, each with a card, after comparing all on pictures.
+
+    Names are those of the card: NAME/1 (or the next free number) for the SavedModel,
+    NAME.QUANTIZE[.HxW].tflite and NAME.onnx. Cards are .json files beside them, or in the
+    SavedModel's `assets.extra`. Nothing appears in `out_dir` before everything is written and
+    compared.
+
+    Args:
+        generator: As `networks.build_generator` makes it.
+        card: What `weights.load_generator` knows of it.
+        out_dir: The folder for all, made if it is not there.
+        formats: Of `FORMATS`.
+        quantize: Of `QUANTIZE`, for .tflite files.
+        input_size: As in `write_tflite`.
+        calibration: As in `write_tflite`.
+        pairs: Pictures to compare on: lr uint8 [h, w, 3] and hr uint8 [4h, 4w, 3].
+        facts: What else is to stand in the cards, for `json.dumps`.
+
+    Returns:
+        What was written, in this order.
+
+    Raises:
+        ValueError: A file differs from the Keras model by more than `parity.BOUNDS` allows, or as
+            in the functions that write the forms.
+        OSError: `out_dir` cannot be written to.
+    """
+    out_dir, name = Path(out_dir), card["name"] or "generator"
+    size = f".{input_size[0]}x{input_size[1]}" if input_size else ""
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        staged = tempfile.TemporaryDirectory(dir=out_dir, prefix=".export-")
+    except OSError as error:
+        raise ValueError(f"{out_dir}: cannot be written to ({error.strerror})") from error
+    with staged:
+        staging = Path(staged.name)
+        made = []
+        if "savedmodel" in formats:
+            folder = write_saved_model(generator, staging / "saved_model")
+            made.append(("savedmodel", folder, folder / "assets.extra" / "card.json"))
+        for form in quantize if "tflite" in formats else ():
+            path = write_tflite(
+                generator,
+                staging / f"{name}.{form}{size}.tflite",
+                quantize=form,
+                input_size=input_size,
+                calibration=calibration,
+            )
+            made.append((form, path, path.with_suffix(".json")))
+        if "onnx" in formats:
+            path = write_onnx(generator, staging / f"{name}.onnx")
+            made.append(("onnx", path, path.with_suffix(".json")))
+
+        expected = parity.reference(generator, pairs)
+        found = {form: parity.compare(path, expected) for form, path, _ in made}
+        wrong = filter(None, (parity.out_of_bounds(form, found[form]) for form in found))
+        if wrong := list(wrong):
+            raise ValueError(f"nothing exported: {'; '.join(wrong)}")
+
+        written = []
+        for form, path, card_path in made:
+            description = _describe(form, input_size, card, found[form], len(pairs), facts or {})
+            card_path.write_text(json.dumps(description, indent=2) + "\n")
+            if path.is_dir():
+                target = _next_version(out_dir / name)
+                path.rename(target)
+            else:
+                target = out_dir / path.name
+                card_path.replace(out_dir / card_path.name)
+                path.replace(target)
+            written.append(Written(form, target, found[form]))
+    return written
+
+
+def _next_version(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    numbers = [int(path.name) for path in folder.iterdir() if path.name.isdecimal()]
+    return folder / str(max(numbers, default=0) + 1)
+
+
+def _describe(form, input_size, card, scores: parity.Parity, pictures: int, facts: dict) -> dict:
+    whole = form in ("savedmodel", "int8")
+    batch = 1 if form in QUANTIZE else "N"
+    height, width = input_size if input_size and form in QUANTIZE else ("h", "w")
+    times_4 = [4 * side if isinstance(side, int) else f"4{side}" for side in (height, width)]
+    kind = {"dtype": "uint8", "range": [0, 255]} if whole else {"dtype": "float32"}
+    return {
+        "form": form,
+        "scale": 4,
+        "input": {"shape": [batch, height, width, 3], "range": [0, 1], **kind},
+        "output": {"shape": [batch, *times_4, 3], "range": [-1, 1], **kind},
+        "colour": "RGB",
+        "weights": card,
+        "parity": {
+            "pictures": pictures,
+            "psnr": round(scores.psnr, 4),
+            "psnr_change": round(scores.change, 4),
+            "worst_difference_in_levels": scores.worst,
+            "seconds_per_megapixel_of_sr": round(scores.seconds, 4),
+        },
+        "megabytes": round(scores.megabytes, 3),
+        **facts,
+    }

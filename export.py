@@ -1,0 +1,140 @@
+"""Exports a generator as files that other programs run, and proves that they give its pictures.
+
+  python export.py --weights=srresnet_mse
+  python export.py --weights=runs/mine --format=tflite --quantize=int8 --calibration_data=photos
+
+Each file is run on --data and held against the Keras model. Exit code: 0 when all are within their
+bounds, 1 when something is wrong; then nothing is written.
+"""
+
+import os
+import sys
+
+from absl import app, flags
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string(
+    "weights", "srresnet_mse", "What to export: a bundled name, a run folder or a weights file."
+)
+flags.DEFINE_string("out_dir", "export", "Folder for all files.")
+flags.DEFINE_list(
+    "format",
+    "savedmodel,tflite",
+    "Of savedmodel, tflite and onnx (which needs the packages onnx and onnxruntime).",
+)
+flags.DEFINE_list(
+    "quantize",
+    "float32,float16,dynamic,int8",
+    "For tflite: float32; float16, half the size; dynamic, 8-bit kernels, float in and out; int8, "
+    "integers from end to end, uint8 pictures in and out.",
+)
+flags.DEFINE_list(
+    "input_size",
+    None,
+    "H,W of LR, for tflite on mobile GPUs and NPUs, which need it fixed. Default: any size.",
+)
+flags.DEFINE_string(
+    "calibration_data",
+    "sample",
+    "Photographs by which 8-bit files learn their ranges: a folder, tfds:NAME or 'sample'.",
+)
+flags.DEFINE_string(
+    "data",
+    "sample",
+    "Photographs on which files are compared with the Keras model, likewise. Where it is the same "
+    "as --calibration_data, every other picture is for each.",
+)
+
+# Centre crops of so many pictures, and so large: enough for ranges and means, and quick.
+_PICTURES, _SIZE = 16, 384
+
+
+def main(argv):
+    """Loads, exports, compares and prints."""
+    if argv[1:]:
+        raise ValueError(f"what is {argv[1]!r}? Weights go into --weights=")
+
+    # Here, so that --help need not wait for TensorFlow.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from srgan_tf import exporting, run_folder, weights
+
+    _check("format", FLAGS.format, exporting.FORMATS)
+    _check("quantize", FLAGS.quantize, exporting.QUANTIZE)
+    input_size = _input_size()
+    generator, card = weights.load_generator(FLAGS.weights)
+    calibration, pairs = pictures()
+    written = exporting.export(
+        generator,
+        card,
+        FLAGS.out_dir,
+        formats=FLAGS.format,
+        quantize=FLAGS.quantize,
+        input_size=input_size,
+        calibration=calibration,
+        pairs=pairs,
+        facts={
+            "data": FLAGS.data,
+            "calibration_data": FLAGS.calibration_data,
+            "commit": run_folder.commit(),
+            "versions": run_folder.versions(),
+        },
+    )
+    print(f"On {len(pairs)} pictures of {FLAGS.data}, against the Keras model:")
+    print(f"{'form':<11}{'MB':>7}{'PSNR':>9}{'change':>9}{'worst':>7}{'s/MP':>8}  file")
+    for form, path, found in written:
+        print(
+            f"{form:<11}{found.megabytes:>7.2f}{found.psnr:>9.3f}{found.change:>+9.3f}"
+            f"{found.worst:>7}{found.seconds:>8.2f}  {path}"
+        )
+    print("PSNR in dB; worst pixel in levels of 255; seconds for a megapixel of SR, here and now.")
+    return 0
+
+
+def pictures():
+    """Reads what to calibrate with, a list of lr, and what to compare on, pairs of lr and hr."""
+    from srgan_tf import data
+
+    def read(spec, count):
+        found = data.validation_pairs(data.open_source(spec), count=count, max_size=_SIZE)
+        return [(lr, hr) for _, lr, hr in found]
+
+    if FLAGS.data == FLAGS.calibration_data:
+        pairs = read(FLAGS.data, 2 * _PICTURES)
+        return [lr for lr, _ in pairs[::2]], pairs[1::2] or pairs
+    needed = "tflite" in FLAGS.format and {"dynamic", "int8"} & set(FLAGS.quantize)
+    calibration = read(FLAGS.calibration_data, _PICTURES) if needed else []
+    return [lr for lr, _ in calibration], read(FLAGS.data, _PICTURES)
+
+
+def _check(flag: str, given: list[str], known: tuple[str, ...]) -> None:
+    for name in given:
+        if name not in known:
+            raise ValueError(f"--{flag}: there is no {name!r}, give some of {','.join(known)}")
+    if not given:
+        raise ValueError(f"--{flag} is empty: give some of {','.join(known)}")
+
+
+def _input_size() -> tuple[int, int] | None:
+    if FLAGS.input_size is None:
+        return None
+    try:
+        height, width = map(int, FLAGS.input_size)
+    except ValueError:
+        height = width = 0
+    if min(height, width) < 1:
+        raise ValueError(f"--input_size={','.join(FLAGS.input_size)}: give height,width of LR")
+    return height, width
+
+
+def run(argv):
+    """Turns what a user can cause into one line and exit code 1."""
+    try:
+        return main(argv)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    app.run(run)

@@ -1,0 +1,94 @@
+"""Exported files held against the Keras model that they come from, on pictures."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from srgan_tf import metrics, upscaling
+
+# The most that each may differ: levels of 255 in any pixel, or dB of the mean PSNR.
+BOUNDS = {
+    "savedmodel": (1, None),
+    "onnx": (1, None),
+    "float32": (1, None),
+    "float16": (1, None),
+    "dynamic": (None, 0.05),
+    "int8": (None, 0.2),
+}
+
+
+class Parity(NamedTuple):
+    """How a file compares.
+
+    Attributes:
+        megabytes: Its size, a folder's with all that is in it.
+        psnr: The paper's measure against the originals, mean over the pictures, dB.
+        change: The same less that of the Keras model, dB.
+        worst: The largest difference from the Keras model's pictures, in levels of 255.
+        seconds: For a megapixel of sr, on this machine.
+    """
+
+    megabytes: float
+    psnr: float
+    change: float
+    worst: int
+    seconds: float
+
+
+class Reference(NamedTuple):
+    """Pictures to compare on: lr, hr, and the Keras model's results with their mean PSNR."""
+
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]]
+    results: Sequence[np.ndarray]
+    psnr: float
+
+
+def reference(generator, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Reference:
+    """Runs the Keras model on pairs of lr uint8 [h, w, 3] and hr uint8 [4h, 4w, 3]."""
+    results = [upscaling.upscale(generator, lr) for lr, _ in pairs]
+    return Reference(pairs, results, _psnr(results, pairs))
+
+
+def compare(path: Path, expected: Reference) -> Parity:
+    """Runs an exported file on the pictures of a reference."""
+    network = upscaling.load_exported(path)
+    results, seconds = [], 0.0
+    for lr, _ in expected.pairs:
+        upscaling.upscale(network, lr)  # the first time a size is prepared for
+        start = time.perf_counter()
+        results.append(upscaling.upscale(network, lr))
+        seconds += time.perf_counter() - start
+    psnr = _psnr(results, expected.pairs)
+    return Parity(
+        megabytes=sum(file.stat().st_size for file in _files(path)) / 1e6,
+        psnr=psnr,
+        change=psnr - expected.psnr,
+        worst=max(
+            int(np.abs(sr.astype(int) - right).max())
+            for sr, right in zip(results, expected.results, strict=True)
+        ),
+        seconds=seconds / (sum(sr.shape[0] * sr.shape[1] for sr in results) / 1e6),
+    )
+
+
+def out_of_bounds(form: str, parity: Parity) -> str | None:
+    """Says in a line by how much a file misses its bound in `BOUNDS`, or None."""
+    levels, decibels = BOUNDS[form]
+    if levels is not None and parity.worst > levels:
+        return f"{form} differs by {parity.worst} levels of 255, more than {levels}"
+    if decibels is not None and not abs(parity.change) <= decibels:
+        return f"{form} changes PSNR by {parity.change:+.3f} dB, more than {decibels}"
+    return None
+
+
+def _files(path: Path) -> list[Path]:
+    return [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+
+
+def _psnr(results, pairs) -> float:
+    return float(
+        np.mean([metrics.psnr(sr, hr) for sr, (_, hr) in zip(results, pairs, strict=True)])
+    )
