@@ -56,8 +56,8 @@ def fold(generator: keras.Model) -> dict[str, Layer]:
 
     layers = {}
     for conv, norm, prelu in parts:
-        kernel = np.float64(found[conv].kernel)
-        bias = np.float64(found[conv].bias) if found[conv].use_bias else np.zeros(kernel.shape[-1])
+        kernel, *biases = map(np.float64, found[conv].get_weights())
+        bias = biases[0] if biases else np.zeros(kernel.shape[-1])
         if norm:
             gamma, beta, mean, variance = map(np.float64, found[norm].get_weights())
             factor = gamma / np.sqrt(variance + found[norm].epsilon)

@@ -1,0 +1,426 @@
+import base64
+import importlib.util
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from absl import flags
+from ai_edge_litert.interpreter import Interpreter
+from conftest import photograph, save_photograph
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from PIL import Image
+
+from srgan_tf import evaluation, exporting, folding, litert, parity, resize, upscaling
+from srgan_tf.networks import build_generator
+
+ROOT = Path(__file__).parents[1]
+
+
+def _unlike_the_start(generator):
+    """Gives batch norms and PReLUs weights that matter, some slopes below 0 or above 1."""
+    moving = np.random.default_rng(1)
+    for layer in generator.layers:
+        old = layer.get_weights()
+        if isinstance(layer, keras.layers.BatchNormalization):
+            gamma, beta, mean, variance = (moving.uniform(0.5, 1.5, w.shape) for w in old)
+            layer.set_weights([gamma / 5, beta / 20 - 0.05, mean / 5, variance])
+        elif isinstance(layer, keras.layers.PReLU):
+            layer.set_weights([moving.uniform(-0.2, 1.4, w.shape) for w in old])
+    return generator
+
+
+@pytest.fixture(scope="module")
+def generator():
+    """A tiny generator that enlarges pictures recognisably, and whose every layer matters."""
+    keras.utils.set_random_seed(1)
+    return _unlike_the_start(build_generator(residual_blocks=2, filters=8))
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    originals = [photograph(96, 80, seed=1), photograph(64, 120, seed=2)]
+    return [(resize.imresize(hr, (hr.shape[0] // 4, hr.shape[1] // 4)), hr) for hr in originals]
+
+
+@pytest.fixture(scope="module")
+def calibration():
+    return [photograph(40, 40, seed=seed) for seed in (3, 4, 5)]
+
+
+@pytest.fixture(scope="module")
+def saved_model(generator, tmp_path_factory):
+    return exporting.write_saved_model(generator, tmp_path_factory.mktemp("export") / "saved")
+
+
+@pytest.fixture
+def export(capsys, monkeypatch):
+    """Runs export.py in this process: arguments to (exit code, stdout, stderr)."""
+    spec = importlib.util.spec_from_file_location("export", ROOT / "export.py")
+    script = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "export", script)
+    spec.loader.exec_module(script)
+    own_flags = flags.FLAGS.get_flags_for_module("export")
+
+    def run(*arguments):
+        flags.FLAGS.unparse_flags()
+        for flag in own_flags:
+            flag.unparse()
+        code = script.run(flags.FLAGS(["export.py", *map(str, arguments)]))
+        return code, *capsys.readouterr()
+
+    yield run
+    for flag in own_flags:  # another script may have flags of the same names
+        delattr(flags.FLAGS, flag.name)
+
+
+def _picture(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, [height, width, 3], np.uint8)
+
+
+def test_folding_changes_nothing(generator):
+    lr = np.random.default_rng(0).random([2, 13, 10, 3], np.float32)
+    folded = exporting.fold_batch_norm(generator)
+    assert not any(isinstance(x, keras.layers.BatchNormalization) for x in folded.layers)
+    np.testing.assert_allclose(folded(lr).numpy(), generator(lr, training=False).numpy(), atol=2e-5)
+    assert upscaling.receptive_field(folded) == upscaling.receptive_field(generator)
+
+
+def test_what_was_trained_in_bfloat16_is_folded_in_float32():
+    generator = build_generator(residual_blocks=1, filters=4, dtype="mixed_bfloat16")
+    folded = exporting.fold_batch_norm(generator)
+    assert {layer.compute_dtype for layer in folded.layers} == {"float32"}
+
+
+def test_another_network_is_refused():
+    picture = keras.Input((None, None, 3))
+    other = keras.Model(picture, keras.layers.Conv2D(3, 3)(picture), name="other")
+    with pytest.raises(ValueError, match="other is not the paper's generator, it has no layer"):
+        folding.fold(other)
+
+
+@pytest.mark.parametrize("form", exporting.QUANTIZE)
+def test_a_tflite_file_gives_the_generators_pictures(generator, pairs, calibration, tmp_path, form):
+    path = exporting.write_tflite(
+        generator, tmp_path / "generator.tflite", quantize=form, calibration=calibration
+    )
+    found = parity.compare(path, parity.reference(generator, pairs))
+    assert parity.out_of_bounds(form, found) is None, found
+    assert found.psnr > 15  # it is a picture
+    assert upscaling.load_exported(path).reach == upscaling.receptive_field(generator)
+    assert [p.name for p in tmp_path.iterdir()] == ["generator.tflite"]
+
+
+def test_quantised_files_are_smaller(generator, calibration, tmp_path):
+    wide = build_generator(residual_blocks=1, filters=32)
+    size = {
+        form: exporting.write_tflite(wide, tmp_path / form, quantize=form, calibration=calibration)
+        .stat()
+        .st_size
+        for form in exporting.QUANTIZE
+    }
+    assert size["float16"] < 0.6 * size["float32"]
+    assert size["int8"] <= size["dynamic"] < 0.4 * size["float32"]
+
+
+@pytest.mark.parametrize("form", exporting.QUANTIZE)
+def test_all_of_a_tflite_file_runs_on_xnnpack(generator, calibration, tmp_path, form):
+    path = exporting.write_tflite(
+        generator, tmp_path / "generator.tflite", quantize=form, calibration=calibration
+    )
+    interpreter = Interpreter(str(path))
+    interpreter.allocate_tensors()
+    operations = interpreter._get_ops_details()
+    kinds = {operation["op_name"] for operation in operations}
+    known = {"CONV_2D", "PRELU", "ADD", "MUL", "DEPTH_TO_SPACE", "QUANTIZE", "DEQUANTIZE"}
+    assert kinds - {"DELEGATE"} <= known  # nothing of Flex, nothing custom
+    delegates = [o for o in operations if o["op_name"] == "DELEGATE"]
+    assert len(delegates) == 1
+    if form != "int8":
+        inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
+        assert inputs[0]["index"] in delegates[0]["inputs"]
+        assert delegates[0]["outputs"].tolist() == [outputs[0]["index"]]
+        return
+    # From uint8 to int8 and back is LiteRT's own work; all else is between.
+    ends = [o for o in operations if o["op_name"] == "QUANTIZE"]
+    assert ends[0]["outputs"][0] in delegates[0]["inputs"]
+    assert delegates[0]["outputs"].tolist() == ends[1]["inputs"].tolist()
+    types = {tensor["dtype"] for tensor in interpreter.get_tensor_details()}
+    assert types == {np.uint8, np.int8, np.int32}
+
+
+def test_the_size_of_a_tflite_file_may_be_fixed(generator, calibration, pairs, tmp_path):
+    lr, _ = pairs[0]
+    path = exporting.write_tflite(
+        generator, tmp_path / "fixed", input_size=lr.shape[:2], quantize="int8",
+        calibration=calibration,
+    )  # fmt: skip
+    interpreter = Interpreter(str(path))
+    [given], [result] = interpreter.get_input_details(), interpreter.get_output_details()
+    assert given["shape_signature"].tolist() == [1, *lr.shape]
+    assert result["shape_signature"].tolist() == [1, 4 * lr.shape[0], 4 * lr.shape[1], 3]
+    assert given["dtype"] == result["dtype"] == np.uint8
+    sr = upscaling.upscale(upscaling.load_exported(path), lr)
+    assert sr.shape == (4 * lr.shape[0], 4 * lr.shape[1], 3)
+    # Tensors between are of the sizes that the file says, for compilers that trust it.
+    sizes = {t["index"]: t["shape"].tolist() for t in interpreter.get_tensor_details()}
+    interpreter.allocate_tensors()
+    assert sizes == {t["index"]: t["shape"].tolist() for t in interpreter.get_tensor_details()}
+
+
+def test_units_of_channels_change_nothing_and_end_slopes_above_one(generator, calibration):
+    layers = folding.fold(generator)
+    assert max(layer.slope.max() for layer in layers.values() if layer.slope is not None) > 1
+    equal = litert.equalised(layers, litert.calibrate(layers, calibration))
+    assert max(layer.slope.max() for layer in equal.values() if layer.slope is not None) <= 1
+    results = []
+    for some in (layers, equal):
+        interpreter = Interpreter(model_content=litert.in_float(some, input_size=(9, 12)))
+        interpreter.allocate_tensors()
+        interpreter.set_tensor(0, _picture(9, 12)[None] / np.float32(255))
+        interpreter.invoke()
+        results.append(interpreter.get_tensor(interpreter.get_output_details()[0]["index"]))
+    np.testing.assert_allclose(*results, atol=1e-4)
+
+
+def test_integers_need_calibration_pictures(generator, tmp_path):
+    with pytest.raises(ValueError, match="int8 needs calibration pictures"):
+        exporting.write_tflite(generator, tmp_path / "x.tflite", quantize="int8")
+    with pytest.raises(ValueError, match="quantize is 'int4': give one of float32"):
+        exporting.write_tflite(generator, tmp_path / "x.tflite", quantize="int4")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_saved_model_gives_the_generators_pictures(generator, saved_model, pairs):
+    found = parity.compare(saved_model, parity.reference(generator, pairs))
+    assert found.worst <= 1
+
+
+def test_a_saved_model_takes_batches_of_any_size(generator, saved_model):
+    signatures = tf.saved_model.load(str(saved_model)).signatures
+    lr = np.stack([_picture(9, 14, seed) for seed in range(3)])
+    sr = signatures["serving_default"](lr=tf.constant(lr))["sr"].numpy()
+    assert sr.shape == (3, 36, 56, 3) and sr.dtype == np.uint8
+    given = lr / np.float32(255)
+    sr_float = signatures["serve_float"](lr=tf.constant(given))["sr"].numpy()
+    expected = generator(given, training=False).numpy()
+    np.testing.assert_allclose(sr_float, expected, atol=2e-5)
+    assert np.abs(sr - np.clip((expected + 1) * 127.5, 0, 255)).max() < 0.51
+
+
+def _png(picture):
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "png")
+    return file.getvalue()
+
+
+def test_a_saved_model_takes_encoded_pictures_of_several_sizes(generator, saved_model, tmp_path):
+    serve = tf.saved_model.load(str(saved_model)).signatures["serve_bytes"]
+    save_photograph(tmp_path / "photo.jpg", 21, 17, quality=95)
+    encoded = [_png(_picture(10, 12)), (tmp_path / "photo.jpg").read_bytes()]
+    result = serve(lr_bytes=tf.constant(encoded))["sr_bytes"].numpy()
+    first, second = (np.array(Image.open(io.BytesIO(png))) for png in result)
+    expected = upscaling.upscale(generator, _picture(10, 12))
+    assert np.abs(first.astype(int) - expected).max() <= 1
+    assert second.shape == (84, 68, 3)
+
+
+def _as_tensorflow_serving_reads(body, signatures):
+    """Turns a REST request's rows into a signature's inputs, by TensorFlow Serving's rules."""
+    body = json.loads(body)
+    serve = signatures[body.get("signature_name", "serving_default")]
+    specs = serve.structured_input_signature[1]
+    [(name, spec)] = specs.items()
+    rows = [row[name] if isinstance(row, dict) and name in row else row
+            for row in body["instances"]]  # fmt: skip
+    rows = [base64.b64decode(row["b64"]) if isinstance(row, dict) else row for row in rows]
+    return serve, {name: tf.constant(rows, spec.dtype)}
+
+
+def test_the_readmes_requests_fit_the_signatures(saved_model):
+    signatures = tf.saved_model.load(str(saved_model)).signatures
+    text = base64.b64encode(_png(_picture(6, 7))).decode()
+    body = {"signature_name": "serve_bytes", "instances": [{"lr_bytes": {"b64": text}}]}
+    serve, inputs = _as_tensorflow_serving_reads(json.dumps(body), signatures)
+    [(name, [png])] = serve(**inputs).items()
+    # Strings go back in base64 only under names that end so.
+    assert name.endswith("_bytes")
+    assert Image.open(io.BytesIO(png.numpy())).size == (28, 24)
+    body = {"instances": [_picture(6, 7).tolist()]}
+    serve, inputs = _as_tensorflow_serving_reads(json.dumps(body), signatures)
+    assert serve(**inputs)["sr"].shape == (1, 24, 28, 3)
+
+
+def _prediction_log():
+    """The message class of TensorFlow Serving's prediction_log.proto, as far as it is used."""
+    file = descriptor_pb2.FileDescriptorProto(name="log.proto", package="t", syntax="proto3")
+    file.dependency.append("tensorflow/core/framework/tensor.proto")
+    text, message = 9, 11
+    for name, fields in {
+        "ModelSpec": [("name", 1, text, ""), ("signature_name", 3, text, "")],
+        "Entry": [("key", 1, text, ""), ("value", 2, message, ".tensorflow.TensorProto")],
+        "PredictRequest": [
+            ("model_spec", 1, message, ".t.ModelSpec"),
+            ("inputs", 2, message, ".t.Entry"),
+        ],
+        "PredictLog": [("request", 1, message, ".t.PredictRequest")],
+        "PredictionLog": [("predict_log", 6, message, ".t.PredictLog")],
+    }.items():
+        described = file.message_type.add(name=name)
+        for field, number, kind, type_name in fields:
+            described.field.add(
+                name=field, number=number, type=kind, type_name=type_name or None, label=1
+            )
+    pool = descriptor_pool.Default()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("t.PredictionLog"))
+
+
+def test_tensorflow_serving_can_warm_up(saved_model):
+    signatures = tf.saved_model.load(str(saved_model)).signatures
+    records = tf.data.TFRecordDataset(
+        str(saved_model / "assets.extra" / "tf_serving_warmup_requests")
+    )
+    message, warmed = _prediction_log(), []
+    for record in records.as_numpy_iterator():
+        request = message.FromString(record).predict_log.request
+        value = tf.constant(tf.make_ndarray(request.inputs.value))
+        signatures[request.model_spec.signature_name](**{request.inputs.key: value})
+        warmed.append(request.model_spec.signature_name)
+    assert warmed == ["serving_default", "serve_bytes"]
+
+
+def test_a_saved_model_runs_where_this_package_is_not(saved_model, tmp_path):
+    script = """
+import sys
+sys.modules["srgan_tf"] = None  # importing it is an error now
+import tensorflow as tf
+sr = tf.saved_model.load(sys.argv[1]).signatures["serving_default"](
+    lr=tf.zeros([1, 5, 6, 3], tf.uint8))["sr"]
+print(sr.shape, not any(name.startswith("srgan_tf.") for name in sys.modules))
+from tensorflow.python.tools import saved_model_cli
+sys.argv = ["saved_model_cli", "show", "--dir", sys.argv[1], "--all"]
+saved_model_cli.main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", script, saved_model],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("(1, 20, 24, 3) True")
+    for name in ("serving_default", "serve_float", "serve_bytes"):
+        assert f"signature_def['{name}']" in done.stdout
+    assert "inputs['lr_bytes'] tensor_info:\n        dtype: DT_STRING" in done.stdout
+
+
+def test_an_onnx_file_gives_the_generators_pictures(generator, pairs, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    path = exporting.write_onnx(generator, tmp_path / "generator.onnx")
+    found = parity.compare(path, parity.reference(generator, pairs))
+    assert found.worst <= 1
+    network = upscaling.load_exported(path)
+    assert network.reach == upscaling.receptive_field(generator)
+    axes = onnx.load(path).graph.input[0].type.tensor_type.shape.dim
+    assert [axis.dim_param for axis in axes] == ["N", "h", "w", ""]
+
+
+def test_an_export_says_what_it_is_and_takes_the_next_number(generator, pairs, tmp_path):
+    card = {"name": "tiny", "sha256": "0123"}
+    for version in ("1", "2"):
+        [written] = exporting.export(generator, card, tmp_path, formats=["savedmodel"], pairs=pairs)
+        assert written.path == tmp_path / "tiny" / version
+    found = json.loads((written.path / "assets.extra" / "card.json").read_text())
+    assert found["weights"] == card and found["parity"]["pictures"] == 2
+    [written] = exporting.export(
+        generator, card, tmp_path, formats=["tflite"], quantize=["float32"], pairs=pairs,
+        input_size=(16, 20), facts={"data": "made up"},
+    )  # fmt: skip
+    assert written.path == tmp_path / "tiny.float32.16x20.tflite"
+    found = json.loads(written.path.with_suffix(".json").read_text())
+    assert found["output"] == {"shape": [1, 64, 80, 3], "range": [-1, 1], "dtype": "float32"}
+    assert found["data"] == "made up"
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"tiny", "tiny.float32.16x20.tflite", "tiny.float32.16x20.json"}
+
+
+def test_a_file_out_of_its_bound_is_an_error_and_not_left_behind(
+    generator, pairs, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(parity.BOUNDS, "float16", (-1, None))
+    with pytest.raises(ValueError, match="nothing exported: float16 differs by . levels of 255"):
+        exporting.export(
+            generator, {"name": "tiny"}, tmp_path / "out", formats=["tflite"],
+            quantize=["float32", "float16"], pairs=pairs,
+        )  # fmt: skip
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_bounds_are_of_levels_and_of_decibels():
+    def found(change, worst):
+        return parity.Parity(1.0, 30.0, change, worst, 1.0)
+
+    assert parity.out_of_bounds("float32", found(0.0, 1)) is None
+    assert "differs by 2 levels" in parity.out_of_bounds("float32", found(0.0, 2))
+    assert parity.out_of_bounds("dynamic", found(-0.04, 9)) is None
+    assert "changes PSNR by -0.060 dB" in parity.out_of_bounds("dynamic", found(-0.06, 1))
+    assert "int8 changes" in parity.out_of_bounds("int8", found(float("nan"), 0))
+
+
+@pytest.fixture(scope="module")
+def tiny_weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "tiny.weights.h5"
+    build_generator(residual_blocks=1, filters=8).save_weights(path)
+    return path
+
+
+def test_one_command_exports_what_evaluation_takes(export, tiny_weights, photo_folder, tmp_path):
+    code, out, err = export(
+        f"--weights={tiny_weights}", f"--out_dir={tmp_path}", f"--data={photo_folder}",
+        f"--calibration_data={photo_folder}", "--format=tflite", "--quantize=dynamic,int8",
+    )  # fmt: skip
+    assert code == 0, err
+    assert [line.split()[0] for line in out.splitlines()[2:4]] == ["dynamic", "int8"]
+    specs = [str(tmp_path / f"tiny.{form}.tflite") for form in ("dynamic", "int8")]
+    methods = evaluation.load_methods(specs, tile=64)
+    assert [method.name for method in methods[2:]] == ["tiny.dynamic.tflite", "tiny.int8.tflite"]
+    assert methods[3].upscale(_picture(10, 11)).shape == (40, 44, 3)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--weights=nowhere"], "error: nowhere: no such run folder, file or bundled weights"),
+        (["--format=gguf"], "error: --format: there is no 'gguf', give some of savedmodel,tflite"),
+        (["--quantize=int4"], "error: --quantize: there is no 'int4'"),
+        (["--input_size=12"], "error: --input_size=12: give height,width of LR"),
+        (["--input_size=0,5"], "error: --input_size=0,5: give height,width of LR"),
+        (["weights.h5"], "error: what is 'weights.h5'?"),
+        (["--calibration_data=nowhere", "--format=tflite"], "error: nowhere"),
+        (["--out_dir=FILE"], "cannot be written to"),
+        (["--weights=FILE"], "give a .weights.h5 or .keras file"),
+    ],
+)
+def test_what_goes_wrong_is_said_in_one_line(export, tiny_weights, tmp_path, arguments, message):
+    (tmp_path / "file").touch()
+    given = [f"--weights={tiny_weights}", f"--out_dir={tmp_path / 'out'}"]
+    given += [a.replace("FILE", str(tmp_path / "file")) for a in arguments]
+    code, out, err = export(*given)
+    assert code == 1 and out == ""
+    assert message in err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_comes_without_tensorflow():
+    script = "import sys, runpy\nsys.argv = ['export.py', '--help']\n" \
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n" \
+        "finally: print('tensorflow' in sys.modules)"  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert "--calibration_data" in done.stdout and done.stdout.endswith("False\n")
