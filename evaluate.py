@@ -25,8 +25,8 @@ flags.DEFINE_multi_string(
     "weights",
     None,
     "What to score, repeatable: a run folder, a weights file, a bundled name, an exported "
-    "SavedModel folder or .tflite file. Default: all bundled weights. Empty (--weights=): nearest "
-    "and bicubic alone.",
+    "SavedModel folder, .tflite or .onnx file. Default: all bundled weights. Empty (--weights=): "
+    "nearest and bicubic alone.",
 )
 flags.DEFINE_string(
     "out_dir",

@@ -10,7 +10,7 @@ bounds, 1 when something is wrong; then nothing is written.
 import os
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 
 FLAGS = flags.FLAGS
 
@@ -57,6 +57,7 @@ def main(argv):
 
     # Here, so that --help need not wait for TensorFlow.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.set_verbosity(logging.WARNING)  # TensorFlow tells each detail of a SavedModel
     from srgan_tf import exporting, run_folder, weights
 
     _check("format", FLAGS.format, exporting.FORMATS)
