@@ -22,6 +22,9 @@ DEFAULT_WEIGHTS = "srresnet_mse"
 # What a faster form may cost, in PSNR on photographs: far less than can be seen.
 MOST_LOSS = 0.05  # dB
 
+# Part of each kept form's key: raise it when `_make` or what `exporting` writes changes.
+_KEPT_VERSION = 1
+
 
 def load_network(
     spec: str,
@@ -32,14 +35,14 @@ def load_network(
 ) -> tuple[upscaling.Network, str]:
     """Loads a generator in the precision that is asked for, or in the fastest that costs nothing.
 
-    On a GPU with tensor cores that is mixed float16. On a CPU the forms that it is able to run
-    (float32, bfloat16 where it has it, 8 bits by LiteRT) are compared once on sample photographs:
-    the fastest that loses at most `MOST_LOSS` is taken. The 8-bit form and the figures are kept in
-    the user's cache folder (`$XDG_CACHE_HOME` or `~/.cache`, in `srgan_tf`) by the hash of the
-    weights, of the packages' versions and of the processor.
+    On a GPU with tensor cores that is mixed float16, by TensorFlow. On a CPU the forms that it is
+    able to run are compared once on sample photographs: float32 and 8 bits by LiteRT, and bfloat16
+    by TensorFlow where the processor has it. The fastest that loses at most `MOST_LOSS` is taken.
+    LiteRT's files and the figures are kept in the user's cache folder (`$XDG_CACHE_HOME` or
+    `~/.cache`, in `srgan_tf`) by the hash of the weights, the packages' versions and the processor.
 
     Args:
-        spec: As in `weights.load_generator`, or an exported SavedModel folder or .tflite file.
+        spec: As in `weights.load_generator`, or a network that `upscaling.load_exported` loads.
         precision: One of `PRECISIONS`.
         bits: Of the pictures, 8 or 16. For 16, "auto" is float32: less would leave less than 16.
         say: Told, in a line, what takes time or is not as asked for.
@@ -59,17 +62,17 @@ def load_network(
     generator, card = weights.load_generator(spec)
     if precision == "auto" and bits == 16:
         precision = "float32"
-    if precision == "auto":
-        gpus = tf.config.list_physical_devices("GPU")
-        precision = _gpu_precision(gpus[0]) if gpus else "fastest"
-    if precision not in ("fastest", "int8"):
-        return _in_precision(generator, precision), precision
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus and precision == "auto":
+        precision = _gpu_precision(gpus[0])
+    if precision in ("bfloat16", "float16") or (gpus and precision == "float32"):
+        return _by_tensorflow(generator, precision), precision
     try:
-        return _kept(generator, card, precision, say)
-    except ImportError as error:
+        return _kept(generator, card["sha256"], precision, say)
+    except ImportError as error:  # there is no LiteRT for some systems
         if precision == "int8":
-            raise ValueError(f"--precision=int8 needs {error.name}: pip install it") from error
-        return _in_precision(generator, "float32"), "float32"
+            raise ValueError("--precision=int8 needs LiteRT: pip install ai-edge-litert") from error
+        return _by_tensorflow(generator, "float32"), "float32"
 
 
 def _gpu_precision(gpu) -> str:
@@ -78,50 +81,59 @@ def _gpu_precision(gpu) -> str:
     return "float16" if capability >= (7, 0) else "float32"
 
 
-def _in_precision(generator: keras.Model, precision: str) -> upscaling.Network:
-    """Makes a network that TensorFlow runs, its batch norms folded."""
+def _by_tensorflow(generator: keras.Model, precision: str) -> upscaling.Network:
+    """Makes a network that TensorFlow runs, its batch norms folded.
+
+    XLA is left out: it compiles for each size of tile, which takes longer than it saves on any but
+    the largest jobs, and on a GPU it is the PNG that takes the time.
+    """
     folded = exporting.fold_batch_norm(generator)
     if precision == "float32":
         return upscaling.compiled(folded)
 
     def convert(layer):
-        dtype = layer.dtype if layer.name in ("lr", "conv_out") else f"mixed_{precision}"
-        return type(layer).from_config(layer.get_config() | {"dtype": dtype})
+        config = layer.get_config()
+        if isinstance(layer, keras.layers.Layer) and layer.name not in ("lr", "conv_out"):
+            config["dtype"] = f"mixed_{precision}"
+        return type(layer).from_config(config)
 
     mixed = keras.models.clone_model(folded, clone_function=convert)
     mixed.set_weights(folded.get_weights())
     return upscaling.compiled(mixed)
 
 
-def _kept(generator, card, precision: str, say) -> tuple[upscaling.Network, str]:
-    """Loads the fastest or the 8-bit form by what is kept of it, and makes that if need be."""
+def _kept(
+    generator, sha256: str, precision: str, say: Callable[[str], None]
+) -> tuple[upscaling.Network, str]:
+    """Loads a form for the CPU by what is kept of it, and makes that if need be."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "srgan_tf")
-    stem = f"{card['name']}-{_key(card['sha256'])}"
+    key = _key(sha256)
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return _load_kept(generator, folder, stem, precision)
-    say(f"making the fast form of {card['name']}, once")
+        return _load_kept(generator, folder, key, precision)
+    say("making these weights' fast forms for this machine, once")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         making = tempfile.TemporaryDirectory(dir=folder, prefix=".making-")
     except OSError as error:
-        say(f"the fast form cannot be kept in {folder} ({error.strerror})")
+        say(f"the fast forms cannot be kept in {folder} ({error.strerror})")
         making = tempfile.TemporaryDirectory()
         folder = Path(making.name)
     with making:
-        _make(generator, Path(making.name), stem)
-        for ending in (".tflite", ".json"):  # the last one says that all is there
-            os.replace(Path(making.name, stem + ending), folder / (stem + ending))
-        return _load_kept(generator, folder, stem, precision)
+        _make(generator, Path(making.name), key)
+        for name in (f"{key}-float32.tflite", f"{key}-int8.tflite", f"{key}.json"):
+            os.replace(Path(making.name, name), folder / name)  # the last says that all is there
+        return _load_kept(generator, folder, key, precision)
 
 
-def _load_kept(generator, folder: Path, stem: str, precision: str):
-    figures = json.loads((folder / f"{stem}.json").read_text())
-    if precision == "fastest":
+def _load_kept(generator, folder: Path, key: str, precision: str) -> tuple[upscaling.Network, str]:
+    """Loads a form that is kept; any error says that it is missing or damaged."""
+    figures = json.loads((folder / f"{key}.json").read_text())
+    if precision == "auto":
         precision = _choose(figures["loss"], figures["seconds"])
-    if precision != "int8":
-        return _in_precision(generator, precision), precision
-    path = folder / f"{stem}.tflite"
-    if hashlib.sha256(path.read_bytes()).hexdigest() != figures["sha256"]:
+    if precision == "bfloat16":
+        return _by_tensorflow(generator, precision), precision
+    path = folder / f"{key}-{precision}.tflite"
+    if _sha256(path) != figures["sha256"][precision]:
         raise ValueError(f"{path}: damaged")
     return upscaling.load_exported(path), precision
 
@@ -131,20 +143,24 @@ def _choose(loss: dict[str, float], seconds: dict[str, float]) -> str:
     return min((form for form in loss if loss[form] <= MOST_LOSS), key=seconds.get)
 
 
-def _make(generator: keras.Model, folder: Path, stem: str) -> None:
-    """Writes the 8-bit form as `stem`.tflite, and as `stem`.json how the forms compare."""
-    path = exporting.write_tflite(generator, folder / f"{stem}.tflite", quantize="dynamic")
-    networks = {"float32": _in_precision(generator, "float32")}
+def _make(generator: keras.Model, folder: Path, key: str) -> None:
+    """Writes LiteRT's forms as `key`-FORM.tflite, and as `key`.json how all forms compare."""
+    networks, sha256 = {}, {}
+    # "dynamic": integers from end to end are no faster, and cost more.
+    for form, quantize in (("float32", "float32"), ("int8", "dynamic")):
+        path = folder / f"{key}-{form}.tflite"
+        exporting.write_tflite(generator, path, quantize=quantize)
+        networks[form], sha256[form] = upscaling.load_exported(path), _sha256(path)
     if _has_bfloat16():
-        networks["bfloat16"] = _in_precision(generator, "bfloat16")
-    networks["int8"] = upscaling.load_exported(path)
+        networks["bfloat16"] = _by_tensorflow(generator, "bfloat16")
     psnr, seconds = _compare(networks)
-    figures = {
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "loss": {form: psnr["float32"] - value for form, value in psnr.items()},
-        "seconds": seconds,
-    }
-    (folder / f"{stem}.json").write_text(json.dumps(figures, indent=2) + "\n")
+    loss = {form: psnr["float32"] - value for form, value in psnr.items()}
+    figures = {"loss": loss, "seconds": seconds, "sha256": sha256}
+    (folder / f"{key}.json").write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _compare(networks: dict[str, upscaling.Network]) -> tuple[dict, dict]:
@@ -179,9 +195,8 @@ def _has_bfloat16() -> bool:
 
 def _key(sha256: str) -> str:
     """Identifies what a kept form depends on."""
-    digest = hashlib.sha256(sha256.encode())
-    digest.update(Path(exporting.__file__).read_bytes())
-    for package in ("tensorflow", "keras", "numpy", "ai-edge-litert", "ai-edge-quantizer"):
+    digest = hashlib.sha256(f"{_KEPT_VERSION} {sha256}".encode())
+    for package in ("tensorflow", "keras", "ai-edge-litert"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             digest.update(f"{package} {metadata.version(package)}".encode())
     digest.update(f"{_processor()} {os.cpu_count()}".encode())

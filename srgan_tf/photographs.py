@@ -240,12 +240,12 @@ def _deep_gray(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
 def _by_profile(image: Image.Image, icc: bytes) -> Image.Image:
     """Converts CMYK or Lab to sRGB by its profile."""
     lab = image.mode == "LAB"
-    source = ImageCms.createProfile("LAB") if lab else ImageCms.ImageCmsProfile(io.BytesIO(icc))
     try:
+        source = ImageCms.createProfile("LAB") if lab else ImageCms.ImageCmsProfile(io.BytesIO(icc))
         return ImageCms.profileToProfile(
             image, source, ImageCms.createProfile("sRGB"), outputMode="RGB"
         )
-    except ImageCms.PyCMSError:  # a damaged profile, or one for other channels
+    except (OSError, ImageCms.PyCMSError):  # a damaged profile, or one for other channels
         return image.convert("RGB")
 
 
@@ -261,7 +261,7 @@ def _exif(image: Image.Image, size: tuple[int, int]) -> tuple[bytes, tuple[str, 
         exif.load(image.getexif().tobytes())  # a copy: the caller's own picture stays as it is
         for tag in (_ORIENTATION, *(_STORAGE_TAGS if image.format == "TIFF" else ())):
             exif.pop(tag, None)
-        details = exif.get_ifd(_EXIF_IFD)
+        details = exif.get_ifd(_EXIF_IFD) if _EXIF_IFD in exif else {}
         for tag, side in zip((_WIDTH, _HEIGHT), size, strict=True):
             if tag in details:
                 details[tag] = 4 * side
@@ -414,6 +414,4 @@ def open_writer(
         options["quality"] = quality
     if format == "jpg":
         options["subsampling"] = 0
-    if format == "tif":
-        options["compression"] = "tiff_adobe_deflate"
     return _WholePicture(file, Image.new(mode, (width, height)), **options)

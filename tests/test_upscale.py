@@ -1,0 +1,360 @@
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from absl import flags
+from conftest import photograph, save_photograph
+from PIL import Image
+
+from srgan_tf import exporting, inference, networks, photo_jobs, upscaling, weights
+
+ROOT = Path(__file__).parents[1]
+NEAREST = upscaling.Network(lambda lr: lr.repeat(4, axis=1).repeat(4, axis=2), reach=1)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """The weights file of a tiny generator, which enlarges as nearest neighbour, a little off."""
+    path = tmp_path_factory.mktemp("weights") / "tiny.weights.h5"
+    networks.build_generator(residual_blocks=1, filters=8).save_weights(path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    """A cache folder of this test's own."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder / "srgan_tf"
+
+
+@pytest.fixture
+def upscale(capsys, monkeypatch):
+    """Runs upscale.py in this process: arguments to (exit code, stdout, stderr)."""
+    spec = importlib.util.spec_from_file_location("upscale", ROOT / "upscale.py")
+    script = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "upscale", script)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    spec.loader.exec_module(script)
+    own_flags = flags.FLAGS.get_flags_for_module("upscale")
+
+    def run(*arguments):
+        flags.FLAGS.unparse_flags()
+        for flag in own_flags:
+            flag.unparse()
+        code = script.run(flags.FLAGS(["upscale.py", *map(str, arguments)]))
+        return code, *capsys.readouterr()
+
+    yield run
+    for flag in own_flags:
+        delattr(flags.FLAGS, flag.name)
+
+
+def _run(jobs, network=NEAREST, **options):
+    said, notes = [], []
+    failed = photo_jobs.run(
+        jobs, lambda bits: (network, "float32"), say=said.append, note=notes.append, **options
+    )
+    return failed, said, notes
+
+
+def _files(folder):
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def test_a_photograph_is_enlarged_beside_itself(upscale, tiny, tmp_path):
+    picture = save_photograph(tmp_path / "photo.jpg", 30, 40, quality=95)
+    code, out, err = upscale(tmp_path / "photo.jpg", f"--weights={tiny}", "--precision=float32")
+    assert code == 0 and "photo_x4.png: 160x120" in out and "float32" in out and "error" not in err
+    assert _files(tmp_path) == ["photo.jpg", "photo_x4.png"]
+    result = np.asarray(Image.open(tmp_path / "photo_x4.png"))
+    assert np.abs(result[1::4, 1::4].astype(int) - picture).mean() < 20
+
+    before = (tmp_path / "photo_x4.png").stat().st_mtime_ns
+    code, out, _ = upscale(tmp_path / "photo.jpg", f"--weights={tiny}")
+    assert code == 0 and "photo_x4.png skipped: already there" in out
+    assert (tmp_path / "photo_x4.png").stat().st_mtime_ns == before
+    upscale(tmp_path / "photo.jpg", f"--weights={tiny}", "--overwrite", "--precision=float32")
+    assert (tmp_path / "photo_x4.png").stat().st_mtime_ns > before
+
+
+def test_folders_keep_their_structure_and_bad_files_stop_nothing(upscale, tiny, tmp_path):
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    save_photograph(tmp_path / "in" / "a.jpg", 20, 30)
+    save_photograph(tmp_path / "in" / "deep" / "b.PNG", 30, 20)
+    (tmp_path / "in" / "deep" / "bad.jpg").write_bytes(b"no picture")
+    save_photograph(tmp_path / "c.png", 20, 20)
+    code, out, err = upscale(
+        tmp_path / "in", tmp_path / "c.png", f"--out_dir={tmp_path / 'out'}", f"--weights={tiny}",
+        "--format=jpg", "--quality=50", "--precision=float32",
+    )  # fmt: skip
+    assert code == 1 and "1 of 4 pictures failed" in err
+    assert "deep/bad.jpg: cannot be read (not a picture that Pillow knows)" in err
+    assert _files(tmp_path / "out") == ["a_x4.jpg", "c_x4.jpg", "deep/b_x4.jpg"]
+    assert out.count("megapixels/s") == 3 and "100 %" not in err
+
+
+def test_what_a_user_gets_wrong_is_one_line(upscale, tiny, tmp_path, monkeypatch):
+    save_photograph(tmp_path / "a.jpg", 200, 200)
+    monkeypatch.setattr(weights, "bundled", list)
+    for arguments, message in (
+        ([], "give pictures or folders"),
+        (["missing.jpg"], "missing.jpg: no such file or folder"),
+        (["a.jpg", "--weights=missing"], "missing: no such run folder"),
+        (["a.jpg"], "no weights come with this version: give some by --weights"),
+        (["a.jpg", "--quality=9"], "--quality is for --format=jpg and webp"),
+        (
+            ["a.jpg", f"--weights={tiny}", "--tile=9", "--precision=float32"],
+            "tiles of 9 pixels are",
+        ),
+        (["a.jpg", f"--weights={tiny}", "--max_megapixels=0.01"], "allow them by --max_megapixels"),
+    ):
+        monkeypatch.chdir(tmp_path)
+        code, _, err = upscale(*arguments)
+        assert code == 1 and message in err and "Traceback" not in err, arguments
+        assert all(line.count("error") < 2 for line in err.splitlines())
+    assert _files(tmp_path) == ["a.jpg"]
+
+
+def test_help_comes_without_tensorflow():
+    start = time.process_time()
+    code = "import sys, runpy; sys.argv = ['upscale.py', '--help']\ntry:\n  runpy.run_path('upscale.py', run_name='__main__')\nexcept SystemExit: pass\nassert 'tensorflow' not in sys.modules and 'keras' not in sys.modules"  # noqa: E501
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert out.returncode == 0 and "--max_megapixels" in out.stdout, out.stderr
+    assert time.process_time() - start < 5
+
+
+def test_importing_the_package_does_not_load_tensorflow():
+    code = "import sys, srgan_tf; assert 'tensorflow' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_pictures_that_would_get_one_name_keep_their_endings(tmp_path):
+    for name in ("a.jpg", "a.png", "b.jpg"):
+        save_photograph(tmp_path / name, 8, 8)
+    targets = [job.target.name for job in photo_jobs.plan([tmp_path])]
+    assert targets == ["a.jpg_x4.png", "a.png_x4.png", "b_x4.png"]
+    (tmp_path / "other").mkdir()
+    save_photograph(tmp_path / "other" / "b.jpg", 8, 8)
+    with pytest.raises(ValueError, match="b.jpg and .*b.jpg would both become .*give each its own"):
+        photo_jobs.plan([tmp_path / "b.jpg", tmp_path / "other" / "b.jpg"], out_dir=tmp_path / "o")
+
+
+@pytest.mark.parametrize("out_dir", [None, ".", "out"])
+def test_results_are_not_enlarged_again(tmp_path, monkeypatch, out_dir):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "deep").mkdir()
+    for name in ("a.jpg", "a.png", "b.jpg", "deep/c.jpg"):
+        save_photograph(tmp_path / name, 8, 8)
+    jobs = photo_jobs.plan(["."], out_dir=out_dir, format="jpg")
+    assert len(jobs) == 4 and _run(jobs, format="jpg")[0] == 0
+    assert photo_jobs.plan(["."], out_dir=out_dir, format="jpg") == jobs
+    everything = [path for path in _files(tmp_path) if out_dir != "out" or "out/" not in path]
+    again = photo_jobs.plan(everything, out_dir=out_dir, format="png")
+    assert {job.source for job in again} == {job.source for job in jobs}
+    assert photo_jobs.plan([jobs[0].target])[0].source == jobs[0].target  # by itself it is
+
+
+def test_a_folder_without_pictures_is_named(tmp_path):
+    with pytest.raises(ValueError, match="no pictures in this folder"):
+        photo_jobs.plan([tmp_path])
+
+
+def test_progress_counts_pixels_and_ends(tmp_path):
+    for name, side in (("a.png", 40), ("b.png", 20)):
+        save_photograph(tmp_path / name, side, side)
+    (tmp_path / "c.png").write_bytes(b"")
+    told = []
+    jobs = photo_jobs.plan([tmp_path])
+    _run(jobs, tile=22, progress=lambda fraction, what: told.append((round(fraction, 3), what)))
+    fractions = [fraction for fraction, _ in told]
+    assert fractions == sorted(fractions) and fractions[3:] == [0.8, 1.0, 1.0]
+    assert "MP/s" in told[0][1] and told[0][1].endswith("a.png")
+
+
+def test_a_failure_leaves_nothing_and_the_others_go_on(tmp_path):
+    for name in ("a.png", "b.png", "c.png"):
+        save_photograph(tmp_path / name, 40, 40, seed=ord(name[0]))
+    calls = []
+
+    def call(lr):
+        calls.append(lr)
+        if len(calls) == 6:
+            raise MemoryError
+        return NEAREST.call(lr)
+
+    jobs = photo_jobs.plan([tmp_path])
+    failed, said, notes = _run(jobs, upscaling.Network(call, reach=1), tile=22)
+    assert failed == 1 and len(said) == 2
+    assert notes == [f"{tmp_path / 'b.png'}: not enough memory, give a --tile smaller than 22"]
+    assert _files(tmp_path) == ["a.png", "a_x4.png", "b.png", "c.png", "c_x4.png"]
+
+
+def test_a_result_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    save_photograph(tmp_path / "a.png", 40, 40)
+    (tmp_path / "file").write_bytes(b"")
+    job = photo_jobs.Job(tmp_path / "a.png", tmp_path / "file" / "a_x4.png")
+    failed, _, [note] = _run([job])
+    assert failed == 1 and str(tmp_path / "a.png") in note
+    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    failed, _, [note] = _run(photo_jobs.plan([tmp_path / "a.png"]))
+    assert failed == 1 and "a_x4.png: cannot be written (disk full)" in note
+    assert _files(tmp_path) == ["a.png", "file"]
+
+
+_SLOW = """
+import sys, time
+from srgan_tf import photo_jobs, upscaling
+def call(lr):
+    time.sleep(0.2)
+    return lr.repeat(4, axis=1).repeat(4, axis=2)
+network = upscaling.Network(call, 1)
+photo_jobs.run(photo_jobs.plan(sys.argv[1:]), lambda bits: (network, ""), tile=12)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_kill_leaves_no_half_picture_and_the_next_run_cleans_up(tmp_path):
+    save_photograph(tmp_path / "a.png", 60, 60)
+    process = subprocess.Popen([sys.executable, "-c", _SLOW, str(tmp_path)], cwd=ROOT)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob(".*.part")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert len(list(tmp_path.glob(".*.part"))) == 1 and not (tmp_path / "a_x4.png").exists()
+    running = tmp_path / f".a_x4.png.{os.getppid()}.part"  # of a process that is still there
+    running.write_bytes(b"")
+    assert _run(photo_jobs.plan([tmp_path]))[0] == 0
+    assert _files(tmp_path) == [running.name, "a.png", "a_x4.png"]
+
+
+def test_the_fast_form_is_made_once_and_made_again_when_broken(tiny, cache, monkeypatch):
+    made = []
+    write = exporting.write_tflite
+    monkeypatch.setattr(
+        exporting, "write_tflite", lambda *a, **k: (made.append(1), write(*a, **k))[1]
+    )
+    said = []
+    lr = photograph(30, 30)
+    generator, _ = weights.load_generator(str(tiny))
+    expected = upscaling.upscale(generator, lr).astype(int)
+
+    def load():
+        network, precision = inference.load_network(str(tiny), precision="int8", say=said.append)
+        assert precision == "int8"
+        assert np.abs(upscaling.upscale(network, lr) - expected).mean() < 3
+
+    load()
+    load()
+    assert len(made) == 2 and said == ["making these weights' fast forms for this machine, once"]
+    [form], [figures] = cache.glob("*-int8.tflite"), cache.glob("*.json")
+    assert len(_files(cache)) == 3
+    known = json.loads(figures.read_text())
+    assert known["loss"]["float32"] == 0 and known["seconds"].keys() == known["loss"].keys()
+    form.write_bytes(form.read_bytes()[:-9])
+    load()
+    figures.write_text("{")
+    load()
+    assert len(made) == 6
+    network, precision = inference.load_network(str(tiny))
+    assert len(made) == 6 and precision in known["loss"]
+    assert network.reach == upscaling.receptive_field(generator)
+
+
+def test_the_fastest_form_that_costs_little_is_chosen():
+    loss = {"float32": 0.0, "bfloat16": 0.01, "int8": 0.2}
+    seconds = {"float32": 3.0, "bfloat16": 2.0, "int8": 1.0}
+    assert inference._choose(loss, seconds) == "bfloat16"
+    assert inference._choose(loss | {"int8": 0.05}, seconds) == "int8"
+    assert inference._choose(loss, seconds | {"bfloat16": 9.0}) == "float32"
+
+
+def test_a_kept_form_belongs_to_weights_versions_and_machine(monkeypatch):
+    keys = {inference._key("a"), inference._key("b")}
+    monkeypatch.setattr(inference, "_processor", lambda: "another")
+    keys.add(inference._key("a"))
+    monkeypatch.setattr(inference.metadata, "version", lambda package: "9")
+    keys.add(inference._key("a"))
+    assert len(keys) == 4
+
+
+def test_a_cache_that_cannot_be_written_is_no_obstacle(tiny, tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    said = []
+    network, _ = inference.load_network(str(tiny), precision="int8", say=said.append)
+    assert "cannot be kept in" in said[1]
+    assert upscaling.upscale(network, photograph(9, 9)).shape == (36, 36, 3)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_mixed_precision_gives_nearly_the_same(tiny, precision):
+    lr = photograph(16, 16)
+    exact, _ = inference.load_network(str(tiny), precision="float32")
+    mixed, told = inference.load_network(str(tiny), precision=precision)
+    difference = upscaling.upscale(mixed, lr).astype(int) - upscaling.upscale(exact, lr)
+    assert told == precision and np.abs(difference).max() > 0 and np.abs(difference).mean() < 2
+
+
+def test_sixteen_bit_pictures_go_through_float32(tiny):
+    network, precision = inference.load_network(str(tiny), bits=16)
+    assert precision == "float32" and network.bits == 16
+    ramp = np.linspace(20000, 21000, 30 * 30).reshape(30, 30, 1).astype(np.uint16)
+    deep = upscaling.upscale(network, np.broadcast_to(ramp, [30, 30, 3]), tile=25)
+    generator, _ = weights.load_generator(str(tiny))
+    exact = upscaling.upscale(generator, np.broadcast_to(ramp, [30, 30, 3]))
+    assert np.abs(deep.astype(int) - exact).max() <= 2 and len(np.unique(deep)) > 500
+
+
+def test_where_there_is_no_litert_tensorflow_does_it(tiny, monkeypatch):
+    def write_tflite(*_, **__):
+        raise ImportError("No module named 'ai_edge_litert'")
+
+    monkeypatch.setattr(exporting, "write_tflite", write_tflite)
+    assert inference.load_network(str(tiny))[1] == "float32"
+    with pytest.raises(ValueError, match="--precision=int8 needs LiteRT"):
+        inference.load_network(str(tiny), precision="int8")
+
+
+def test_an_exported_network_runs_as_it_is(upscale, tiny, tmp_path):
+    generator, _ = weights.load_generator(str(tiny))
+    path = exporting.write_tflite(generator, tmp_path / "net.tflite")
+    save_photograph(tmp_path / "a.png", 20, 20)
+    code, out, _ = upscale(tmp_path / "a.png", f"--weights={path}")
+    assert code == 0 and "as exported" in out
+    code, _, err = upscale(
+        tmp_path / "a.png", f"--weights={path}", "--precision=int8", "--overwrite"
+    )
+    assert code == 1 and "its precision is that of its export" in err
+
+
+_LARGE = """
+import resource, sys
+from srgan_tf import photo_jobs, upscaling
+network = upscaling.Network(lambda lr: lr.repeat(4, axis=1).repeat(4, axis=2), 40)
+assert photo_jobs.run(photo_jobs.plan(sys.argv[1:]), lambda bits: (network, "")) == 0
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+"""
+
+
+@pytest.mark.slow
+def test_24_megapixels_take_less_than_a_copy_of_the_result(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    small = photograph(400, 600)
+    Image.fromarray(small).resize((6000, 4000)).save(tmp_path / "a.jpg")
+    out = subprocess.run(
+        [sys.executable, "-c", _LARGE, str(tmp_path)], cwd=ROOT, capture_output=True, check=True
+    )
+    gibibytes = float(out.stdout)
+    result = Image.open(tmp_path / "a_x4.png")
+    assert result.size == (24000, 16000)
+    # TensorFlow itself takes half a GiB, the result would take 1.1.
+    assert gibibytes < 1.6
