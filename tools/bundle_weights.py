@@ -2,12 +2,13 @@
 
     python evaluate.py --data=Set5 --data=Set14 --weights=runs/srresnet-mse --out_dir=scores
     python tools/bundle_weights.py --run_dir=runs/srresnet-mse --scores=scores/scores.json \
-        --name=srresnet_mse
+        --name=srresnet_mse --data="400 photographs of BSDS500"
 
 writes srgan_tf/pretrained/srresnet_mse.weights.h5 (kernels of convolutions in float16, all else as
 it is) and its card, srresnet_mse.json.
 """
 
+import dataclasses
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from pathlib import Path
 from absl import app, flags
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 FLAGS = flags.FLAGS
 flags.DEFINE_string("run_dir", None, "A finished run.", required=True)
 flags.DEFINE_string(
@@ -24,6 +26,9 @@ flags.DEFINE_string(
 )
 flags.DEFINE_string(
     "scores", None, "scores.json that evaluate.py wrote for the run.", required=True
+)
+flags.DEFINE_string(
+    "data", None, "The training pictures in words: a path says nothing to others.", required=True
 )
 
 
@@ -35,7 +40,7 @@ def main(_):
         record = json.loads((run_dir / "run.json").read_text())
         scores = json.loads(Path(FLAGS.scores).read_text())
         halved = halve(final, ROOT / "srgan_tf" / "pretrained" / f"{FLAGS.name}.weights.h5")
-        card = make_card(record, scores, final, run_dir)
+        card = make_card(record, scores, final)
     except (OSError, ValueError, KeyError) as error:
         sys.exit(f"error: {FLAGS.run_dir} or {FLAGS.scores} is not a finished, scored run: {error}")
     halved.with_name(f"{FLAGS.name}.json").write_text(json.dumps(card, indent=2) + "\n")
@@ -70,10 +75,17 @@ def halve(source: Path, target: Path) -> Path:
     return target
 
 
-def make_card(record: dict, scores: dict, final: Path, run_dir: Path) -> dict:
+def make_card(record: dict, scores: dict, final: Path) -> dict:
     """What a user should know of the weights: how they came to be and what they score."""
+    from srgan_tf import training
+
     config = record["config"]
-    command = ["python train.py", *(run_dir / "flags.txt").read_text().split()]
+    usual = {field.name: field.default for field in dataclasses.fields(training.Config)}
+    flags_given = [
+        f"--{name}={str(value).lower() if isinstance(value, bool) else value}"
+        for name, value in config.items()
+        if value != usual[name] and name not in ("run_dir", "train_data", "val_data")
+    ]
     method = next(
         name for name, origin in scores["methods"].items() if origin.get("path") == str(final)
     )
@@ -81,10 +93,15 @@ def make_card(record: dict, scores: dict, final: Path, run_dir: Path) -> dict:
         "variant": record["variant"],
         "steps": config["steps"],
         "vgg": record["vgg"],
-        "command": " ".join(command),
+        "command": " ".join(["python train.py --train_data=FOLDER", *flags_given]),
         "commit": record["commit"],
-        "data": record["train_data"],
+        "data": {
+            "description": FLAGS.data,
+            "pictures": record["train_data"]["pictures"],
+            "megapixels": record["train_data"]["total_megapixels"],
+        },
         "precision": config["mixed_precision"],
+        "device": record["device"],
         "started_from": record["generator"],
         "versions": record["versions"],
         "scores": {name: means[method] for name, means in scores["means"].items()},
