@@ -23,8 +23,8 @@ flags.DEFINE_string("out_dir", None, "Where results go. Default: beside each pic
 flags.DEFINE_string(
     "weights",
     "srresnet_mse",
-    "A bundled name, a run folder, a weights file, or an exported SavedModel folder or .tflite "
-    "file.",
+    "A bundled name, a run folder, a weights file, or an exported SavedModel folder, .tflite or "
+    ".onnx file.",
 )
 flags.DEFINE_enum(
     "format",

@@ -137,7 +137,7 @@ def run(
         nonlocal done
         done += count
         rate = done / 1e6 / (time.monotonic() - start)
-        progress(min(done / total, 1.0), f"{rate:.3f} MP/s  {job.source.name}")
+        progress(min(done / max(total, 1), 1.0), f"{rate:.3f} MP/s  {job.source.name}")
 
     with (
         ThreadPoolExecutor(1) as reading,

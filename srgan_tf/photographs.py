@@ -79,7 +79,12 @@ def upscale(
     given = isinstance(image, Image.Image)
     photograph = _photograph(image) if given else _from_array(image)
     network, _ = _network(weights, precision, 8 * photograph.colours.dtype.itemsize)
-    sr = np.concatenate(list(enlarged_rows(network, photograph, tile=tile)))
+    sr, top = None, 0
+    for rows in enlarged_rows(network, photograph, tile=tile):
+        if sr is None:
+            sr = np.empty([4 * photograph.colours.shape[0], *rows.shape[1:]], rows.dtype)
+        sr[top : top + len(rows)] = rows
+        top += len(rows)
     if not given:
         return sr.reshape(*sr.shape[:2], *image.shape[2:])
     result = Image.fromarray(sr)
@@ -114,8 +119,8 @@ def read_photograph(path: str | os.PathLike) -> Photograph:
     """Reads a picture file at its full depth, upright.
 
     Palettes and CMYK become RGB, CMYK by its own profile where it has one. Colour of 16 bits is
-    kept for PNG and TIFF; Pillow gives 8 bits of other formats. Of an animation the first frame is
-    taken.
+    kept for PNG and TIFF (but for TIFF in planes); Pillow gives 8 bits of other formats. Of an
+    animation the first frame is taken.
 
     Raises:
         ValueError: The file is missing, no picture, damaged or cut short, or larger than
@@ -155,8 +160,10 @@ def _low_bytes(path, image: Image.Image) -> np.ndarray | None:
     Returns:
         uint8 [h, w, channels], upright: RGB, RGBA, or gray and alpha; None for other files.
     """
+    if image.format not in ("PNG", "TIFF"):
+        return None
     arguments = {tile.args if isinstance(tile.args, str) else tile.args[0] for tile in image.tile}
-    if image.format not in ("PNG", "TIFF") or len(arguments) != 1:
+    if len(arguments) != 1:  # a TIFF with a plane for each channel
         return None
     kind, _, order = arguments.pop().partition(";")  # such as RGB;16B, for big-endian
     if kind not in ("RGB", "RGBX", "RGBA", "LA") or order not in ("16B", "16L", "16N"):
