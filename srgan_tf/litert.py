@@ -142,8 +142,9 @@ def in_int8(
         largest = ((slope - 1) * np.minimum(statistics[name].low, 0)).max()
         positive = (max(largest / 255, y.step / 100), -128)
         more = graph.operation("MUL", 2, [y, factor], f"{name}_more", y.channels, positive)
-        output = _range(statistics[f"{name}_prelu"])
-        return graph.operation("ADD", 2, [y, more], f"{name}_prelu", y.channels, output)
+        # With the steps of y, positive values go through untouched.
+        same = (y.step, y.zero)
+        return graph.operation("ADD", 2, [y, more], f"{name}_prelu", y.channels, same)
 
     def add(x, y, name):
         return graph.operation("ADD", 2, [x, y], name, x.channels, _range(statistics[name]))
@@ -189,8 +190,8 @@ def equalised(
     """Gives each channel a unit of its own, so that few steps of 8 bits are lost.
 
     A tensor has one step size for all of its channels, and a kernel one for all channels in. So a
-    channel is divided by its size, and by the root of the weight that the next layer has for it
-    (Xiao et al., SmoothQuant, arXiv 2211.10438); the next layer's kernel is multiplied by the same.
+    channel is divided by its size, less where the next layer has a large weight for it, and the
+    next layer's kernel is multiplied by the same (Xiao et al., SmoothQuant, arXiv 2211.10438).
     That is exact: a PReLU keeps units. A channel whose slope is above 1 is turned upside down,
     prelu(x) = -slope * prelu'(-x) with a slope of 1 / slope, as `in_int8` needs slopes up to 1.
 
@@ -206,12 +207,12 @@ def equalised(
         largest = [np.maximum(-statistics[n].low, statistics[n].high) for n in names]
         return np.maximum(np.max(largest, axis=0), 1e-6)
 
-    def unit(size, reader):
+    def unit(size, reader, power=0.5):
         # The reader's weights, in proportion to its others for the same channel out.
         weights = np.abs(layers[reader].kernel * size[:, None])
         weights /= np.sqrt(np.square(weights).mean(axis=(0, 1, 2))) + 1e-12
         largest = np.maximum(weights.max(axis=(0, 1, 3)), 1e-6)
-        return size * np.clip(np.sqrt(np.median(largest) / largest), 1 / 16, 16)
+        return size * np.clip((np.median(largest) / largest) ** power, 1 / 16, 16)
 
     def turned(unit, slope):
         return np.where(slope > 1, -unit, unit)
@@ -232,7 +233,8 @@ def equalised(
             shared = size(name).reshape(4, -1).max(axis=0)
             units = turned(np.tile(unit(shared, "upscale2_conv"), 4), slope)
         elif name == "upscale2_conv":
-            units = turned(unit(size(name), "conv_out"), slope)
+            # By the fourth root, as the reader's centre taps are not in its way; measured.
+            units = turned(unit(size(name), "conv_out", 0.25), slope)
         elif name == "conv_out":
             units = np.ones(1)
         else:

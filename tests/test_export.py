@@ -363,7 +363,7 @@ def test_a_file_out_of_its_bound_is_an_error_and_not_left_behind(
 
 def test_bounds_are_of_levels_and_of_decibels():
     def found(change, worst):
-        return parity.Parity(1.0, 30.0, change, worst, 1.0)
+        return parity.Parity(1.0, 30.0, change, [change], worst, 1.0)
 
     assert parity.out_of_bounds("float32", found(0.0, 1)) is None
     assert "differs by 2 levels" in parity.out_of_bounds("float32", found(0.0, 2))
