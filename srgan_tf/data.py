@@ -701,7 +701,8 @@ def describe(source: Source) -> dict:
     Returns:
         What `json.dumps` takes: spec; pictures, their number; left_out (number) and
         left_out_first (name and reason of the first 20); smallest, largest and total megapixels;
-        fingerprint, which changes with the names, the sizes or the order of the pictures.
+        fingerprint, which changes with the names, the sizes or the order of the pictures, but not
+        with the place of their folder.
     """
     megapixels = source.sizes.astype(np.float64).prod(axis=1) / 1e6
     return {
@@ -713,6 +714,7 @@ def describe(source: Source) -> dict:
         "largest_megapixels": round(float(megapixels.max()), 4),
         "total_megapixels": round(float(megapixels.sum()), 2),
         "fingerprint": hashlib.sha256(
-            "\0".join(source.names).encode(errors="surrogateescape") + source.sizes.tobytes()
+            "\0".join(map(os.path.basename, source.names)).encode(errors="surrogateescape")
+            + source.sizes.tobytes()
         ).hexdigest(),
     }

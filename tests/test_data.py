@@ -583,3 +583,18 @@ def test_a_description_says_what_was_used_and_left_out(tmp_path):
     assert description["smallest_megapixels"] == 0.02
     assert description["largest_megapixels"] == 0.5
     assert description["total_megapixels"] == 0.52
+
+
+def test_a_fingerprint_changes_with_the_pictures_not_with_their_place(tmp_path):
+    def fingerprint(folder, widths):
+        (tmp_path / folder).mkdir(parents=True)
+        for number, width in enumerate(widths):
+            save_photograph(tmp_path / folder / f"{number}.png", 32, width)
+        source = data.open_source(str(tmp_path / folder), min_size=32)
+        return data.describe(source)["fingerprint"]
+
+    first = fingerprint("a", [40, 50])
+    assert fingerprint("moved/b", [40, 50]) == first
+    assert fingerprint("c", [40, 51]) != first
+    assert fingerprint("d", [50, 40]) != first
+    assert fingerprint("e", [40, 50, 60]) != first
