@@ -163,8 +163,7 @@ def write_saved_model(generator: keras.Model, folder: str | os.PathLike) -> Path
         return {"sr_bytes": sr_bytes}
 
     any_pictures = [None, None, None, 3]
-    archive = keras.export.ExportArchive()
-    archive.track(folded)
+    archive = keras.export.ExportArchive()  # `track` too would write all variables twice
     for name, function, signature in (
         (
             "serving_default",

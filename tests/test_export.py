@@ -201,6 +201,13 @@ def test_a_saved_model_gives_the_generators_pictures(generator, saved_model, pai
     assert found.worst <= 1
 
 
+def test_a_saved_model_holds_its_weights_once(generator, saved_model):
+    size = (saved_model / "variables" / "variables.data-00000-of-00001").stat().st_size
+    layers = folding.fold(generator).values()
+    weights = sum(w.nbytes for layer in layers for w in layer if w is not None)
+    assert size < 1.1 * weights + 10_000
+
+
 def test_a_saved_model_takes_batches_of_any_size(generator, saved_model):
     signatures = tf.saved_model.load(str(saved_model)).signatures
     lr = np.stack([_picture(9, 14, seed) for seed in range(3)])
