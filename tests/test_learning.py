@@ -1,4 +1,4 @@
-"""Slow proofs that training learns, on real photographs: `pytest -m slow -s tests/test_learning.py`.
+"""Slow proofs that training learns, on photographs: `pytest -m slow -s tests/test_learning.py`.
 
 They keep their runs in SRGAN_RUNS, by default runs/proof, so that a stopped proof goes on.
 """
