@@ -165,7 +165,9 @@ def run(
                     f"pixels around each, so give --tile={2 * network.reach + 1} or more"
                 )
             begun = time.monotonic()
-            start = start or begun
+            if start is None:
+                start = begun
+                progress(0.0, job.source.name)  # starts the clock of a bar
             try:
                 photograph = photographs.fitted(photograph, format, network.bits)
                 rows = photographs.enlarged_rows(network, photograph, tile=tile, progress=advance)

@@ -175,8 +175,8 @@ def test_progress_counts_pixels_and_ends(tmp_path):
     jobs = photo_jobs.plan([tmp_path])
     _run(jobs, tile=22, progress=lambda fraction, what: told.append((round(fraction, 3), what)))
     fractions = [fraction for fraction, _ in told]
-    assert fractions == sorted(fractions) and fractions[3:] == [0.8, 1.0, 1.0]
-    assert "MP/s" in told[0][1] and told[0][1].endswith("a.png")
+    assert fractions == sorted(fractions) and fractions[4:] == [0.8, 1.0, 1.0]
+    assert "MP/s" in told[1][1] and told[1][1].endswith("a.png")
 
 
 def test_a_failure_leaves_nothing_and_the_others_go_on(tmp_path):
