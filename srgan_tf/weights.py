@@ -101,7 +101,7 @@ def _card(path: Path) -> dict:
     elif run.is_file():
         record = json.loads(run.read_text())
         card |= {
-            "name": path.parent.name,
+            "name": path.resolve().parent.name,
             "variant": record["variant"],
             "steps": record["config"]["steps"] if card["name"] == "generator" else None,
             "vgg": record["vgg"],
