@@ -1,18 +1,28 @@
 import importlib.util
+import json
+import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
+from absl import flags
 
 from srgan_tf import networks, weights
 
-SPEC = importlib.util.spec_from_file_location(
-    "bundle_weights", Path(__file__).parents[1] / "tools" / "bundle_weights.py"
-)
+
+@pytest.fixture
+def bundle_weights(monkeypatch):
+    path = Path(__file__).parents[1] / "tools" / "bundle_weights.py"
+    spec = importlib.util.spec_from_file_location("bundle_weights", path)
+    script = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "bundle_weights", script)
+    spec.loader.exec_module(script)
+    yield script
+    for flag in flags.FLAGS.get_flags_for_module("bundle_weights"):
+        delattr(flags.FLAGS, flag.name)  # other scripts have flags of the same names
 
 
-def test_halved_weights_load_and_differ_by_no_more_than_float16_rounds(tmp_path):
-    bundle_weights = importlib.util.module_from_spec(SPEC)
-    SPEC.loader.exec_module(bundle_weights)
+def test_halved_weights_load_and_differ_by_no_more_than_float16_rounds(bundle_weights, tmp_path):
     generator = networks.build_generator(residual_blocks=2, filters=16)
     generator.save_weights(tmp_path / "full.weights.h5")
     half = bundle_weights.halve(tmp_path / "full.weights.h5", tmp_path / "half.weights.h5")
@@ -24,8 +34,6 @@ def test_halved_weights_load_and_differ_by_no_more_than_float16_rounds(tmp_path)
 
 
 def test_the_bundled_weights_load_and_have_a_whole_card():
-    import json
-
     for name in weights.bundled():
         generator, card = weights.load_generator(name)
         assert generator.count_params() > 1.5e6
