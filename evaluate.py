@@ -59,7 +59,14 @@ def main(argv):
 
     # Here, so that --help need not wait for TensorFlow.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from srgan_tf import evaluation, report, tables, upscaling, weights
+    from srgan_tf import native_logs
+
+    with native_logs.hidden():
+        import tensorflow as tf
+
+        from srgan_tf import evaluation, report, tables, upscaling, weights
+
+        tf.config.list_physical_devices()  # where it finds no GPU it says so, once
 
     sets = evaluation.open_sets(FLAGS.data)
     lpips = evaluation.load_lpips() if FLAGS.lpips else None

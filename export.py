@@ -58,7 +58,14 @@ def main(argv):
     # Here, so that --help need not wait for TensorFlow.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.set_verbosity(logging.WARNING)  # TensorFlow tells each detail of a SavedModel
-    from srgan_tf import exporting, run_folder, weights
+    from srgan_tf import native_logs
+
+    with native_logs.hidden():
+        import tensorflow as tf
+
+        from srgan_tf import exporting, run_folder, weights
+
+        tf.config.list_physical_devices()  # where it finds no GPU it says so, once
 
     _check("format", FLAGS.format, exporting.FORMATS)
     _check("quantize", FLAGS.quantize, exporting.QUANTIZE)

@@ -120,7 +120,14 @@ def main(argv):
     # takes 5 s instead of 0.4 s), so the other scripts leave it as it is.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     # TensorFlow takes seconds to import: not before the flags are known to be right.
-    from srgan_tf import training
+    from srgan_tf import native_logs
+
+    with native_logs.hidden():
+        import tensorflow as tf
+
+        from srgan_tf import training
+
+        tf.config.list_physical_devices()  # where it finds no GPU it says so, once
 
     names = [field.name for field in dataclasses.fields(training.Config)]
     values = {name: FLAGS[name].value for name in names}

@@ -9,7 +9,6 @@ skipped, so that a stopped command may be repeated. Exit code: 1 when a picture 
 enlarged (each is named) or nothing could be done.
 """
 
-import contextlib
 import functools
 import os
 import sys
@@ -67,7 +66,9 @@ def main(argv):
 
     # Here, so that --help need not wait for TensorFlow.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    with native_logs_hidden():
+    from srgan_tf import native_logs
+
+    with native_logs.hidden():
         from PIL import Image
 
         from srgan_tf import evaluation, inference, photo_jobs, photographs
@@ -91,7 +92,7 @@ def main(argv):
         print(text, file=stream, flush=True)
 
     def load(bits):
-        with native_logs_hidden():
+        with native_logs.hidden():
             return inference.load_network(
                 FLAGS.weights,
                 precision=FLAGS.precision,
@@ -112,21 +113,6 @@ def main(argv):
     if failed:
         print(f"error: {failed} of {len(missing)} pictures failed, see above", file=sys.stderr)
     return 1 if failed else 0
-
-
-@contextlib.contextmanager
-def native_logs_hidden():
-    """Hides what libraries write to stderr past Python, such as how TensorFlow looks for a GPU."""
-    with contextlib.ExitStack() as stack:
-        kept = os.dup(2)
-        stack.callback(os.close, kept)
-        stack.callback(os.dup2, kept, 2)
-        if sys.stderr is sys.__stderr__:
-            own = stack.enter_context(open(os.dup(2), "w"))
-            stack.enter_context(contextlib.redirect_stderr(own))
-        with open(os.devnull, "w") as nothing:
-            os.dup2(nothing.fileno(), 2)
-        yield
 
 
 def run(argv):

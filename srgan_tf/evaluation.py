@@ -246,7 +246,8 @@ def load_methods(specs: Iterable[str], *, tile: int) -> list[Method]:
     for spec in dict.fromkeys(specs):
         if upscaling.is_exported(spec):
             network = upscaling.load_exported(spec)
-            provenance = {"name": Path(spec).name, "path": spec, "sha256": _sha256(Path(spec))}
+            digest = weights.file_sha256(Path(spec))
+            provenance = {"name": Path(spec).name, "path": spec, "sha256": digest}
         else:
             network, provenance = weights.load_generator(spec)
         name = provenance["name"]
@@ -263,17 +264,6 @@ def _upscale_any(network, tile: int) -> Callable[[np.ndarray], np.ndarray]:
         return upscaling.upscale(network, rgb, tile=tile)
 
     return upscale
-
-
-def _sha256(path: Path) -> str:
-    """Hashes a file, or the graph and variables of a SavedModel folder."""
-    files = [path]
-    if path.is_dir():
-        files = [path / "saved_model.pb", *sorted((path / "variables").glob("*"))]
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
 
 
 def _like(sr: np.ndarray, hr: np.ndarray) -> np.ndarray:

@@ -133,7 +133,7 @@ def _load_kept(generator, folder: Path, key: str, precision: str) -> tuple[upsca
     if precision == "bfloat16":
         return _by_tensorflow(generator, precision), precision
     path = folder / f"{key}-{precision}.tflite"
-    if _sha256(path) != figures["sha256"][precision]:
+    if weights.file_sha256(path) != figures["sha256"][precision]:
         raise ValueError(f"{path}: damaged")
     return upscaling.load_exported(path), precision
 
@@ -150,17 +150,14 @@ def _make(generator: keras.Model, folder: Path, key: str) -> None:
     for form, quantize in (("float32", "float32"), ("int8", "dynamic")):
         path = folder / f"{key}-{form}.tflite"
         exporting.write_tflite(generator, path, quantize=quantize)
-        networks[form], sha256[form] = upscaling.load_exported(path), _sha256(path)
+        networks[form] = upscaling.load_exported(path)
+        sha256[form] = weights.file_sha256(path)
     if _has_bfloat16():
         networks["bfloat16"] = _by_tensorflow(generator, "bfloat16")
     psnr, seconds = _compare(networks)
     loss = {form: psnr["float32"] - value for form, value in psnr.items()}
     figures = {"loss": loss, "seconds": seconds, "sha256": sha256}
     (folder / f"{key}.json").write_text(json.dumps(figures, indent=2) + "\n")
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _compare(networks: dict[str, upscaling.Network]) -> tuple[dict, dict]:

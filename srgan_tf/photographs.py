@@ -11,7 +11,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
-from srgan_tf import inference, upscaling
+from srgan_tf import inference, pictures, upscaling
 from srgan_tf.png import PngWriter
 
 # Pillow's name for each format, and the most pixels that its files can have each way.
@@ -140,14 +140,8 @@ def read_photograph(path: str | os.PathLike) -> Photograph:
             f"{path}: more than {most:,.0f} megapixels, which may be an attack by a small file; "
             "if you trust it, allow them by --max_megapixels"
         ) from error
-    except Exception as error:  # Pillow's readers raise all sorts on broken files
-        if isinstance(error, FileNotFoundError):
-            reason = "no such file"
-        elif isinstance(error, Image.UnidentifiedImageError):
-            reason = "not a picture that Pillow knows"
-        else:
-            reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{path}: cannot be read ({reason})") from error
+    except Exception as error:
+        raise pictures.unreadable(path, error) from error
 
 
 def _low_bytes(path, image: Image.Image) -> np.ndarray | None:

@@ -147,14 +147,27 @@ def _open(file, name: str | None, use):
     try:
         with Image.open(file) as image:
             return use(image)
-    except Exception as error:  # Pillow's readers raise all sorts on broken files
-        if isinstance(error, FileNotFoundError):
-            reason = "no such file"
-        elif isinstance(error, Image.UnidentifiedImageError):
-            reason = "not a picture that Pillow knows"
-        else:
-            reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{name}: cannot be read ({reason})") from error
+    except Exception as error:
+        raise unreadable(name, error) from error
+
+
+def unreadable(name: str | os.PathLike, error: Exception) -> ValueError:
+    """Makes one line of whatever was raised while a picture was read.
+
+    Args:
+        name: What to call the picture.
+        error: Pillow's readers raise all sorts on broken files.
+
+    Returns:
+        The error to raise instead.
+    """
+    if isinstance(error, FileNotFoundError):
+        reason = "no such file"
+    elif isinstance(error, Image.UnidentifiedImageError):
+        reason = "not a picture that Pillow knows"
+    else:
+        reason = " ".join(str(error).split()) or type(error).__name__
+    return ValueError(f"{name}: cannot be read ({reason})")
 
 
 def read_rgb(file: str | os.PathLike | io.IOBase, name: str | None = None) -> np.ndarray:

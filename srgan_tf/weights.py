@@ -46,6 +46,17 @@ def load_generator(spec: str) -> tuple[keras.Model, dict]:
     return generator, _card(path)
 
 
+def file_sha256(path: Path) -> str:
+    """Hashes a file, or the graph and variables of a SavedModel folder; in hexadecimal."""
+    files = [path]
+    if path.is_dir():
+        files = [path / "saved_model.pb", *sorted((path / "variables").glob("*"))]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
 def _find(spec: str) -> Path:
     path = Path(spec)
     if path.is_dir():
@@ -88,7 +99,7 @@ def _card(path: Path) -> dict:
     card = {
         "name": path.name.removesuffix(_SUFFIX),
         "path": str(path),
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "sha256": file_sha256(path),
         "variant": None,
         "steps": None,
         "vgg": None,

@@ -1,6 +1,8 @@
 """Pictures to test with: made up, small, and the same in every run."""
 
+import importlib.util
 import os
+import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -8,7 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from absl import flags
 from PIL import Image
+
+ROOT = Path(__file__).parents[1]
 
 SHARED = Path(os.environ.get("SRGAN_SHARED", Path(__file__).parents[2] / "shared"))
 
@@ -29,6 +34,42 @@ def save_photograph(path: Path, height: int, width: int, seed: int = 0, **option
     picture = photograph(height, width, seed)
     Image.fromarray(picture).save(path, **options)
     return picture
+
+
+@pytest.fixture
+def load_script(monkeypatch):
+    """Imports a script of the repository in this process: its path to its module."""
+    loaded = []
+
+    def load(path: str):
+        name = Path(path).stem
+        spec = importlib.util.spec_from_file_location(name, ROOT / path)
+        script = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, name, script)
+        spec.loader.exec_module(script)
+        loaded.append(name)
+        return script
+
+    yield load
+    for name in loaded:  # other scripts have flags of the same names
+        for flag in flags.FLAGS.get_flags_for_module(name):
+            delattr(flags.FLAGS, flag.name)
+
+
+@pytest.fixture
+def run_script(load_script, capsys):
+    """Runs a script in this process: (path, *arguments) to (exit code, stdout, stderr)."""
+    scripts = {}
+
+    def run(path: str, *arguments):
+        script = scripts.get(path) or scripts.setdefault(path, load_script(path))
+        flags.FLAGS.unparse_flags()
+        for flag in flags.FLAGS.get_flags_for_module(script.__name__):
+            flag.unparse()
+        code = script.run(flags.FLAGS([path, *map(str, arguments)]))
+        return code, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -1,25 +1,15 @@
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from absl import flags
 
 from srgan_tf import networks, weights
 
 
 @pytest.fixture
-def bundle_weights(monkeypatch):
-    path = Path(__file__).parents[1] / "tools" / "bundle_weights.py"
-    spec = importlib.util.spec_from_file_location("bundle_weights", path)
-    script = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "bundle_weights", script)
-    spec.loader.exec_module(script)
-    yield script
-    for flag in flags.FLAGS.get_flags_for_module("bundle_weights"):
-        delattr(flags.FLAGS, flag.name)  # other scripts have flags of the same names
+def bundle_weights(load_script):
+    return load_script("tools/bundle_weights.py")
 
 
 def test_halved_weights_load_and_differ_by_no_more_than_float16_rounds(bundle_weights, tmp_path):

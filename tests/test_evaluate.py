@@ -1,6 +1,6 @@
 import contextlib
 import csv
-import importlib.util
+import functools
 import io
 import json
 import os
@@ -12,7 +12,6 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from absl import flags
 from conftest import photograph
 from PIL import Image
 
@@ -23,24 +22,9 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
-def evaluate(capsys, monkeypatch):
+def evaluate(run_script):
     """Runs evaluate.py in this process: arguments to (exit code, stdout, stderr)."""
-    spec = importlib.util.spec_from_file_location("evaluate", ROOT / "evaluate.py")
-    script = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "evaluate", script)
-    spec.loader.exec_module(script)
-    own_flags = flags.FLAGS.get_flags_for_module("evaluate")
-
-    def run(*arguments):
-        flags.FLAGS.unparse_flags()
-        for flag in own_flags:
-            flag.unparse()
-        code = script.run(flags.FLAGS(["evaluate.py", *map(str, arguments)]))
-        return code, *capsys.readouterr()
-
-    yield run
-    for flag in own_flags:  # another script may have flags of the same names
-        delattr(flags.FLAGS, flag.name)
+    return functools.partial(run_script, "evaluate.py")
 
 
 def _save(path, picture):

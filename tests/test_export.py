@@ -1,5 +1,5 @@
 import base64
-import importlib.util
+import functools
 import io
 import json
 import subprocess
@@ -10,7 +10,6 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl import flags
 from ai_edge_litert.interpreter import Interpreter
 from conftest import photograph, save_photograph
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -59,24 +58,9 @@ def saved_model(generator, tmp_path_factory):
 
 
 @pytest.fixture
-def export(capsys, monkeypatch):
+def export(run_script):
     """Runs export.py in this process: arguments to (exit code, stdout, stderr)."""
-    spec = importlib.util.spec_from_file_location("export", ROOT / "export.py")
-    script = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "export", script)
-    spec.loader.exec_module(script)
-    own_flags = flags.FLAGS.get_flags_for_module("export")
-
-    def run(*arguments):
-        flags.FLAGS.unparse_flags()
-        for flag in own_flags:
-            flag.unparse()
-        code = script.run(flags.FLAGS(["export.py", *map(str, arguments)]))
-        return code, *capsys.readouterr()
-
-    yield run
-    for flag in own_flags:  # another script may have flags of the same names
-        delattr(flags.FLAGS, flag.name)
+    return functools.partial(run_script, "export.py")
 
 
 def _picture(height, width, seed=0):

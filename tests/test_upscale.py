@@ -1,4 +1,4 @@
-import importlib.util
+import functools
 import json
 import os
 import signal
@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from absl import flags
 from conftest import photograph, save_photograph
 from PIL import Image
 
@@ -36,25 +35,10 @@ def cache(tmp_path_factory, monkeypatch):
 
 
 @pytest.fixture
-def upscale(capsys, monkeypatch):
+def upscale(run_script, monkeypatch):
     """Runs upscale.py in this process: arguments to (exit code, stdout, stderr)."""
-    spec = importlib.util.spec_from_file_location("upscale", ROOT / "upscale.py")
-    script = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "upscale", script)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
-    spec.loader.exec_module(script)
-    own_flags = flags.FLAGS.get_flags_for_module("upscale")
-
-    def run(*arguments):
-        flags.FLAGS.unparse_flags()
-        for flag in own_flags:
-            flag.unparse()
-        code = script.run(flags.FLAGS(["upscale.py", *map(str, arguments)]))
-        return code, *capsys.readouterr()
-
-    yield run
-    for flag in own_flags:
-        delattr(flags.FLAGS, flag.name)
+    return functools.partial(run_script, "upscale.py")
 
 
 def _run(jobs, network=NEAREST, **options):
