@@ -102,9 +102,9 @@ def _start_as_nearest_neighbour(generator: keras.Model) -> None:
     """Sets the first weights so that the network begins as a nearest-neighbour upscaler.
 
     Channels 0 to 2 carry R, G and B from end to end, through the centre taps. They are never
-    negative, so every PReLU leaves them as they are. All other weights stay random: with the same
-    kernel at a sub-pixel convolution's four positions (Aitken et al., arXiv 1707.02937) the last
-    convolution has fewer features to choose from, and learning is slower.
+    negative, so every PReLU leaves them as they are. All other weights stay random, but each
+    sub-pixel convolution begins with the same kernel for its four positions, so that no
+    checkerboard is there to be unlearned (Aitken et al., arXiv 1707.02937).
     """
     rgb = np.arange(3)
 
@@ -117,12 +117,11 @@ def _start_as_nearest_neighbour(generator: keras.Model) -> None:
     for name in ("upscale1_conv", "upscale2_conv"):
         conv = generator.get_layer(name)
         kernel, bias = conv.get_weights()
-        for position in range(4):
-            # depth_to_space reads its channels as (row, column, feature).
-            channels = position * kernel.shape[-1] // 4 + rgb
-            kernel[..., channels] = 0
-            kernel[1, 1, rgb, channels] = 1
-        conv.set_weights([kernel, bias])
+        # depth_to_space reads its channels as (row, column, feature).
+        kernel = kernel[..., : kernel.shape[-1] // 4]
+        kernel[..., rgb] = 0
+        kernel[1, 1, rgb, rgb] = 1
+        conv.set_weights([np.tile(kernel, 4), bias])
 
     conv_out = generator.get_layer("conv_out")
     kernel, bias = conv_out.get_weights()

@@ -1,0 +1,165 @@
+r"""Measures a training step beside the same step in PyTorch.
+
+    pip install -r requirements-benchmarks.txt
+    python benchmarks/training.py [--network=vgg54] [--precision=bfloat16]
+
+Contenders take turns, a step at a time: ours as train.py makes it, on one batch and fed by the data
+pipeline; PyTorch, channels last, fused Adam, as it comes and compiled. All start from the same
+weights, take the same batch and must find the same losses.
+"""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# From a checkout the package need not be installed.
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import numpy as np
+import turns
+from absl import app, flags
+
+FLAGS = flags.FLAGS
+flags.DEFINE_enum("network", "srresnet", ["srresnet", "vgg54"], "SRResNet-MSE or SRGAN-VGG54.")
+flags.DEFINE_enum("precision", "float32", ["float32", "bfloat16"], "What the networks compute in.")
+flags.DEFINE_integer("batch_size", 16, "Crops in a step.", lower_bound=1)
+flags.DEFINE_integer("rounds", 10, "Steps of each contender.", lower_bound=1)
+flags.DEFINE_list("contenders", "ours,ours fed,PyTorch,PyTorch compiled", "Which take part.")
+flags.DEFINE_string("contender", None, "Be this one (the benchmark calls itself).")
+flags.DEFINE_string("inputs", None, "Where the contender finds weights and batch.")
+
+_CHECKED_STEPS = 3
+# Of the losses' logarithms: the same step, its sums in another order; bfloat16 keeps 8 bits.
+_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05}
+
+
+def make_ours():
+    """Builds the model that train.py builds."""
+    os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"  # as train.py does
+    import tensorflow as tf
+
+    from srgan_tf import training
+
+    tf.keras.utils.set_random_seed(1)
+    tf.config.experimental.enable_op_determinism()
+    adversarial = FLAGS.network == "vgg54"
+    config = training.Config(
+        run_dir="",
+        batch_size=FLAGS.batch_size,
+        content_loss="block5_conv4" if adversarial else "mse",
+        vgg_weights="hed",
+        adversarial_weight=1e-3 if adversarial else 0,
+        init_generator="srresnet_mse",
+        mixed_precision="float32" if FLAGS.precision == "float32" else "mixed_bfloat16",
+    )
+    return training.build_model(config)[0]
+
+
+def make_batches():
+    """Makes the stream of training batches."""
+    from srgan_tf import data
+
+    return iter(data.training_batches(data.open_source("sample"), seed=1,
+                                      batch_size=FLAGS.batch_size, cache=True))  # fmt: skip
+
+
+def write_inputs(folder: Path) -> None:
+    """Writes the weights and the batch, so that PyTorch's process need not load TensorFlow."""
+    import torch_networks
+
+    from srgan_tf import vgg
+
+    model = make_ours()
+    networks = {"generator": model.generator}
+    if model.discriminator is not None:
+        networks["discriminator"] = model.discriminator
+        networks["features"], _ = vgg.build_features("block5_conv4", "hed")
+    for name, network in networks.items():
+        np.savez(folder / f"{name}.npz", **torch_networks.weights_of(network))
+    lr, hr = next(make_batches())
+    np.savez(folder / "batch.npz", lr=lr, hr=hr)
+
+
+def ours(fed: bool) -> None:
+    """Takes turns with Keras and TensorFlow."""
+    import tensorflow as tf
+
+    model = make_ours()
+    batches = make_batches()
+    batch = next(batches)
+    step = tf.function(model.train_step)
+    losses = [float(step(batch)["loss"]) for _ in range(_CHECKED_STEPS)]
+    # numpy() waits for the result.
+    turns.serve(lambda: step(next(batches) if fed else batch)["loss"].numpy(), np.log(losses))
+
+
+def pytorch(compiled: bool) -> None:
+    """Takes turns with PyTorch."""
+    import torch
+    import torch_networks
+    from torch.utils.flop_counter import FlopCounterMode
+
+    torch.set_num_threads(os.cpu_count())
+    kinds = {
+        "generator": torch_networks.Generator,
+        "discriminator": torch_networks.discriminator,
+        "features": torch_networks.Features,
+    }
+    networks = {}
+    for name, build in kinds.items():
+        path = Path(FLAGS.inputs, f"{name}.npz")
+        if path.exists():
+            network = build(dict(np.load(path))).train().to(memory_format=torch.channels_last)
+            networks[name] = torch.compile(network) if compiled else network
+    batch = np.load(Path(FLAGS.inputs, "batch.npz"))
+    lr, hr = (torch.from_numpy(batch[name]).permute(0, 3, 1, 2) for name in ("lr", "hr"))
+    step = torch_networks.make_step(networks, lr, hr, FLAGS.precision == "bfloat16")
+    facts = {}
+    losses = [step()]
+    if not compiled:
+        with FlopCounterMode(display=False) as counter:
+            losses.append(step())
+        facts["gflop"] = counter.get_total_flops() / 1e9
+    losses += [step() for _ in range(_CHECKED_STEPS - len(losses))]
+    turns.serve(step, np.log(losses), **facts)
+
+
+CONTENDERS = {
+    "ours": lambda: ours(fed=False),
+    "ours fed": lambda: ours(fed=True),
+    "PyTorch": lambda: pytorch(compiled=False),
+    "PyTorch compiled": lambda: pytorch(compiled=True),
+}
+
+
+def main(_) -> int:
+    """Lets the contenders take turns and prints the table."""
+    if FLAGS.contender:
+        CONTENDERS[FLAGS.contender]()
+        return 0
+    options = [f"--{name}={FLAGS[name].value}" for name in ("network", "precision", "batch_size")]
+    with tempfile.TemporaryDirectory() as folder:
+        write_inputs(Path(folder))
+        command = [sys.executable, __file__, f"--inputs={folder}", *options]
+        results = turns.compare(
+            {name: [*command, f"--contender={name}"] for name in FLAGS.contenders}, FLAGS.rounds
+        )
+    flops = [r.facts["gflop"] for r in results.values() if "gflop" in getattr(r, "facts", {})]
+    for result in results.values():
+        if flops and not isinstance(result, str):
+            result.facts["gflop"] = flops[0]
+    peak = turns.peak_gflops(FLAGS.precision)
+    print(f"{FLAGS.network}, {FLAGS.batch_size} crops of 96x96, {FLAGS.precision}; seconds a step")
+    print(f"{turns.machine()}; matrix product {peak:.0f} GFLOP/s", end="")
+    print(f"; a step has {flops[0]:.0f} GFLOP" if flops else "")
+    print(turns.table(results, "ours", peak))
+    tolerances = dict.fromkeys(results, _TOLERANCE[FLAGS.precision])
+    wrong = turns.disagreements(results, "ours", tolerances)
+    print("\n".join(wrong) or "All found the same losses.")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,201 @@
+"""Contenders, each in a process of its own, that take turns: A B C, A B C, and so on.
+
+What else the machine does then hits all of them alike, and none lives on another's threads or
+memory. A benchmark calls `compare` with commands that call `serve`.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Result(NamedTuple):
+    """What a contender did.
+
+    Attributes:
+        seconds: Of each of its turns.
+        megabytes: The most memory that its process held.
+        answer: What `serve` was given to compare with others, or None.
+        facts: What else it said of itself.
+    """
+
+    seconds: list[float]
+    megabytes: float
+    answer: np.ndarray | None
+    facts: dict
+
+
+def serve(work: Callable[[], None], answer: np.ndarray | None = None, **facts) -> None:
+    """Works once for each line that comes in and says how long it took; called by a contender.
+
+    Args:
+        work: What is measured; it has been run before, so that nothing is left to be prepared.
+        answer: To compare with the other contenders' answers.
+        **facts: For `Result.facts`.
+    """
+    replies = os.fdopen(int(os.environ["TURNS_REPLIES"]), "w", buffering=1)
+    if answer is not None:
+        np.save(os.environ["TURNS_ANSWER"], answer)
+    print(json.dumps(facts), file=replies)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        work()
+        print(json.dumps(time.perf_counter() - start), file=replies)
+    # Not getrusage: its peak is also that of the process which this one was started from.
+    status = Path("/proc/self/status").read_text().splitlines()
+    kilobytes = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+    print(json.dumps(kilobytes / 1024), file=replies)
+
+
+def compare(commands: dict[str, list[str]], rounds: int) -> dict[str, Result | str]:
+    """Lets contenders take turns.
+
+    Args:
+        commands: For each name what to run; it must call `serve`.
+        rounds: Turns of each.
+
+    Returns:
+        The results by name; of a contender that failed, the last line that it wrote.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        running, results, seconds = {}, {}, {}
+        for number, (name, command) in enumerate(commands.items()):
+            print(f"preparing {name}", file=sys.stderr, flush=True)
+            contender = _start(command, Path(folder, str(number)))
+            if (facts := _reply(contender)) is None:
+                results[name] = contender.last_words()
+            else:
+                running[name], seconds[name] = (contender, facts), []
+        for turn in range(rounds):
+            for name, (contender, _) in running.items():
+                print(f"turn {turn + 1} of {rounds}: {name}", file=sys.stderr, flush=True)
+                contender.process.stdin.write(b"\n")
+                contender.process.stdin.flush()
+                took = _reply(contender)
+                if took is None:
+                    results[name] = contender.last_words()
+                else:
+                    seconds[name].append(took)
+        for name, (contender, facts) in running.items():
+            contender.process.stdin.close()
+            megabytes = _reply(contender)
+            if name not in results:
+                answer = contender.answer
+                answer = np.load(answer) if answer.exists() else None
+                results[name] = Result(seconds[name], megabytes, answer, facts)
+            contender.process.wait()
+    return {name: results[name] for name in commands}
+
+
+class _Contender(NamedTuple):
+    process: subprocess.Popen
+    replies: object
+    log: Path
+    answer: Path
+
+    def last_words(self) -> str:
+        lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        return lines[-1] if lines else "no word"
+
+
+def _start(command: list[str], stem: Path) -> _Contender:
+    reading, writing = os.pipe()
+    log, answer = stem.with_suffix(".log"), stem.with_suffix(".npy")
+    environment = os.environ | {"TURNS_REPLIES": str(writing), "TURNS_ANSWER": str(answer)}
+    with log.open("w") as words:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=words,
+            stderr=words,
+            pass_fds=[writing],
+            env=environment,
+        )
+    os.close(writing)
+    return _Contender(process, os.fdopen(reading), log, answer)
+
+
+def _reply(contender: _Contender):
+    line = contender.replies.readline()
+    return json.loads(line) if line else None
+
+
+def peak_gflops(dtype: str, size: int = 3072) -> float:
+    """Measures what this machine reaches at a square matrix product, in GFLOP/s.
+
+    Args:
+        dtype: "float32" or "bfloat16".
+        size: Side of the matrices.
+    """
+    import torch
+
+    a, b = (torch.rand(size, size, dtype=getattr(torch, dtype)) for _ in range(2))
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        torch.mm(a, b)
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best / 1e9
+
+
+def machine() -> str:
+    """The processor, in a line."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    flags = next(line for line in lines if line.startswith("flags")).split()
+    wanted = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+    return f"{model}, {os.cpu_count()} cores, {' '.join(f for f in wanted if f in flags)}"
+
+
+def table(results: dict[str, Result | str], ours: str, peak: float | None = None) -> str:
+    """Lays results out: medians, the least and the most, the ratio of ours to each.
+
+    Args:
+        results: From `compare`.
+        ours: Name of the contender that the others are held against.
+        peak: GFLOP/s that the machine reaches, for contenders whose facts give their "gflop".
+    """
+    header = f"{'':32}{'median s':>10}{'min':>8}{'max':>8}{'ours/it':>9}{'of peak':>9}{'MB':>8}"
+    lines = [header]
+    own = results[ours]
+    for name, result in results.items():
+        if isinstance(result, str):
+            lines.append(f"{name:32}failed: {result}")
+            continue
+        median = float(np.median(result.seconds))
+        ratio = "" if isinstance(own, str) else f"{np.median(own.seconds) / median:.2f}"
+        gflop = result.facts.get("gflop")
+        share = f"{gflop / median / peak:.0%}" if gflop and peak else ""
+        lines.append(
+            f"{name:32}{median:>10.3f}{min(result.seconds):>8.3f}{max(result.seconds):>8.3f}"
+            f"{ratio:>9}{share:>9}{result.megabytes:>8.0f}"
+        )
+    return "\n".join(lines)
+
+
+def disagreements(
+    results: dict[str, Result | str], ours: str, tolerances: dict[str, float]
+) -> list[str]:
+    """Names the contenders whose answer is not ours: their work would not be the same.
+
+    Args:
+        results: From `compare`.
+        ours: The contender that is held for right.
+        tolerances: For each contender the largest difference of an element.
+    """
+    lines = []
+    for name, result in results.items():
+        if isinstance(result, str) or isinstance(results[ours], str) or result.answer is None:
+            continue
+        difference = float(np.abs(result.answer - results[ours].answer).max())
+        if not difference <= tolerances[name]:
+            lines.append(f"{name}: its answer differs by {difference:.3g}")
+    return lines
