@@ -7,10 +7,11 @@ Nearest, bicubic and every --weights are scored on every --data. Exit code: 0 wh
 scored, 2 when some were left out (each is named), 1 when nothing could be done.
 """
 
-import os
 import sys
 
 from absl import app, flags
+
+from srgan_tf import command_line
 
 FLAGS = flags.FLAGS
 
@@ -58,15 +59,8 @@ def main(argv):
         raise ValueError("--fresh needs --out_dir: nothing is kept elsewhere")
 
     # Here, so that --help need not wait for TensorFlow.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from srgan_tf import native_logs
-
-    with native_logs.hidden():
-        import tensorflow as tf
-
-        from srgan_tf import evaluation, report, tables, upscaling, weights
-
-        tf.config.list_physical_devices()  # where it finds no GPU it says so, once
+    command_line.load_tensorflow()
+    from srgan_tf import evaluation, report, tables, upscaling, weights
 
     sets = evaluation.open_sets(FLAGS.data)
     lpips = evaluation.load_lpips() if FLAGS.lpips else None
@@ -98,16 +92,9 @@ def flags_given() -> dict:
 
 
 def run(argv):
-    """Turns what a user can cause into one line and exit code 1."""
-    try:
-        return main(argv)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        kept = "the same command goes on from here" if FLAGS.out_dir else "nothing was kept"
-        print(f"interrupted: {kept}", file=sys.stderr)
-        return 130
+    """Runs `main`; a user's mistake is one line and exit code 1."""
+    kept = "the same command goes on from here" if FLAGS.out_dir else "nothing was kept"
+    return command_line.exit_code(lambda: main(argv), f"interrupted: {kept}")
 
 
 if __name__ == "__main__":

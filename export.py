@@ -7,10 +7,9 @@ Each file is run on --data and held against the Keras model. Exit code: 0 when a
 bounds, 1 when something is wrong; then nothing is written.
 """
 
-import os
-import sys
-
 from absl import app, flags, logging
+
+from srgan_tf import command_line
 
 FLAGS = flags.FLAGS
 
@@ -56,16 +55,9 @@ def main(argv):
         raise ValueError(f"what is {argv[1]!r}? Weights go into --weights=")
 
     # Here, so that --help need not wait for TensorFlow.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    command_line.load_tensorflow()
     logging.set_verbosity(logging.WARNING)  # TensorFlow tells each detail of a SavedModel
-    from srgan_tf import native_logs
-
-    with native_logs.hidden():
-        import tensorflow as tf
-
-        from srgan_tf import exporting, run_folder, weights
-
-        tf.config.list_physical_devices()  # where it finds no GPU it says so, once
+    from srgan_tf import exporting, run_folder, weights
 
     _check("format", FLAGS.format, exporting.FORMATS)
     _check("quantize", FLAGS.quantize, exporting.QUANTIZE)
@@ -136,15 +128,8 @@ def _input_size() -> tuple[int, int] | None:
 
 
 def run(argv):
-    """Turns what a user can cause into one line and exit code 1."""
-    try:
-        return main(argv)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
-        return 130
+    """Runs `main`; a user's mistake is one line and exit code 1."""
+    return command_line.exit_code(lambda: main(argv), "interrupted: nothing was written")
 
 
 if __name__ == "__main__":

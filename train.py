@@ -6,6 +6,8 @@ import sys
 
 from absl import app, flags, logging
 
+from srgan_tf import command_line
+
 FLAGS = flags.FLAGS
 # Warnings, not what TensorFlow tells about itself at every checkpoint.
 logging.set_verbosity(logging.WARNING)
@@ -114,20 +116,13 @@ def main(argv):
     """Turns flags into a config and trains."""
     if len(argv) > 1:
         raise app.UsageError(f"{argv[1]}: train.py takes flags only, see --help")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     # TensorFlow leaves oneDNN off on x86 CPUs without AVX-512, where it halves the time of a
     # training step all the same. For a single picture it is far slower there (the last convolution
     # takes 5 s instead of 0.4 s), so the other scripts leave it as it is.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-    # TensorFlow takes seconds to import: not before the flags are known to be right.
-    from srgan_tf import native_logs
-
-    with native_logs.hidden():
-        import tensorflow as tf
-
-        from srgan_tf import training
-
-        tf.config.list_physical_devices()  # where it finds no GPU it says so, once
+    # It takes seconds to import: not before the flags are known to be right.
+    command_line.load_tensorflow()
+    from srgan_tf import training
 
     names = [field.name for field in dataclasses.fields(training.Config)]
     values = {name: FLAGS[name].value for name in names}

@@ -10,11 +10,12 @@ enlarged (each is named) or nothing could be done.
 """
 
 import functools
-import os
 import sys
 import warnings
 
 from absl import app, flags
+
+from srgan_tf import command_line
 
 FLAGS = flags.FLAGS
 
@@ -65,13 +66,10 @@ def main(argv):
         raise ValueError(f"--quality is for --format=jpg and webp, .{FLAGS.format} has none")
 
     # Here, so that --help need not wait for TensorFlow.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from srgan_tf import native_logs
+    command_line.load_tensorflow()
+    from PIL import Image
 
-    with native_logs.hidden():
-        from PIL import Image
-
-        from srgan_tf import evaluation, inference, photo_jobs, photographs
+    from srgan_tf import evaluation, inference, photo_jobs, photographs
 
     # Pillow warns above this number and refuses above twice of it.
     Image.MAX_IMAGE_PIXELS = int(FLAGS.max_megapixels * 1e6 / 2)
@@ -92,7 +90,7 @@ def main(argv):
         print(text, file=stream, flush=True)
 
     def load(bits):
-        with native_logs.hidden():
+        with command_line.native_logs_hidden():
             return inference.load_network(
                 FLAGS.weights,
                 precision=FLAGS.precision,
@@ -116,15 +114,9 @@ def main(argv):
 
 
 def run(argv):
-    """Turns what a user can cause into one line and exit code 1."""
-    try:
-        return main(argv)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on from here", file=sys.stderr)
-        return 130
+    """Runs `main`; a user's mistake is one line and exit code 1."""
+    left = "interrupted: the same command goes on from here"
+    return command_line.exit_code(lambda: main(argv), left)
 
 
 if __name__ == "__main__":

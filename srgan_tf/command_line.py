@@ -1,0 +1,53 @@
+"""What the scripts at the top have in common: quiet libraries, and errors in one line."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+
+
+def load_tensorflow() -> None:
+    """Imports TensorFlow and has it look for GPUs, without what it writes about that to stderr."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    with native_logs_hidden():
+        import tensorflow as tf
+
+        tf.config.list_physical_devices()
+
+
+@contextlib.contextmanager
+def native_logs_hidden() -> Iterator[None]:
+    """Hides what libraries write to stderr past Python, which no log level silences.
+
+    What Python itself writes there is still seen.
+    """
+    with contextlib.ExitStack() as stack:
+        kept = os.dup(2)
+        stack.callback(os.close, kept)
+        stack.callback(os.dup2, kept, 2)
+        if sys.stderr is sys.__stderr__:
+            own = stack.enter_context(open(os.dup(2), "w"))
+            stack.enter_context(contextlib.redirect_stderr(own))
+        with open(os.devnull, "w") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+
+
+def exit_code(main: Callable[[], int], interrupted: str) -> int:
+    """Runs a script's main function and turns what a user can cause into one line on stderr.
+
+    Args:
+        main: Gives the exit code.
+        interrupted: What to say after Ctrl-C.
+
+    Returns:
+        What `main` gives; 1 after a ValueError or OSError; 130 after Ctrl-C.
+    """
+    try:
+        return main()
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(interrupted, file=sys.stderr)
+        return 130
