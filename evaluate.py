@@ -94,7 +94,7 @@ def flags_given() -> dict:
 def run(argv):
     """Runs `main`; a user's mistake is one line and exit code 1."""
     kept = "the same command goes on from here" if FLAGS.out_dir else "nothing was kept"
-    return command_line.exit_code(lambda: main(argv), f"interrupted: {kept}")
+    return command_line.exit_code(main, argv, f"interrupted: {kept}")
 
 
 if __name__ == "__main__":

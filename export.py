@@ -129,7 +129,7 @@ def _input_size() -> tuple[int, int] | None:
 
 def run(argv):
     """Runs `main`; a user's mistake is one line and exit code 1."""
-    return command_line.exit_code(lambda: main(argv), "interrupted: nothing was written")
+    return command_line.exit_code(main, argv, "interrupted: nothing was written")
 
 
 if __name__ == "__main__":

@@ -130,12 +130,16 @@ def main(argv):
     config = training.Config(**values)
     try:
         training.train(config)
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
     except training.Stopped as stopped:
         print(stopped, file=sys.stderr)
-        sys.exit(128 + stopped.signum)
+        return 128 + stopped.signum
+    return 0
+
+
+def run(argv):
+    """Runs `main`; a user's mistake is one line and exit code 1."""
+    return command_line.exit_code(main, argv, "interrupted: nothing was lost that had been saved")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(run)

@@ -116,7 +116,7 @@ def main(argv):
 def run(argv):
     """Runs `main`; a user's mistake is one line and exit code 1."""
     left = "interrupted: the same command goes on from here"
-    return command_line.exit_code(lambda: main(argv), left)
+    return command_line.exit_code(main, argv, left)
 
 
 if __name__ == "__main__":

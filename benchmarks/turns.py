@@ -4,6 +4,7 @@ What else the machine does then hits all of them alike, and none lives on anothe
 memory. A benchmark calls `compare` with commands that call `serve`.
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -76,18 +77,24 @@ def compare(commands: dict[str, list[str]], rounds: int) -> dict[str, Result | s
                 running[name], seconds[name] = (contender, facts), []
         for turn in range(rounds):
             for name, (contender, _) in running.items():
+                if name in results:
+                    continue
                 print(f"turn {turn + 1} of {rounds}: {name}", file=sys.stderr, flush=True)
-                contender.process.stdin.write(b"\n")
-                contender.process.stdin.flush()
+                with contextlib.suppress(BrokenPipeError):  # it is dead: no reply comes
+                    contender.process.stdin.write(b"\n")
+                    contender.process.stdin.flush()
                 took = _reply(contender)
                 if took is None:
                     results[name] = contender.last_words()
                 else:
                     seconds[name].append(took)
         for name, (contender, facts) in running.items():
-            contender.process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):
+                contender.process.stdin.close()
             megabytes = _reply(contender)
-            if name not in results:
+            if name not in results and megabytes is None:
+                results[name] = contender.last_words()
+            elif name not in results:
                 answer = contender.answer
                 answer = np.load(answer) if answer.exists() else None
                 results[name] = Result(seconds[name], megabytes, answer, facts)
@@ -155,15 +162,20 @@ def machine() -> str:
     return f"{model}, {os.cpu_count()} cores, {' '.join(f for f in wanted if f in flags)}"
 
 
-def table(results: dict[str, Result | str], ours: str, peak: float | None = None) -> str:
+def table(
+    results: dict[str, Result | str], ours: str, peak: float | None = None, memory: bool = True
+) -> str:
     """Lays results out: medians, the least and the most, the ratio of ours to each.
 
     Args:
         results: From `compare`.
         ours: Name of the contender that the others are held against.
         peak: GFLOP/s that the machine reaches, for contenders whose facts give their "gflop".
+        memory: Whether to show the memory of their processes.
     """
-    header = f"{'':32}{'median s':>10}{'min':>8}{'max':>8}{'ours/it':>9}{'of peak':>9}{'MB':>8}"
+    header = (
+        f"{'':32}{'median s':>10}{'min':>8}{'max':>8}{'ours/it':>9}{'of peak':>9}{'MB' * memory:>8}"
+    )
     lines = [header]
     own = results[ours]
     for name, result in results.items():
@@ -176,26 +188,33 @@ def table(results: dict[str, Result | str], ours: str, peak: float | None = None
         share = f"{gflop / median / peak:.0%}" if gflop and peak else ""
         lines.append(
             f"{name:32}{median:>10.3f}{min(result.seconds):>8.3f}{max(result.seconds):>8.3f}"
-            f"{ratio:>9}{share:>9}{result.megabytes:>8.0f}"
+            f"{ratio:>9}{share:>9}" + f"{result.megabytes:>8.0f}" * memory
         )
     return "\n".join(lines)
 
 
-def disagreements(
-    results: dict[str, Result | str], ours: str, tolerances: dict[str, float]
-) -> list[str]:
-    """Names the contenders whose answer is not ours: their work would not be the same.
+def compared(
+    results: dict[str, Result | str], ours: str, tolerance: float
+) -> tuple[list[str], list[str]]:
+    """Compares all answers with ours: where they differ, the work was not the same.
 
     Args:
         results: From `compare`.
         ours: The contender that is held for right.
-        tolerances: For each contender the largest difference of an element.
+        tolerance: The largest difference of an element.
+
+    Returns:
+        Names of the contenders that agree with ours, and a line for each that does not or that
+        has failed.
     """
-    lines = []
+    agree, lines = [], []
     for name, result in results.items():
-        if isinstance(result, str) or isinstance(results[ours], str) or result.answer is None:
-            continue
-        difference = float(np.abs(result.answer - results[ours].answer).max())
-        if not difference <= tolerances[name]:
-            lines.append(f"{name}: its answer differs by {difference:.3g}")
-    return lines
+        if isinstance(result, str) or isinstance(results[ours], str):
+            lines.append(f"{name}: not compared")
+        elif name != ours:
+            difference = float(np.abs(result.answer - results[ours].answer).max())
+            if difference <= tolerance:
+                agree.append(name)
+            else:
+                lines.append(f"{name}: its answer differs by {difference:.3g}")
+    return agree, lines

@@ -124,7 +124,7 @@ CONTENDERS = {
 
 
 def take_part(name: str) -> None:
-    """Takes turns; all tile alike, and TensorFlow is loaded in each for that."""
+    """Takes turns; all go through `upscaling.upscale`, which loads TensorFlow in each process."""
     from srgan_tf import upscaling
 
     call, facts = CONTENDERS[name]()
@@ -187,7 +187,7 @@ def main(_) -> int:
     print(f"{height}x{width} to {4 * height}x{4 * width}: seconds a picture of {megapixels:.1f} MP")
     peak = turns.peak_gflops("float32")
     print(f"{turns.machine()}; matrix product {peak:.0f} GFLOP/s in float32")
-    print(turns.table(results, names[0]))
+    print(turns.table(results, names[0], memory=False))
     print("\nPSNR on sample photographs, megapixels of SR a second:")
     done = {name: result for name, result in results.items() if not isinstance(result, str)}
     psnr = {

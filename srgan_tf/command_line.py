@@ -5,6 +5,21 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 
+from absl import flags
+
+
+def expand_homes(script: str) -> None:
+    """Makes a leading ~ in a script's flags the user's home: shells leave it in --flag=~/folder.
+
+    Args:
+        script: The name of the script's module, whose flags have been parsed.
+    """
+    for flag in flags.FLAGS.get_key_flags_for_module(sys.modules[script]):
+        if isinstance(flag.value, str):
+            flag.value = os.path.expanduser(flag.value)
+        elif isinstance(flag.value, list):
+            flag.value = [os.path.expanduser(value) for value in flag.value]
+
 
 def load_tensorflow() -> None:
     """Imports TensorFlow and has it look for GPUs, without what it writes about that to stderr."""
@@ -33,18 +48,20 @@ def native_logs_hidden() -> Iterator[None]:
         yield
 
 
-def exit_code(main: Callable[[], int], interrupted: str) -> int:
+def exit_code(main: Callable[[list[str]], int], argv: list[str], interrupted: str) -> int:
     """Runs a script's main function and turns what a user can cause into one line on stderr.
 
     Args:
-        main: Gives the exit code.
+        main: Takes `argv` and gives the exit code.
+        argv: The command without its flags.
         interrupted: What to say after Ctrl-C.
 
     Returns:
         What `main` gives; 1 after a ValueError or OSError; 130 after Ctrl-C.
     """
+    expand_homes(main.__module__)
     try:
-        return main()
+        return main(argv)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

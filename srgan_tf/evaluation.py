@@ -232,8 +232,8 @@ def load_methods(specs: Iterable[str], *, tile: int) -> list[Method]:
     """Loads nearest, bicubic and the weights to score.
 
     Args:
-        specs: Each a run folder, a weights file, a bundled name, an exported SavedModel folder or
-            a .tflite file.
+        specs: Each a run folder, a weights file, a bundled name, an exported SavedModel folder, a
+            .tflite or an .onnx file.
         tile: As in `upscaling.upscale`.
 
     Returns:

@@ -1,4 +1,6 @@
-"""The paper's losses, equations 3 to 6: functions of pictures in [-1, 1] and of logits.
+"""The paper's losses, equation 2 and equations 4 to 6, of which equation 3 is the sum.
+
+Functions of pictures in [-1, 1] and of logits.
 
 Only `keras.ops`. Every loss is a float32 scalar, the mean over the pictures that it is given.
 """

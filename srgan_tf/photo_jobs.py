@@ -49,8 +49,8 @@ def plan(
     for given in map(Path, inputs):
         if given.is_dir():
             files = pictures.find_pictures(given)
-            if out_dir is not None and Path(out_dir).resolve() != given.resolve():
-                results = Path(out_dir).resolve()
+            results = None if out_dir is None else Path(out_dir).resolve()
+            if results and given.resolve() in results.parents:
                 files = [file for file in files if not file.resolve().is_relative_to(results)]
             if not files:
                 raise ValueError(f"{given}: no pictures in this folder")

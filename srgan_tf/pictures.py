@@ -51,7 +51,7 @@ def find_pictures(folder: str | os.PathLike) -> list[Path]:
     """Lists the pictures in a folder and in all folders below it, following links.
 
     Args:
-        folder: The folder; a leading ~ is the user's home, which shells leave in --flag=~/folder.
+        folder: The folder.
 
     Returns:
         Sorted paths of the files whose name ends like a picture's, whatever its case. Hidden files
@@ -60,7 +60,6 @@ def find_pictures(folder: str | os.PathLike) -> list[Path]:
     Raises:
         FileNotFoundError: There is no such folder.
     """
-    folder = os.path.expanduser(folder)
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"{folder}: no such folder")
     found, visited = [], set()

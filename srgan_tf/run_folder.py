@@ -168,7 +168,8 @@ class RunLog:
         kept = []
         for line in path.read_text().splitlines() if path.exists() else ():
             with contextlib.suppress(ValueError):
-                if json.loads(line)["step"] <= first_step:
+                # A run that begins anew also validates anew at step 0.
+                if 0 < first_step >= json.loads(line)["step"]:
                     kept.append(line + "\n")
         write_text(path, "".join(kept))
         self._file = path.open("a")

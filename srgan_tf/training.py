@@ -21,9 +21,13 @@ from srgan_tf import data, gan, losses, networks, run_folder, vgg, weights
 
 # What may differ when a run goes on: it changes what is seen or how fast, not the weights.
 MAY_CHANGE = frozenset({
-    "cache", "dry_run", "jit_compile", "keep_checkpoints", "log_every", "run_dir", "steps_per_call",
+    "cache", "dry_run", "keep_checkpoints", "log_every", "run_dir", "steps_per_call",
     "checkpoint_every", "validate_every",
 })  # fmt: skip
+
+# Raise it with a change after which the same flags and pictures give other weights: runs of the
+# version before are then not gone on with. 2: Adam's epsilon is 1e-8.
+_RECIPE = 2
 
 _PROBE_STEPS = 3
 
@@ -125,11 +129,22 @@ def train(config: Config, strategy: tf.distribute.Strategy | None = None) -> Pat
     pairs = data.validation_pairs(val_source, count=config.val_pictures) if val_source else []
 
     with strategy.scope():
-        model, facts = build_model(config, synchronized=strategy.num_replicas_in_sync > 1)
+        # A run that goes on has its weights, and does not need those that it started from.
+        fresh = not tf.train.latest_checkpoint(os.fspath(run_dir / "checkpoints"))
+        model, facts = build_model(
+            config if fresh else dataclasses.replace(config, init_generator="none"),
+            synchronized=strategy.num_replicas_in_sync > 1,
+        )
         checkpoint = _checkpoint(model)
     restored = _restore(checkpoint, run_dir / "checkpoints")
     first_step = int(checkpoint.step.numpy())
+    facts["recipe"] = _RECIPE
     facts["train_data"] = data.describe(train_source)
+    facts["validation"] = {
+        "data": config.val_data or "held out from the training data",
+        "pictures": [name for name, _, _ in pairs],
+        "fingerprint": data.describe(val_source)["fingerprint"] if val_source else None,
+    }
     if restored:
         _refuse_other_findings(facts, run_dir)
         facts["generator"] = f"{restored}, step {first_step}"
@@ -143,10 +158,6 @@ def train(config: Config, strategy: tf.distribute.Strategy | None = None) -> Pat
     seconds = _probe_speed(checkpoint, run_steps, iterator)
     facts |= {
         "variant": config.variant,
-        "validation": {
-            "data": config.val_data or "held out from the training data",
-            "pictures": [name for name, _, _ in pairs],
-        },
         "lr_operator": "Matlab's bicubic x1/4 of the crop, in 8 bits",
         "strategy": type(strategy.extended).__name__.removesuffix("Extended"),
         "replicas": strategy.num_replicas_in_sync,
@@ -317,8 +328,13 @@ def _refuse_other_run(config: Config, run_dir: Path) -> None:
 
 
 def _refuse_other_findings(facts: dict, run_dir: Path) -> None:
-    """Refuses to go on where the same flags now mean other pictures or another VGG."""
+    """Refuses to go on where the same flags now mean other steps, pictures or another VGG."""
     before = json.loads((run_dir / "run.json").read_text())
+    if before.get("recipe") != _RECIPE:
+        raise ValueError(
+            f"--run_dir={run_dir}: started by a version of this program (commit"
+            f" {before.get('commit')}) that trained otherwise; use that, or give another --run_dir"
+        )
     if before["vgg"] != facts["vgg"]:
         raise ValueError(
             f"--vgg_weights: {run_dir} was started with {before['vgg']}, but {facts['vgg']} was"
@@ -329,6 +345,11 @@ def _refuse_other_findings(facts: dict, run_dir: Path) -> None:
             f"--train_data={facts['train_data']['spec']}: not the pictures that {run_dir} was"
             f" started with ({before['train_data']['pictures']} then,"
             f" {facts['train_data']['pictures']} now); restore them, or give another --run_dir"
+        )
+    if before["validation"]["fingerprint"] != facts["validation"]["fingerprint"]:
+        raise ValueError(
+            f"--val_data={facts['validation']['data']}: not the pictures that {run_dir} was"
+            " started with; restore them, or give another --run_dir"
         )
 
 
@@ -467,7 +488,14 @@ def _loop(config, model, checkpoint, manager, iterator, run_steps, pairs, log, s
                 validate()
         if step % config.checkpoint_every == 0 or is_last or stop:
             _require_finite_weights(model, step, manager)
-            manager.save(checkpoint_number=step)
+            try:
+                manager.save(checkpoint_number=step)
+            except tf.errors.OpError as error:  # the disk is full, the folder is gone
+                reason = str(error).splitlines()[0]
+                raise ValueError(
+                    f"--run_dir={config.run_dir}: step {step} cannot be saved ({reason}); the same"
+                    " command goes on from the checkpoint before"
+                ) from error
         if stop and not is_last:
             raise Stopped(signals[0] if signals else signal.SIGTERM, step)
 

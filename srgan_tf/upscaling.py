@@ -241,10 +241,12 @@ def _load_saved_model(path: Path) -> Network:
     try:
         model = tf.saved_model.load(str(path))
         serve = model.signatures["serving_default"]
-    except (OSError, KeyError, ValueError) as error:
-        raise ValueError(f"{path}: no SavedModel with a serving_default signature") from error
-    [(argument, spec)] = serve.structured_input_signature[1].items()
-    [result] = serve.structured_outputs
+        [(argument, spec)] = serve.structured_input_signature[1].items()
+        [result] = serve.structured_outputs
+    except (OSError, KeyError, ValueError, tf.errors.OpError) as error:
+        raise ValueError(
+            f"{path}: no SavedModel with a serving_default signature of one picture in and one out"
+        ) from error
     if not (spec.shape.rank == 4 and spec.dtype in (tf.uint8, tf.float32)):
         raise ValueError(
             f"{path}: serving_default takes {spec.dtype.name} {spec.shape}, not pictures"

@@ -43,7 +43,10 @@ def load_generator(spec: str) -> tuple[keras.Model, dict]:
     except Exception as error:  # h5py and Keras raise whatever the damage leads to.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path}: not a generator's weights: {reason}") from error
-    return generator, _card(path)
+    try:
+        return generator, _card(path)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: the .json file beside it does not describe it") from error
 
 
 def file_sha256(path: Path) -> str:

@@ -1,10 +1,12 @@
 """Slow proofs that training learns, on photographs: `pytest -m slow -s tests/test_learning.py`.
 
-They keep their runs in SRGAN_RUNS, by default runs/proof, so that a stopped proof goes on.
+They keep their runs in SRGAN_RUNS, by default runs/proof, so that a stopped proof goes on. A run
+that was finished with other code is begun anew.
 """
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +22,11 @@ PRECISION = os.environ.get("SRGAN_PRECISION", "float32")
 
 def train(shared, name, *flags):
     run_dir = RUNS / name
+    if (run_dir / "scores.json").exists():
+        commit = json.loads((run_dir / "run.json").read_text())["commit"].rstrip("+")
+        code = ["srgan_tf/*.py", "train.py", "*.flags"]
+        if subprocess.run(["git", "diff", "--quiet", commit, "--", *code], cwd=ROOT).returncode:
+            shutil.rmtree(run_dir)
     subprocess.run(
         [
             sys.executable,
@@ -47,7 +54,7 @@ def train_srresnet(shared):
         "srresnet_mse",
         "--flagfile=srresnet_mse.flags",
         "--steps=3000",
-        "--learning_rate=5e-4",
+        "--learning_rate=1e-3",
         "--learning_rate_schedule=cosine",
         "--warmup_steps=100",
         "--log_every=50",

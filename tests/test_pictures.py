@@ -33,12 +33,6 @@ def test_links_to_folders_are_followed(tmp_path):
     assert pictures.find_pictures(tmp_path / "train") == [tmp_path / "train" / "link" / "a.png"]
 
 
-def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "a.png").touch()
-    assert pictures.find_pictures("~") == [tmp_path / "a.png"]
-
-
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
         pictures.find_pictures(tmp_path / "nowhere")

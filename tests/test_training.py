@@ -155,9 +155,15 @@ def test_a_dry_run_says_what_a_run_would_do_and_writes_nothing(photo_folder, tmp
 def test_a_damaged_checkpoint_costs_no_more_than_the_way_from_the_one_before(
     photo_folder, tmp_path
 ):
+    from srgan_tf import networks
+
+    start = tmp_path / "start.weights.h5"
+    networks.build_generator(residual_blocks=1, filters=8).save_weights(start)
     flags = [f"--train_data={photo_folder}", f"--run_dir={tmp_path}", "--checkpoint_every=2"]
+    flags.append(f"--init_generator={start}")
     train(*flags, "--steps=4")
     before = checkpoint_arrays(tmp_path, 4)
+    start.unlink()  # a run that goes on does not need what it started from
     (tmp_path / "checkpoints" / "ckpt-4.index").write_bytes(b"rubbish")
     done = train(*flags, "--steps=4")
     assert "ckpt-4 cannot be read" in done.stderr
@@ -203,23 +209,33 @@ def test_what_cannot_be_trained_is_named(message, wrong, photo_folder, tmp_path,
     assert not Path("run").exists()
 
 
-def test_a_run_does_not_go_on_with_other_pictures_or_another_vgg(photo_folder, tmp_path):
-    pictures = tmp_path / "pictures"
+def test_a_run_goes_on_with_what_it_was_started_with_or_not_at_all(photo_folder, tmp_path):
+    from srgan_tf import training
+
+    pictures, run_dir = tmp_path / "pictures", tmp_path / "run"
     shutil.copytree(photo_folder, pictures)
-    flags = [f"--train_data={pictures}", f"--run_dir={tmp_path}/run", "--steps=1"]
-    flags += ["--content_loss=block1_conv2", "--vgg_weights=hed"]
-    train(*flags)
+    shutil.copytree(photo_folder, tmp_path / "validation")
+    flags = ["--steps=1", "--content_loss=block1_conv2", "--vgg_weights=hed", "--nodeterministic"]
+    flags += [f"--train_data={pictures}", f"--val_data={tmp_path}/validation"]
+    train(*flags, f"--run_dir={run_dir}")
 
-    record = tmp_path / "run" / "run.json"
+    record = run_dir / "run.json"
     text = record.read_text()
-    record.write_text(text.replace('"vgg": "hed"', '"vgg": "imagenet"'))
-    (line,) = errors(train(*flags, code=1))
-    assert re.search("--vgg_weights: .* started with imagenet, but hed", line)
-    record.write_text(text)
+    config = training.Config(**json.loads(text)["config"])
 
+    def refused(message):
+        with pytest.raises(ValueError, match=message):
+            training.train(config)
+        record.write_text(text)
+
+    record.write_text(text.replace('"vgg": "hed"', '"vgg": "imagenet"'))
+    refused("--vgg_weights: .* started with imagenet, but hed")
+    record.write_text(text.replace('"recipe": ', '"recipe": 1'))
+    refused("--run_dir=.* that trained otherwise")
+    shutil.copy(pictures / "00.jpg", tmp_path / "validation" / "one_more.jpg")
+    refused("--val_data=.*not the pictures")
     shutil.copy(pictures / "00.jpg", pictures / "one_more.jpg")
-    (line,) = errors(train(*flags, code=1))
-    assert re.search("--train_data=.*not the pictures.*19 then, 20 now", line)
+    refused("--train_data=.*not the pictures.*20 then, 21 now")
 
 
 def test_the_run_folder_repeats_the_run(photo_folder, tmp_path):

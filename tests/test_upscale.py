@@ -1,6 +1,7 @@
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -144,6 +145,22 @@ def test_results_are_not_enlarged_again(tmp_path, monkeypatch, out_dir):
     again = photo_jobs.plan(everything, out_dir=out_dir, format="png")
     assert {job.source for job in again} == {job.source for job in jobs}
     assert photo_jobs.plan([jobs[0].target])[0].source == jobs[0].target  # by itself it is
+
+
+def test_results_may_go_above_the_folder_that_they_come_from(tmp_path):
+    (tmp_path / "holiday").mkdir()
+    save_photograph(tmp_path / "holiday" / "a.png", 8, 8)
+    [job] = photo_jobs.plan([tmp_path / "holiday"], out_dir=tmp_path)
+    assert job.target == tmp_path / "a_x4.png"
+
+
+def test_a_tilde_in_a_flag_is_the_home_folder(upscale, tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copy(tiny, tmp_path / "tiny.weights.h5")
+    save_photograph(tmp_path / "a.png", 8, 8)
+    code, _, stderr = upscale(tmp_path / "a.png", "--weights=~/tiny.weights.h5", "--out_dir=~/out")
+    assert code == 0, stderr
+    assert (tmp_path / "out" / "a_x4.png").exists()
 
 
 def test_a_folder_without_pictures_is_named(tmp_path):
