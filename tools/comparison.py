@@ -1,0 +1,69 @@
+r"""Draws docs/comparison.png: details of two sample photographs as LR, bicubic, each --weights, HR.
+
+python tools/comparison.py --weights=srresnet_mse
+"""
+
+import os
+import sys
+from pathlib import Path
+
+# From a checkout the package need not be installed.
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import numpy as np
+from absl import app, flags
+from PIL import Image, ImageDraw, ImageFont
+
+from srgan_tf import command_line
+
+ROOT = Path(__file__).parents[1]
+FLAGS = flags.FLAGS
+flags.DEFINE_multi_string("weights", ["srresnet_mse"], "As evaluate.py takes them, repeatable.")
+flags.DEFINE_string("out", str(ROOT / "docs" / "comparison.png"), "The picture to write.")
+
+# Top and left of what is shown of each sample photograph, in HR pixels, a multiple of 4.
+_DETAILS = {"chelsea": (64, 112), "coffee": (80, 176)}
+_HEIGHT, _WIDTH, _GAP, _LABEL = 180, 240, 4, 22
+
+
+def main(_) -> int:
+    """Enlarges, cuts out, joins and writes."""
+    command_line.load_tensorflow()
+    from srgan_tf import evaluation, pictures, resize, upscaling
+
+    samples = {path.stem: path for path in pictures.sample_pictures()}
+    methods = evaluation.load_methods(FLAGS.weights, tile=upscaling.DEFAULT_TILE)
+    labels = ["LR", *(method.name for method in methods[1:]), "HR"]
+    sheet = Image.new(
+        "RGB",
+        (len(labels) * (_WIDTH + _GAP) - _GAP, _LABEL + len(_DETAILS) * (_HEIGHT + _GAP) - _GAP),
+        "white",
+    )
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(15)
+    for column, label in enumerate(labels):
+        draw.text((column * (_WIDTH + _GAP) + _WIDTH // 2, 2), label, "black", font, "ma")
+    for row, (name, (top, left)) in enumerate(_DETAILS.items()):
+        picture = pictures.read_rgb(samples[name])
+        height, width = (side // 4 * 4 for side in picture.shape[:2])
+        hr = picture[:height, :width]
+        lr = resize.imresize(hr, (height // 4, width // 4))
+        # The first method is nearest: that is how LR is shown.
+        for column, whole in enumerate([*(method.upscale(lr) for method in methods), hr]):
+            detail = np.ascontiguousarray(whole[top : top + _HEIGHT, left : left + _WIDTH])
+            place = column * (_WIDTH + _GAP), _LABEL + row * (_HEIGHT + _GAP)
+            sheet.paste(Image.fromarray(detail), place)
+    beside = f"{FLAGS.out}.tmp.png"
+    sheet.save(beside, optimize=True)
+    os.replace(beside, FLAGS.out)
+    print(FLAGS.out)
+    return 0
+
+
+def run(argv) -> int:
+    """Runs `main`; a user's mistake is one line and exit code 1."""
+    return command_line.exit_code(main, argv, "interrupted: nothing was written")
+
+
+if __name__ == "__main__":
+    app.run(run)
