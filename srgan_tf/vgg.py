@@ -44,7 +44,9 @@ def build_features(layer: str, weights: str, *, dtype: str = "float32") -> tuple
         ValueError: No such layer, or the weights cannot be had or do not fit; one line.
     """
     if layer not in LAYERS:
-        raise ValueError(f"VGG19 has no layer {layer!r}: give one of {', '.join(LAYERS)}")
+        raise ValueError(
+            f"--content_loss: VGG19 has no layer {layer!r}: give mse or one of {', '.join(LAYERS)}"
+        )
 
     # keras.applications takes its dtype from the global policy alone.
     policy = keras.config.dtype_policy()
@@ -98,8 +100,7 @@ def _load_imagenet(vgg: keras.Model) -> None:
     try:
         pretrained = keras.applications.VGG19(include_top=False, weights="imagenet")
     except Exception as error:  # Keras raises a bare Exception where a download fails.
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"VGG19's ImageNet weights cannot be had: {reason}") from error
+        raise ValueError(f"VGG19's ImageNet weights cannot be had: {_first_line(error)}") from error
     finally:
         socket.setdefaulttimeout(timeout)
     vgg.set_weights(pretrained.get_weights())
@@ -111,12 +112,15 @@ def _load_file(vgg: keras.Model, path: str) -> None:
     try:
         vgg.load_weights(path)
     except Exception as error:  # h5py and Keras raise whatever the damage leads to.
-        reason = str(error).splitlines()[0]
         raise ValueError(
-            f"--vgg_weights={path}: not the convolutions of a Keras VGG19: {reason}"
+            f"--vgg_weights={path}: not the convolutions of a Keras VGG19: {_first_line(error)}"
         ) from error
     if not all(np.isfinite(w).all() for w in vgg.get_weights()):
         raise ValueError(f"--vgg_weights={path}: holds values that are not finite")
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _load_hed(vgg: keras.Model) -> None:

@@ -288,7 +288,7 @@ def test_the_memory_cache_changes_nothing(photos):
 
 def test_a_cache_larger_than_the_memory_is_refused(photos, monkeypatch):
     monkeypatch.setattr(data.os, "sysconf", lambda name: 512)
-    with pytest.raises(ValueError, match="train without the cache"):
+    with pytest.raises(ValueError, match="leave out --cache"):
         _take(photos, 1, cache=True)
 
 
