@@ -141,8 +141,9 @@ class SRGAN(keras.Model):
             data: As `train_step` takes it.
 
         Returns:
-            For each term its value and the norm of its gradient in the generator's weights:
-            a term that is detached or has vanished shows a norm of 0.
+            For each term its value and the norm of its gradient in the generator's weights, under
+            a strategy of the whole batch: a term that is detached or has vanished shows a norm
+            of 0.
         """
         lr, hr = data
         variables = self.generator.trainable_variables
@@ -151,10 +152,17 @@ class SRGAN(keras.Model):
                 variables, self.generator.non_trainable_variables, lr, training=True
             )
             terms = self.generator_terms(hr, sr)
-        return {
-            name: (term, tf.linalg.global_norm(tape.gradient(term, [v.value for v in variables])))
-            for name, term in terms.items()
-        }
+        context, mean = tf.distribute.get_replica_context(), tf.distribute.ReduceOp.MEAN
+        result = {}
+        for name, term in terms.items():
+            gradients = tape.gradient(
+                term,
+                [v.value for v in variables],
+                unconnected_gradients=tf.UnconnectedGradients.ZERO,
+            )
+            norm = tf.linalg.global_norm(context.all_reduce(mean, gradients))
+            result[name] = context.all_reduce(mean, term), norm
+        return result
 
     def test_step(self, data: tuple[tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Scores a batch with frozen batch statistics.

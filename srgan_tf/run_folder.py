@@ -1,7 +1,7 @@
 """What a run leaves in its folder besides checkpoints: records, logs, pictures, weights.
 
 flags.txt                   a flagfile that repeats the run
-run.json                    flags, versions, data, losses at the start
+run.json                    flags, versions, data, losses at the start; when it went on, and where
 metrics.jsonl               losses and validation scores by step
 tensorboard/                the same, and validation pictures
 validation.png              bicubic, SR and HR of three validation pictures, the newest
@@ -65,6 +65,32 @@ def write_start(run_dir: Path, config: dict, facts: dict) -> None:
     flags = "".join(f"--{name}={_flag_text(value)}\n" for name, value in config.items())
     write_text(run_dir / "flags.txt", flags)
     record = {"config": config, "commit": commit(), "versions": versions(), **facts}
+    write_text(run_dir / "run.json", json.dumps(record, indent=2) + "\n")
+
+
+def read_start(run_dir: Path) -> dict:
+    """Reads what `write_start` wrote; raises ValueError, one line, where it is something else."""
+    path = run_dir / "run.json"
+    try:
+        record = json.loads(path.read_text())
+        record["config"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a run's record; give another --run_dir") from error
+    return record
+
+
+def add_resumption(run_dir: Path, step: int, facts: dict) -> None:
+    """Adds to run.json that the run goes on: other versions or devices round otherwise.
+
+    Args:
+        run_dir: The run folder.
+        step: Where it goes on.
+        facts: As in `write_start`.
+    """
+    record = read_start(run_dir)
+    here = {name: facts[name] for name in ("device", "replicas")}
+    resumption = {"step": step, "commit": commit(), "versions": versions(), **here}
+    record.setdefault("went_on", []).append(resumption)
     write_text(run_dir / "run.json", json.dumps(record, indent=2) + "\n")
 
 
@@ -191,7 +217,13 @@ class RunLog:
             print(file=sys.stderr)
 
     def progress(self, step: int, values: dict[str, float], pictures: int) -> None:
-        """Counts trained pictures and, on a terminal, repaints the progress line."""
+        """Counts trained pictures and, on a terminal, repaints the progress line.
+
+        Args:
+            step: Steps done.
+            values: Losses of the last of them, as `gan.SRGAN.train_step` returns them.
+            pictures: Crops trained on since the last call.
+        """
         self._pictures += pictures
         self._line_pictures += pictures
         now = time.perf_counter()
@@ -202,7 +234,13 @@ class RunLog:
             print(f"\r\x1b[2K{line}", end="", file=sys.stderr, flush=True)
 
     def means(self, step: int, values: dict[str, float], learning_rate: float) -> None:
-        """Writes the means since the last call; where there is no terminal, also as a line."""
+        """Writes the means since the last call; where there is no terminal, also as a line.
+
+        Args:
+            step: Steps done.
+            values: Means of the losses since the last call.
+            learning_rate: Of the last step.
+        """
         now = time.perf_counter()
         images_per_second = self._line_pictures / (now - self._line_started)
         self._line_started, self._line_pictures = now, 0
@@ -214,11 +252,16 @@ class RunLog:
     def _line(self, step: int, values: dict[str, float], images_per_second: float) -> str:
         done = max(1, step - self._first_step)
         left = (time.perf_counter() - self._started) / done * (self._steps - step)
-        terms = "  ".join(
-            f"{_LABELS.get(name, name)} {value:.3g}" for name, value in values.items()
-        )
-        eta = datetime.timedelta(seconds=round(left))
-        return f"step {step}/{self._steps}  {terms}  {images_per_second:.1f} images/s  ETA {eta}"
+        eta = str(datetime.timedelta(seconds=round(left)))
+        if left >= 86400:
+            eta = f"{left // 86400:.0f}d {left % 86400 // 3600:.0f}h"
+        # What is watched comes first: a terminal of 80 columns has no room for all.
+        first = [f"{text} {values[name]:.2f}" for name, text in _LABELS.items() if name in values]
+        terms = [f"{name} {value:.3g}" for name, value in values.items() if name not in _LABELS]
+        return "  ".join([
+            f"step {step}/{self._steps}", f"ETA {eta}", f"{images_per_second:.1f} images/s",
+            *first, *terms,
+        ])  # fmt: skip
 
     def _record(self, step: int, values: dict[str, float]) -> None:
         self._file.write(json.dumps({"step": step, **values}) + "\n")

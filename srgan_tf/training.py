@@ -19,10 +19,11 @@ from absl import logging
 
 from srgan_tf import data, gan, losses, networks, run_folder, vgg, weights
 
-# What may differ when a run goes on: it changes what is seen or how fast, not the weights.
+# What may differ when a run goes on: it changes what is seen or how fast, not the weights. That
+# pictures are those of the start is seen by themselves, wherever they lie now.
 MAY_CHANGE = frozenset({
-    "cache", "dry_run", "keep_checkpoints", "log_every", "run_dir", "steps_per_call",
-    "checkpoint_every", "validate_every",
+    "cache", "checkpoint_every", "dry_run", "keep_checkpoints", "log_every", "run_dir",
+    "steps_per_call", "train_data", "val_data", "validate_every",
 })  # fmt: skip
 
 # Raise it with a change after which the same flags and pictures give other weights: runs of the
@@ -128,13 +129,16 @@ def train(config: Config, strategy: tf.distribute.Strategy | None = None) -> Pat
     train_source, val_source = _open_data(config)
     pairs = data.validation_pairs(val_source, count=config.val_pictures) if val_source else []
 
+    building = config
+    if tf.train.latest_checkpoint(os.fspath(run_dir / "checkpoints")):
+        # A run that goes on has its weights, and does not need those that it started from. Its VGG
+        # stays the one that was found then, though "auto" might find another now.
+        building = dataclasses.replace(config, init_generator="none")
+        if config.vgg_weights == "auto":
+            vgg_weights = run_folder.read_start(run_dir)["vgg"] or "auto"
+            building = dataclasses.replace(building, vgg_weights=vgg_weights)
     with strategy.scope():
-        # A run that goes on has its weights, and does not need those that it started from.
-        fresh = not tf.train.latest_checkpoint(os.fspath(run_dir / "checkpoints"))
-        model, facts = build_model(
-            config if fresh else dataclasses.replace(config, init_generator="none"),
-            synchronized=strategy.num_replicas_in_sync > 1,
-        )
+        model, facts = build_model(building, synchronized=strategy.num_replicas_in_sync > 1)
         checkpoint = _checkpoint(model)
     restored = _restore(checkpoint, run_dir / "checkpoints")
     first_step = int(checkpoint.step.numpy())
@@ -178,7 +182,9 @@ def train(config: Config, strategy: tf.distribute.Strategy | None = None) -> Pat
         checkpoints = run_dir / "checkpoints"
         if is_chief:
             checkpoints.mkdir(parents=True, exist_ok=True)
-            if not restored:
+            if restored:
+                run_folder.add_resumption(run_dir, first_step, facts)
+            else:
                 run_folder.write_start(run_dir, dataclasses.asdict(config), facts)
             log = stack.enter_context(run_folder.RunLog(run_dir, first_step, config.steps))
         else:
@@ -252,7 +258,15 @@ def build_model(config: Config, *, synchronized: bool = False) -> tuple[gan.SRGA
 
 
 def learning_rates(config: Config) -> Callable | float:
-    """The learning rate over the steps, for a Keras optimizer."""
+    """The learning rate over the steps, for a Keras optimizer.
+
+    Args:
+        config: The run.
+
+    Returns:
+        A Keras schedule, from the number of steps done to the rate of the next one, or the rate
+        itself where it never changes.
+    """
     if config.learning_rate_schedule == "cosine":
         return keras.optimizers.schedules.CosineDecay(
             0.0 if config.warmup_steps else config.learning_rate,
@@ -308,13 +322,9 @@ def _settings(config: Config) -> dict:
 
 def _refuse_other_run(config: Config, run_dir: Path) -> None:
     """Refuses to go on with other settings than those a run folder was started with."""
-    path = run_dir / "run.json"
-    if not path.exists():
+    if not (run_dir / "run.json").exists():
         return
-    try:
-        before = json.loads(path.read_text())["config"]
-    except (ValueError, KeyError) as error:
-        raise ValueError(f"{path}: not a run's record; give another --run_dir") from error
+    before = run_folder.read_start(run_dir)["config"]
     changed = [
         f"--{name}={value} (was {before[name]})"
         for name, value in _settings(config).items()
@@ -329,7 +339,7 @@ def _refuse_other_run(config: Config, run_dir: Path) -> None:
 
 def _refuse_other_findings(facts: dict, run_dir: Path) -> None:
     """Refuses to go on where the same flags now mean other steps, pictures or another VGG."""
-    before = json.loads((run_dir / "run.json").read_text())
+    before = run_folder.read_start(run_dir)
     if before.get("recipe") != _RECIPE:
         raise ValueError(
             f"--run_dir={run_dir}: started by a version of this program (commit"
@@ -337,8 +347,8 @@ def _refuse_other_findings(facts: dict, run_dir: Path) -> None:
         )
     if before["vgg"] != facts["vgg"]:
         raise ValueError(
-            f"--vgg_weights: {run_dir} was started with {before['vgg']}, but {facts['vgg']} was"
-            f" found now; give --vgg_weights={before['vgg']} in a new run, or make it available"
+            f"--vgg_weights: {run_dir} was started with {before['vgg']}, not {facts['vgg']}; give"
+            " that, or another --run_dir"
         )
     if before["train_data"]["fingerprint"] != facts["train_data"]["fingerprint"]:
         raise ValueError(

@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import random
@@ -7,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +77,7 @@ def test_a_killed_run_ends_with_the_same_bytes(family, photo_folder, tmp_path):
     flags = [
         *FAMILIES[family],
         f"--train_data={photo_folder}",
-        "--steps=24",
+        "--steps=40",
         "--log_every=1",
         "--checkpoint_every=5",
         "--validate_every=10",
@@ -102,10 +104,12 @@ def test_a_killed_run_ends_with_the_same_bytes(family, photo_folder, tmp_path):
 
     done = train(*flags, f"--run_dir={tmp_path}/killed")
     resumed_at = int(re.search(r"ckpt-\d+, step (\d+)", done.stdout)[1])
-    assert 0 < resumed_at <= kill_at
+    assert 0 < resumed_at < 40  # it trained on between its line and the kill
     assert_identical(
-        checkpoint_arrays(tmp_path / "whole", 24), checkpoint_arrays(tmp_path / "killed", 24)
+        checkpoint_arrays(tmp_path / "whole", 40), checkpoint_arrays(tmp_path / "killed", 40)
     )
+    record = json.loads((tmp_path / "killed" / "run.json").read_text())
+    assert [start["step"] for start in record["went_on"]] == [resumed_at]
     for name in ("generator.weights.h5", "generator.best.weights.h5"):
         first, second = (generator_arrays(tmp_path / run / name) for run in ("whole", "killed"))
         assert_identical(first, second)
@@ -193,7 +197,16 @@ def test_what_a_user_gets_wrong_is_one_line(photo_folder, tmp_path):
         ("SRGAN starts from SRResNet-MSE", {"adversarial_weight": 1e-3}),
         ("empty: no pictures", {"train_data": "empty"}),
         ("nowhere: no such", {"init_generator": "nowhere"}),
-        ("has no layer 'conv9'", {"content_loss": "conv9"}),
+        ("--content_loss: VGG19 has no layer 'conv9'", {"content_loss": "conv9"}),
+        ("--warmup_steps belongs to", {"warmup_steps": 5}),
+        (
+            "--warmup_steps=5 is not below --steps=5",
+            {"warmup_steps": 5, "steps": 5, "learning_rate_schedule": "cosine"},
+        ),
+        (
+            "--crop_size=40: SRGAN needs a multiple of 16",
+            {"crop_size": 40, "adversarial_weight": 1e-3, "init_generator": "none"},
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_named(message, wrong, photo_folder, tmp_path, monkeypatch):
@@ -229,13 +242,60 @@ def test_a_run_goes_on_with_what_it_was_started_with_or_not_at_all(photo_folder,
         record.write_text(text)
 
     record.write_text(text.replace('"vgg": "hed"', '"vgg": "imagenet"'))
-    refused("--vgg_weights: .* started with imagenet, but hed")
+    refused("--vgg_weights: .* started with imagenet, not hed")
     record.write_text(text.replace('"recipe": ', '"recipe": 1'))
     refused("--run_dir=.* that trained otherwise")
     shutil.copy(pictures / "00.jpg", tmp_path / "validation" / "one_more.jpg")
     refused("--val_data=.*not the pictures")
     shutil.copy(pictures / "00.jpg", pictures / "one_more.jpg")
     refused("--train_data=.*not the pictures.*20 then, 21 now")
+
+
+def test_a_run_keeps_the_vgg_that_auto_found_at_its_start(photo_folder, tmp_path, monkeypatch):
+    from srgan_tf import training, vgg
+
+    def refuse(vgg19):
+        raise ValueError("no network")
+
+    monkeypatch.setattr(vgg, "_load_imagenet", refuse)
+    options = {"content_loss": "block1_conv2", "residual_blocks": 1, "filters": 8, "crop_size": 32}
+    options |= {"train_data": str(photo_folder), "val_pictures": 0, "deterministic": False}
+    training.train(training.Config(run_dir=str(tmp_path), steps=2, checkpoint_every=1, **options))
+    # As if killed after the first step, with the network back before it goes on.
+    (tmp_path / "checkpoints" / "ckpt-2.index").unlink()
+    monkeypatch.setattr(vgg, "_load_imagenet", lambda vgg19: None)
+    training.train(training.Config(run_dir=str(tmp_path), steps=2, checkpoint_every=1, **options))
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["vgg"] == "hed" and record["went_on"][0]["step"] == 1
+
+
+def test_a_run_goes_on_after_its_pictures_have_moved(photo_folder, tmp_path):
+    shutil.copytree(photo_folder, tmp_path / "here")
+    flags = [f"--run_dir={tmp_path}/run", "--steps=2", "--checkpoint_every=1"]
+    train(*flags, f"--train_data={tmp_path}/here")
+    (tmp_path / "here").rename(tmp_path / "there")
+    done = train(*flags, f"--train_data={tmp_path}/there")
+    assert "ckpt-2, step 2" in done.stdout
+
+
+def test_a_terminal_of_80_columns_shows_what_is_watched(tmp_path, monkeypatch):
+    from srgan_tf import run_folder
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    values = {"loss": 0.0717, "block5_conv4": 0.071, "adversarial": 0.000693}
+    values |= {"discriminator": 1.2, "d_hr": 0.612, "d_sr": 0.388}
+    with run_folder.RunLog(tmp_path, 123_000, 200_000) as log:
+        time.sleep(0.3)  # it repaints five times a second
+        log.progress(123_456, values, 16)
+    shown = terminal.getvalue().split("\x1b[2K")[1].splitlines()[0]
+    assert len(shown) < 80
+    for text in ("step 123456/200000", "ETA", "images/s", "D(HR) 0.61", "D(SR) 0.39"):
+        assert text in shown
 
 
 def test_the_run_folder_repeats_the_run(photo_folder, tmp_path):
@@ -331,6 +391,9 @@ def test_two_replicas_train_as_one(one_process, photo_folder, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "2 (Mirrored)" in done.stdout
     assert_close(one_process, tmp_path)
+    one, two = (json.loads((run / "run.json").read_text()) for run in (one_process, tmp_path))
+    for name, term in one["terms"].items():
+        assert two["terms"][name] == pytest.approx(term, rel=2e-2), name
 
 
 def test_two_workers_train_as_one(one_process, photo_folder, tmp_path):
@@ -372,7 +435,6 @@ def train_by_flagfile(flagfile, data, run_dir, **environment):
         f"--train_data={data}",
         f"--run_dir={run_dir}",
         "--vgg_weights=hed",
-        "--init_generator=none",
         "--batch_size=2",
         "--steps=2",
         "--val_pictures=0",
@@ -384,7 +446,10 @@ def train_by_flagfile(flagfile, data, run_dir, **environment):
     assert ("for trying out" in done.stderr) == (data == "sample")
     (line,) = logged(run_dir)
     assert line["step"] == 2 and all(np.isfinite(value) for value in line.values())
-    assert ("d_sr" in line) == (not flagfile.startswith("srresnet"))
+    is_gan = not flagfile.startswith("srresnet")
+    assert ("d_sr" in line) == is_gan
+    start = json.loads((run_dir / "run.json").read_text())["generator"]
+    assert ("srresnet_mse.weights.h5 (SRResNet-MSE" if is_gan else "nearest start") in start
 
 
 @pytest.mark.parametrize("flagfile", FLAGFILES)
@@ -421,6 +486,7 @@ def test_the_five_flagfiles_are_the_papers_five_variants():
         assert flags["batch_size"] == "16" and flags["crop_size"] == "96"
         assert float(flags["learning_rate"]) == 1e-4
         assert float(flags["learning_rate_drop_at"]) == (0.5 if is_gan else 1)
+        assert flags.get("init_generator") == ("srresnet_mse" if is_gan else None)
         assert int(flags["steps"]) == (200_000 if is_gan else 1_000_000)
         assert float(flags["adversarial_weight"]) == (1e-3 if is_gan else 0)
         assert float(flags["total_variation_weight"]) == (2e-8 if name == "SRResNet-VGG22" else 0)
