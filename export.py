@@ -62,6 +62,7 @@ def main(argv):
     _check("format", FLAGS.format, exporting.FORMATS)
     _check("quantize", FLAGS.quantize, exporting.QUANTIZE)
     input_size = _input_size()
+    _refuse_idle_flags()
     generator, card = weights.load_generator(FLAGS.weights)
     calibration, pairs = pictures()
     written = exporting.export(
@@ -102,8 +103,7 @@ def pictures():
     if FLAGS.data == FLAGS.calibration_data:
         pairs = read(FLAGS.data, 2 * _PICTURES)
         return [lr for lr, _ in pairs[::2]], pairs[1::2] or pairs
-    needed = "tflite" in FLAGS.format and {"dynamic", "int8"} & set(FLAGS.quantize)
-    calibration = read(FLAGS.calibration_data, _PICTURES) if needed else []
+    calibration = read(FLAGS.calibration_data, _PICTURES) if _calibrated() else []
     return [lr for lr, _ in calibration], read(FLAGS.data, _PICTURES)
 
 
@@ -113,6 +113,20 @@ def _check(flag: str, given: list[str], known: tuple[str, ...]) -> None:
             raise ValueError(f"--{flag}: there is no {name!r}, give some of {','.join(known)}")
     if not given:
         raise ValueError(f"--{flag} is empty: give some of {','.join(known)}")
+
+
+def _refuse_idle_flags() -> None:
+    for name in ("quantize", "input_size"):
+        if FLAGS[name].present and "tflite" not in FLAGS.format:
+            given = ",".join(FLAGS.format)
+            raise ValueError(f"--{name} is for tflite, which is not in --format={given}")
+    if FLAGS["calibration_data"].present and not _calibrated():
+        raise ValueError("--calibration_data is for tflite's dynamic and int8: neither is made")
+
+
+def _calibrated() -> bool:
+    """Whether there is to be a file that learns ranges from pictures."""
+    return "tflite" in FLAGS.format and bool({"dynamic", "int8"} & set(FLAGS.quantize))
 
 
 def _input_size() -> tuple[int, int] | None:

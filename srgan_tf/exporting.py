@@ -327,8 +327,8 @@ def export(
         generator: As `networks.build_generator` makes it.
         card: What `weights.load_generator` knows of it.
         out_dir: The folder for all, made if it is not there.
-        formats: Of `FORMATS`.
-        quantize: Of `QUANTIZE`, for .tflite files.
+        formats: Of `FORMATS`; one that is named twice is written once.
+        quantize: Of `QUANTIZE`, for .tflite files, likewise.
         input_size: As in `write_tflite`.
         calibration: As in `write_tflite`.
         pairs: Pictures to compare on: lr uint8 [h, w, 3] and hr uint8 [4h, 4w, 3].
@@ -355,7 +355,7 @@ def export(
         if "savedmodel" in formats:
             folder = write_saved_model(generator, staging / "saved_model")
             made.append(("savedmodel", folder, folder / "assets.extra" / "card.json"))
-        for form in quantize if "tflite" in formats else ():
+        for form in dict.fromkeys(quantize) if "tflite" in formats else ():
             path = write_tflite(
                 generator,
                 staging / f"{name}.{form}{size}.tflite",

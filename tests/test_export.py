@@ -373,10 +373,11 @@ def tiny_weights(tmp_path_factory):
 def test_one_command_exports_what_evaluation_takes(export, tiny_weights, photo_folder, tmp_path):
     code, out, err = export(
         f"--weights={tiny_weights}", f"--out_dir={tmp_path}", f"--data={photo_folder}",
-        f"--calibration_data={photo_folder}", "--format=tflite", "--quantize=dynamic,int8",
+        f"--calibration_data={photo_folder}", "--format=tflite,tflite",
+        "--quantize=dynamic,int8,int8",
     )  # fmt: skip
     assert code == 0, err
-    assert [line.split()[0] for line in out.splitlines()[2:4]] == ["dynamic", "int8"]
+    assert [line.split()[0] for line in out.splitlines()[2:-1]] == ["dynamic", "int8"]
     specs = [str(tmp_path / f"tiny.{form}.tflite") for form in ("dynamic", "int8")]
     methods = evaluation.load_methods(specs, tile=64)
     assert [method.name for method in methods[2:]] == ["tiny.dynamic.tflite", "tiny.int8.tflite"]
@@ -392,6 +393,10 @@ def test_one_command_exports_what_evaluation_takes(export, tiny_weights, photo_f
         (["--input_size=12"], "error: --input_size=12: give height,width of LR"),
         (["--input_size=0,5"], "error: --input_size=0,5: give height,width of LR"),
         (["weights.h5"], "error: what is 'weights.h5'?"),
+        (["--format=savedmodel", "--quantize=int8"], "error: --quantize is for tflite, which is"),
+        (["--format=savedmodel,onnx", "--input_size=9,9"], "not in --format=savedmodel,onnx"),
+        (["--format=savedmodel", "--calibration_data=sample"], "neither is made"),
+        (["--quantize=float16", "--calibration_data=sample"], "error: --calibration_data is for"),
         (["--calibration_data=nowhere", "--format=tflite"], "error: nowhere"),
         (["--out_dir=FILE"], "cannot be written to"),
         (["--weights=FILE"], "give a .weights.h5 or .keras file"),
