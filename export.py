@@ -48,6 +48,11 @@ flags.DEFINE_string(
 # Centre crops of so many pictures, and so large: enough for ranges and means, and quick.
 _PICTURES, _SIZE = 16, 384
 
+_LEGEND = """
+PSNR: mean over the pictures, dB; change: of that mean. Pooled: change of the PSNR of all pictures'
+squared errors together, which the bounds of dynamic and int8 are on. Worst: the largest difference
+in a pixel, levels of 255. s/MP: seconds for a megapixel of SR, here and now.""".strip()
+
 
 def main(argv):
     """Loads, exports, compares and prints."""
@@ -81,14 +86,14 @@ def main(argv):
             "versions": run_folder.versions(),
         },
     )
-    print(f"On {len(pairs)} pictures of {FLAGS.data}, against the Keras model:")
-    print(f"{'form':<11}{'MB':>7}{'PSNR':>9}{'change':>9}{'worst':>7}{'s/MP':>8}  file")
+    print(f"On {len(written[0].parity.changes)} pictures of {FLAGS.data}, against the Keras model:")
+    print(f"{'form':<10}{'MB':>6}{'PSNR':>9}{'change':>9}{'pooled':>9}{'worst':>7}{'s/MP':>7} file")
     for form, path, found in written:
         print(
-            f"{form:<11}{found.megabytes:>7.2f}{found.psnr:>9.3f}{found.change:>+9.3f}"
-            f"{found.worst:>7}{found.seconds:>8.2f}  {path}"
+            f"{form:<10}{found.megabytes:>6.2f}{found.psnr:>9.3f}{found.change:>+9.3f}"
+            f"{found.pooled:>+9.3f}{found.worst:>7}{found.seconds:>7.2f} {path}"
         )
-    print("PSNR in dB; worst pixel in levels of 255; seconds for a megapixel of SR, here and now.")
+    print(_LEGEND)
     return 0
 
 

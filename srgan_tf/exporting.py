@@ -412,6 +412,7 @@ def _describe(form, input_size, card, scores: parity.Parity, pictures: int, fact
             "pictures": pictures,
             "psnr": round(scores.psnr, 4),
             "psnr_change": round(scores.change, 4),
+            "psnr_change_pooled": round(scores.pooled, 4),
             "psnr_change_of_each": [round(change, 4) for change in scores.changes],
             "worst_difference_in_levels": scores.worst,
             "seconds_per_megapixel_of_sr": round(scores.seconds, 4),

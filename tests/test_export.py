@@ -15,7 +15,7 @@ from conftest import photograph, save_photograph
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from PIL import Image
 
-from srgan_tf import evaluation, exporting, folding, litert, parity, resize, upscaling
+from srgan_tf import evaluation, exporting, folding, litert, metrics, parity, resize, upscaling
 from srgan_tf.networks import build_generator
 
 ROOT = Path(__file__).parents[1]
@@ -353,14 +353,34 @@ def test_a_file_out_of_its_bound_is_an_error_and_not_left_behind(
 
 
 def test_bounds_are_of_levels_and_of_decibels():
-    def found(change, worst):
-        return parity.Parity(1.0, 30.0, change, [change], worst, 1.0)
+    def found(pooled, worst):
+        return parity.Parity(1.0, 30.0, -9.0, pooled, [-9.0], worst, 1.0)
 
     assert parity.out_of_bounds("float32", found(0.0, 1)) is None
     assert "differs by 2 levels" in parity.out_of_bounds("float32", found(0.0, 2))
     assert parity.out_of_bounds("dynamic", found(-0.04, 9)) is None
-    assert "changes PSNR by -0.060 dB" in parity.out_of_bounds("dynamic", found(-0.06, 1))
+    assert "changes the pooled PSNR by -0.060" in parity.out_of_bounds("dynamic", found(-0.06, 1))
     assert "int8 changes" in parity.out_of_bounds("int8", found(float("nan"), 0))
+
+
+def test_a_flat_picture_counts_in_the_mean_of_psnr_and_hardly_in_pooled_errors(monkeypatch):
+    def enlarged(lr, error):
+        return (lr + error).repeat(4, axis=-3).repeat(4, axis=-2)
+
+    flat, rough = (np.full([5, 5, 3], level, np.uint8) for level in (100, 50))
+    expected = parity.Reference(
+        pairs=[(lr, enlarged(lr, 0)) for lr in (flat, rough)],
+        results=[enlarged(flat, 1), enlarged(rough, 20)],
+        psnr=np.array([metrics.psnr(enlarged(flat, 1), enlarged(flat, 0)),
+                       metrics.psnr(enlarged(rough, 20), enlarged(rough, 0))]),
+    )  # fmt: skip
+    network = upscaling.Network(lambda lr: enlarged(lr, 2 if lr.max() == 100 else 20), 0)
+    monkeypatch.setattr(upscaling, "load_exported", lambda path: network)
+    found = parity.compare(Path(__file__), expected)
+    of_flat = -20 * np.log10(2)
+    assert found.changes == pytest.approx([of_flat, 0])
+    assert found.change == pytest.approx(of_flat / 2)
+    assert found.pooled == pytest.approx(-10 * np.log10((2**2 + 20**2) / (1**2 + 20**2)))
 
 
 @pytest.fixture(scope="module")
