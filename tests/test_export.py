@@ -2,6 +2,7 @@ import base64
 import functools
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -344,12 +345,23 @@ def test_a_file_out_of_its_bound_is_an_error_and_not_left_behind(
     generator, pairs, tmp_path, monkeypatch
 ):
     monkeypatch.setitem(parity.BOUNDS, "float16", (-1, None))
-    with pytest.raises(ValueError, match="nothing exported: float16 differs by . levels of 255"):
+    with pytest.raises(ValueError, match="float16 differs by .* .leave it out by --quant"):
         exporting.export(
             generator, {"name": "tiny"}, tmp_path / "out", formats=["tflite"],
             quantize=["float32", "float16"], pairs=pairs,
         )  # fmt: skip
-    assert not list((tmp_path / "out").iterdir())
+    assert not list(tmp_path.iterdir())  # nor a folder for it
+
+
+def test_what_killed_exports_left_is_cleared_and_what_others_make_is_not(tmp_path):
+    over = subprocess.Popen(["true"])
+    over.wait()
+    for process in (over.pid, os.getpid()):
+        (tmp_path / f".export-{process}-x").mkdir()
+        (tmp_path / f".export-{process}-x" / "part").touch()
+    with exporting._staging(tmp_path):
+        assert len(list(tmp_path.iterdir())) == 2
+    assert [path.name for path in tmp_path.iterdir()] == [f".export-{os.getpid()}-x"]
 
 
 def test_bounds_are_of_levels_and_of_decibels():
@@ -390,18 +402,34 @@ def tiny_weights(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def other_weights(tmp_path_factory):
+    """The weights of another network, as two files: path.weights.h5 and path.keras."""
+    picture = keras.Input((None, None, 3))
+    other = keras.Model(picture, keras.layers.Conv2D(3, 3)(picture), name="other")
+    path = tmp_path_factory.mktemp("weights") / "other"
+    other.save_weights(f"{path}.weights.h5")
+    other.save(f"{path}.keras")
+    return path
+
+
 def test_one_command_exports_what_evaluation_takes(export, tiny_weights, photo_folder, tmp_path):
     code, out, err = export(
         f"--weights={tiny_weights}", f"--out_dir={tmp_path}", f"--data={photo_folder}",
-        f"--calibration_data={photo_folder}", "--format=tflite,tflite",
+        f"--calibration_data={photo_folder}", "--format=savedmodel,tflite,tflite",
         "--quantize=dynamic,int8,int8",
     )  # fmt: skip
     assert code == 0, err
-    assert [line.split()[0] for line in out.splitlines()[2:-1]] == ["dynamic", "int8"]
-    specs = [str(tmp_path / f"tiny.{form}.tflite") for form in ("dynamic", "int8")]
-    methods = evaluation.load_methods(specs, tile=64)
-    assert [method.name for method in methods[2:]] == ["tiny.dynamic.tflite", "tiny.int8.tflite"]
-    assert methods[3].upscale(_picture(10, 11)).shape == (40, 44, 3)
+    forms = [line.split()[0] for line in out.splitlines()[2:-3]]
+    assert forms == ["savedmodel", "dynamic", "int8"]
+    files = [tmp_path / name for name in ("tiny/1", "tiny.dynamic.tflite", "tiny.int8.tflite")]
+    methods = evaluation.load_methods([str(path) for path in (tiny_weights, *files)], tile=64)
+    names = [method.name for method in methods[2:]]
+    assert names == ["tiny", "1", "tiny.dynamic.tflite", "tiny.int8.tflite"]
+    lr = _picture(70, 11)  # two tiles
+    expected, saved, *quantised = [method.upscale(lr) for method in methods[2:]]
+    assert np.abs(saved.astype(int) - expected).max() <= 1
+    assert [sr.shape for sr in quantised] == [(280, 44, 3)] * 2
 
 
 @pytest.mark.parametrize(
@@ -420,15 +448,32 @@ def test_one_command_exports_what_evaluation_takes(export, tiny_weights, photo_f
         (["--calibration_data=nowhere", "--format=tflite"], "error: nowhere"),
         (["--out_dir=FILE"], "cannot be written to"),
         (["--weights=FILE"], "give a .weights.h5 or .keras file"),
+        (["--weights=OTHER.keras"], "error: other is not the paper's generator, it has no layer"),
+        (["--weights=OTHER.weights.h5"], "not a generator's weights"),
     ],
 )
-def test_what_goes_wrong_is_said_in_one_line(export, tiny_weights, tmp_path, arguments, message):
+def test_what_goes_wrong_is_said_in_one_line(
+    export, tiny_weights, other_weights, tmp_path, arguments, message
+):
     (tmp_path / "file").touch()
     given = [f"--weights={tiny_weights}", f"--out_dir={tmp_path / 'out'}"]
-    given += [a.replace("FILE", str(tmp_path / "file")) for a in arguments]
+    for argument in arguments:
+        argument = argument.replace("FILE", str(tmp_path / "file"))
+        given.append(argument.replace("OTHER", str(other_weights)))
     code, out, err = export(*given)
     assert code == 1 and out == ""
     assert message in err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_packages_that_are_missing_are_named_before_anything_is_made(
+    export, tiny_weights, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    code, _, err = export(
+        f"--weights={tiny_weights}", f"--out_dir={tmp_path / 'out'}", "--format=savedmodel,onnx"
+    )
+    assert code == 1 and err.splitlines()[-1].endswith("pip install onnxruntime")
     assert not (tmp_path / "out").exists()
 
 
