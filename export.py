@@ -31,7 +31,8 @@ flags.DEFINE_list(
 flags.DEFINE_list(
     "input_size",
     None,
-    "H,W of LR, for tflite on mobile GPUs and NPUs, which need it fixed. Default: any size.",
+    "H,W of LR, for tflite on mobile GPUs and NPUs, which need it fixed; all is then compared on "
+    "crops of this size. Default: any size.",
 )
 flags.DEFINE_string(
     "calibration_data",
@@ -69,7 +70,7 @@ def main(argv):
     input_size = _input_size()
     _refuse_idle_flags()
     generator, card = weights.load_generator(FLAGS.weights)
-    calibration, pairs = pictures()
+    calibration, pairs = pictures(input_size)
     written = exporting.export(
         generator,
         card,
@@ -97,12 +98,14 @@ def main(argv):
     return 0
 
 
-def pictures():
+def pictures(input_size):
     """Reads what to calibrate with, a list of lr, and what to compare on, pairs of lr and hr."""
     from srgan_tf import data
 
+    size = max([_SIZE, *(4 * side for side in input_size or ())])
+
     def read(spec, count):
-        found = data.validation_pairs(data.open_source(spec), count=count, max_size=_SIZE)
+        found = data.validation_pairs(data.open_source(spec), count=count, max_size=size)
         return [(lr, hr) for _, lr, hr in found]
 
     if FLAGS.data == FLAGS.calibration_data:

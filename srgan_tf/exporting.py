@@ -336,7 +336,7 @@ def export(
         out_dir: The folder for all, made if it is not there.
         formats: Of `FORMATS`; one that is named twice is written once.
         quantize: Of `QUANTIZE`, for .tflite files, likewise.
-        input_size: As in `write_tflite`.
+        input_size: As in `write_tflite`. All is then compared on crops of this size.
         calibration: As in `write_tflite`.
         pairs: Pictures to compare on: lr uint8 [h, w, 3] and hr uint8 [4h, 4w, 3].
         facts: What else is to stand in the cards, for `json.dumps`.
@@ -345,8 +345,9 @@ def export(
         What was written, in this order.
 
     Raises:
-        ValueError: A file differs from the Keras model by more than `parity.BOUNDS` allows,
-            `out_dir` cannot be written to, or as in the functions that write the forms.
+        ValueError: A file differs from the Keras model by more than `parity.BOUNDS` allows, no pair
+            is as large as `input_size`, `out_dir` cannot be written to, or as in the functions
+            that write the forms.
     """
     out_dir, name = Path(out_dir), card["name"] or "generator"
     size = f".{input_size[0]}x{input_size[1]}" if input_size else ""
@@ -358,6 +359,9 @@ def export(
     packages = ("onnx", "onnxruntime") if "onnx" in formats else ()
     if missing := [package for package in packages if not importlib.util.find_spec(package)]:
         raise ValueError(f"to write and try an .onnx file, pip install {' '.join(missing)}")
+    tile = upscaling.DEFAULT_TILE
+    if input_size:
+        pairs, tile = parity.crops(pairs, input_size), max(input_size)
     with _staging(out_dir) as staging:
         expected = parity.reference(generator, pairs)
         made = []
@@ -377,7 +381,7 @@ def export(
             path = write_onnx(generator, staging / f"{name}.onnx")
             made.append(("onnx", path, path.with_suffix(".json")))
 
-        found = {form: parity.compare(path, expected) for form, path, _ in made}
+        found = {form: parity.compare(path, expected, tile=tile) for form, path, _ in made}
         wrong = filter(None, (parity.out_of_bounds(form, found[form]) for form in found))
         if wrong := "; ".join(wrong):
             raise ValueError(f"nothing exported: {wrong} (leave it out by --quantize or --format)")

@@ -58,14 +58,44 @@ def reference(generator, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Refe
     return Reference(pairs, results, _psnr(results, pairs))
 
 
-def compare(path: Path, expected: Reference) -> Parity:
-    """Runs an exported file on the pictures of a reference."""
+def crops(
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]], size: tuple[int, int]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Cuts the middle out of pairs, for a file that takes one size of lr.
+
+    Args:
+        pairs: lr uint8 [h, w, 3] and hr uint8 [4h, 4w, 3] each.
+        size: Height and width of lr.
+
+    Returns:
+        The pairs that are large enough, cut to it.
+
+    Raises:
+        ValueError: None is large enough.
+    """
+    height, width = size
+    cut = []
+    for lr, hr in pairs:
+        top, left = (lr.shape[0] - height) // 2, (lr.shape[1] - width) // 2
+        if min(top, left) >= 0:
+            large = hr[4 * top : 4 * (top + height), 4 * left : 4 * (left + width)]
+            cut.append((lr[top : top + height, left : left + width], large))
+    if not cut:
+        raise ValueError(
+            f"no picture to compare on is as large as {4 * height}x{4 * width}, 4 times the input "
+            "size: give --data with larger ones"
+        )
+    return cut
+
+
+def compare(path: Path, expected: Reference, *, tile: int = upscaling.DEFAULT_TILE) -> Parity:
+    """Runs an exported file on the pictures of a reference, in tiles if they are larger."""
     network = upscaling.load_exported(path)
     results, seconds = [], 0.0
     for lr, _ in expected.pairs:
-        upscaling.upscale(network, lr)  # the first time a size is prepared for
+        upscaling.upscale(network, lr, tile=tile)  # the first time a size is prepared for
         start = time.perf_counter()
-        results.append(upscaling.upscale(network, lr))
+        results.append(upscaling.upscale(network, lr, tile=tile))
         seconds += time.perf_counter() - start
     psnr = _psnr(results, expected.pairs)
     return Parity(

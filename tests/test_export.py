@@ -331,14 +331,14 @@ def test_an_export_says_what_it_is_and_takes_the_next_number(generator, pairs, t
     assert found["weights"] == card and found["parity"]["pictures"] == 2
     [written] = exporting.export(
         generator, card, tmp_path, formats=["tflite"], quantize=["float32"], pairs=pairs,
-        input_size=(16, 20), facts={"data": "made up"},
+        input_size=(20, 16), facts={"data": "made up"},
     )  # fmt: skip
-    assert written.path == tmp_path / "tiny.float32.16x20.tflite"
+    assert written.path == tmp_path / "tiny.float32.20x16.tflite"
     found = json.loads(written.path.with_suffix(".json").read_text())
-    assert found["output"] == {"shape": [1, 64, 80, 3], "range": [-1, 1], "dtype": "float32"}
-    assert found["data"] == "made up"
+    assert found["output"] == {"shape": [1, 80, 64, 3], "range": [-1, 1], "dtype": "float32"}
+    assert found["data"] == "made up" and found["parity"]["pictures"] == 1
     left = {path.name for path in tmp_path.iterdir()}
-    assert left == {"tiny", "tiny.float32.16x20.tflite", "tiny.float32.16x20.json"}
+    assert left == {"tiny", "tiny.float32.20x16.tflite", "tiny.float32.20x16.json"}
 
 
 def test_a_file_out_of_its_bound_is_an_error_and_not_left_behind(
@@ -362,6 +362,27 @@ def test_what_killed_exports_left_is_cleared_and_what_others_make_is_not(tmp_pat
     with exporting._staging(tmp_path):
         assert len(list(tmp_path.iterdir())) == 2
     assert [path.name for path in tmp_path.iterdir()] == [f".export-{os.getpid()}-x"]
+
+
+def test_pairs_are_cut_to_the_size_that_a_file_takes(pairs):
+    lr, hr = pairs[0]
+    [cut] = parity.crops(pairs, (20, 18))  # the second picture is 16 pixels high
+    np.testing.assert_array_equal(cut[0], lr[2:22, 1:19])
+    np.testing.assert_array_equal(cut[1], hr[8:88, 4:76])
+    with pytest.raises(ValueError, match="no picture to compare on is as large as 80x124, 4 times"):
+        parity.crops(pairs, (20, 31))
+
+
+def test_a_file_of_one_size_is_compared_at_that_size(generator, tmp_path, monkeypatch):
+    def resize_tensor_input(*args):
+        raise AssertionError("resized")
+
+    monkeypatch.setattr(Interpreter, "resize_tensor_input", resize_tensor_input)
+    hr = photograph(64, 1640)
+    exporting.export(
+        generator, {"name": "tiny"}, tmp_path, formats=["tflite"], quantize=["float32"],
+        input_size=(12, upscaling.DEFAULT_TILE + 6), pairs=[(resize.imresize(hr, (16, 410)), hr)],
+    )  # fmt: skip
 
 
 def test_bounds_are_of_levels_and_of_decibels():
@@ -450,6 +471,7 @@ def test_one_command_exports_what_evaluation_takes(export, tiny_weights, photo_f
         (["--weights=FILE"], "give a .weights.h5 or .keras file"),
         (["--weights=OTHER.keras"], "error: other is not the paper's generator, it has no layer"),
         (["--weights=OTHER.weights.h5"], "not a generator's weights"),
+        (["--input_size=2000,9", "--quantize=float32"], "as large as 8000x36, 4 times the input"),
     ],
 )
 def test_what_goes_wrong_is_said_in_one_line(
