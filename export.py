@@ -42,8 +42,8 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "data",
     "sample",
-    "Photographs on which files are compared with the Keras model, likewise. Where it is the same "
-    "as --calibration_data, every other picture is for each.",
+    "Photographs on which files are compared with the Keras model, likewise. Where 8-bit files are "
+    "calibrated on the same, every other picture is for each.",
 )
 
 # Centre crops of so many pictures, and so large: enough for ranges and means, and quick.
@@ -108,7 +108,7 @@ def pictures(input_size):
         found = data.validation_pairs(data.open_source(spec), count=count, max_size=size)
         return [(lr, hr) for _, lr, hr in found]
 
-    if FLAGS.data == FLAGS.calibration_data:
+    if _calibrated() and FLAGS.data == FLAGS.calibration_data:
         pairs = read(FLAGS.data, 2 * _PICTURES)
         return [lr for lr, _ in pairs[::2]], pairs[1::2] or pairs
     calibration = read(FLAGS.calibration_data, _PICTURES) if _calibrated() else []

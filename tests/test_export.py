@@ -499,6 +499,21 @@ def test_packages_that_are_missing_are_named_before_anything_is_made(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("quantize, shares", [("float32", (0, 7)), ("int8", (4, 3))])
+def test_photographs_are_shared_out_only_where_some_are_for_calibration(
+    export, tiny_weights, tmp_path, monkeypatch, quantize, shares
+):
+    def given(*_, calibration, pairs, **__):
+        raise ValueError(f"{(len(calibration), len(pairs))}")
+
+    monkeypatch.setattr(exporting, "export", given)
+    _, _, err = export(
+        f"--weights={tiny_weights}", f"--out_dir={tmp_path}", "--format=tflite",
+        f"--quantize={quantize}",
+    )  # fmt: skip
+    assert err.splitlines()[-1] == f"error: {shares}"
+
+
 def test_help_comes_without_tensorflow():
     script = "import sys, runpy\nsys.argv = ['export.py', '--help']\n" \
         "try: runpy.run_path(sys.argv[0], run_name='__main__')\n" \
