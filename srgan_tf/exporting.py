@@ -230,6 +230,9 @@ def _message(fields: dict[int, bytes]) -> bytes:
 def write_onnx(generator: keras.Model, path: str | os.PathLike) -> Path:
     """Writes a generator as ONNX, opset 17.
 
+    It is written operation by operation as `folding.network` goes through them, like a .tflite
+    file: tf2onnx, whose file gives the same values, would be one more package to install.
+
     The file takes lr float32 [N, h, w, 3] in [0, 1], N, h and w of any size, and gives sr float32
     [N, 4h, 4w, 3] in [-1, 1], not clipped.
 
