@@ -3,8 +3,10 @@ import functools
 import io
 import json
 import os
+import re
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import keras
@@ -16,7 +18,17 @@ from conftest import photograph, save_photograph
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from PIL import Image
 
-from srgan_tf import evaluation, exporting, folding, litert, metrics, parity, resize, upscaling
+from srgan_tf import (
+    evaluation,
+    exporting,
+    folding,
+    litert,
+    metrics,
+    parity,
+    pictures,
+    resize,
+    upscaling,
+)
 from srgan_tf.networks import build_generator
 
 ROOT = Path(__file__).parents[1]
@@ -222,30 +234,78 @@ def test_a_saved_model_takes_encoded_pictures_of_several_sizes(generator, saved_
     assert second.shape == (84, 68, 3)
 
 
-def _as_tensorflow_serving_reads(body, signatures):
-    """Turns a REST request's rows into a signature's inputs, by TensorFlow Serving's rules."""
+def _tensorflow_serving(saved_model, body):
+    """Answers a REST request by TensorFlow Serving's rules."""
     body = json.loads(body)
+    signatures = tf.saved_model.load(str(saved_model)).signatures
     serve = signatures[body.get("signature_name", "serving_default")]
     specs = serve.structured_input_signature[1]
     [(name, spec)] = specs.items()
     rows = [row[name] if isinstance(row, dict) and name in row else row
             for row in body["instances"]]  # fmt: skip
     rows = [base64.b64decode(row["b64"]) if isinstance(row, dict) else row for row in rows]
-    return serve, {name: tf.constant(rows, spec.dtype)}
-
-
-def test_the_readmes_requests_fit_the_signatures(saved_model):
-    signatures = tf.saved_model.load(str(saved_model)).signatures
-    text = base64.b64encode(_png(_picture(6, 7))).decode()
-    body = {"signature_name": "serve_bytes", "instances": [{"lr_bytes": {"b64": text}}]}
-    serve, inputs = _as_tensorflow_serving_reads(json.dumps(body), signatures)
-    [(name, [png])] = serve(**inputs).items()
+    [(name, result)] = serve(**{name: tf.constant(rows, spec.dtype)}).items()
+    if result.dtype != tf.string:
+        return json.dumps({"predictions": result.numpy().tolist()}).encode()
     # Strings go back in base64 only under names that end so.
     assert name.endswith("_bytes")
-    assert Image.open(io.BytesIO(png.numpy())).size == (28, 24)
-    body = {"instances": [_picture(6, 7).tolist()]}
-    serve, inputs = _as_tensorflow_serving_reads(json.dumps(body), signatures)
-    assert serve(**inputs)["sr"].shape == (1, 24, 28, 3)
+    rows = [{"b64": base64.b64encode(row).decode()} for row in result.numpy()]
+    return json.dumps({"predictions": rows}).encode()
+
+
+def _readme(language, part):
+    """The README's only block of code in a language that has `part` in it."""
+    text = (ROOT / "README.md").read_text()
+    blocks = re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    [block] = [block for block in blocks if part in block]
+    return block
+
+
+@pytest.fixture
+def beside_an_export(generator, saved_model, calibration, tmp_path, monkeypatch):
+    """Goes where the README's commands may run, beside photo.jpg and what has been exported."""
+    save_photograph(tmp_path / "photo.jpg", 12, 14)
+    (tmp_path / "export" / "srresnet_mse").mkdir(parents=True)
+    (tmp_path / "export" / "srresnet_mse" / "1").symlink_to(saved_model)
+    exporting.write_tflite(
+        generator, tmp_path / "export" / "srresnet_mse.int8.tflite", quantize="int8",
+        calibration=calibration,
+    )  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_readmes_curl_call_fits_the_signature(saved_model, beside_an_export):
+    echo, curl, decode = _readme("sh", "curl").rstrip().split(" |\n")
+    assert "curl -s -d @- localhost:8501/v1/models/srresnet_mse:predict" in curl
+    body = subprocess.run(["bash", "-c", echo], capture_output=True, check=True).stdout
+    decode = decode.strip().replace("python", sys.executable, 1)
+    answer = _tensorflow_serving(saved_model, body)
+    subprocess.run(["bash", "-c", decode], input=answer, check=True)
+    assert Image.open("photo_x4.png").size == (56, 48)
+
+
+def test_the_readmes_client_fits_the_signature(saved_model, beside_an_export, monkeypatch):
+    def urlopen(url, body):
+        return io.BytesIO(_tensorflow_serving(saved_model, body))
+
+    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    exec(_readme("python", "urlopen"), {})
+    assert Image.open("photo_x4.png").size == (56, 48)
+
+
+def test_a_request_of_numbers_fits_the_default_signature(saved_model):
+    body = json.dumps({"instances": [_picture(6, 7).tolist()]})
+    [sr] = json.loads(_tensorflow_serving(saved_model, body))["predictions"]
+    assert np.shape(sr) == (24, 28, 3)
+
+
+def test_the_readmes_code_that_loads_files_runs(beside_an_export):
+    by_tensorflow = {}
+    exec(_readme("python", "tf.saved_model.load"), by_tensorflow)
+    assert by_tensorflow["sr"].shape == (48, 56, 3)
+    exec(_readme("python", "ai_edge_litert"), {})
+    assert Image.open("photo_x4.png").size == (56, 48)
 
 
 def _prediction_log():
@@ -292,9 +352,12 @@ def test_a_saved_model_runs_where_this_package_is_not(saved_model, tmp_path):
 import sys
 sys.modules["srgan_tf"] = None  # importing it is an error now
 import tensorflow as tf
-sr = tf.saved_model.load(sys.argv[1]).signatures["serving_default"](
-    lr=tf.zeros([1, 5, 6, 3], tf.uint8))["sr"]
-print(sr.shape, not any(name.startswith("srgan_tf.") for name in sys.modules))
+signatures = tf.saved_model.load(sys.argv[1]).signatures
+lr = tf.zeros([5, 6, 3], tf.uint8)
+sr = signatures["serving_default"](lr=lr[None])["sr"][0]
+png = signatures["serve_bytes"](lr_bytes=tf.io.encode_png(lr)[None])["sr_bytes"][0]
+print(sr.shape, tf.io.decode_png(png).shape)
+print(not any(name.startswith("srgan_tf.") for name in sys.modules))
 from tensorflow.python.tools import saved_model_cli
 sys.argv = ["saved_model_cli", "show", "--dir", sys.argv[1], "--all"]
 saved_model_cli.main()
@@ -304,7 +367,7 @@ saved_model_cli.main()
         cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("(1, 20, 24, 3) True")
+    assert done.stdout.startswith("(20, 24, 3) (20, 24, 3)\nTrue")
     for name in ("serving_default", "serve_float", "serve_bytes"):
         assert f"signature_def['{name}']" in done.stdout
     assert "inputs['lr_bytes'] tensor_info:\n        dtype: DT_STRING" in done.stdout
@@ -451,6 +514,28 @@ def test_one_command_exports_what_evaluation_takes(export, tiny_weights, photo_f
     expected, saved, *quantised = [method.upscale(lr) for method in methods[2:]]
     assert np.abs(saved.astype(int) - expected).max() <= 1
     assert [sr.shape for sr in quantised] == [(280, 44, 3)] * 2
+
+
+@pytest.mark.slow
+def test_the_bundled_weights_keep_their_pictures_in_every_form(export, tmp_path):
+    code, out, err = export(
+        "--weights=srresnet_mse", f"--out_dir={tmp_path}", "--format=savedmodel,tflite"
+    )
+    assert code == 0, err
+    files = [line.split()[-1] for line in out.splitlines()[2:-3]]
+    assert len(files) == 1 + len(exporting.QUANTIZE)
+    methods = evaluation.load_methods(["srresnet_mse", *files], tile=128)[2:]
+    errors = np.zeros(len(methods))
+    for path in pictures.sample_pictures():
+        hr = pictures.read_rgb(path)[:512, :512]
+        hr = hr[: hr.shape[0] // 4 * 4, : hr.shape[1] // 4 * 4]
+        lr = resize.imresize(hr, (hr.shape[0] // 4, hr.shape[1] // 4))
+        results = [method.upscale(lr) for method in methods]
+        errors += [10 ** (-metrics.psnr(sr, hr) / 10) for sr in results]
+        for exact in results[1:4]:  # the SavedModel, float32 and float16
+            assert np.abs(exact.astype(int) - results[0]).max() <= 1, path
+    changes = -10 * np.log10(errors / errors[0])
+    assert abs(changes[4]) <= 0.05 and abs(changes[5]) <= 0.2, changes
 
 
 @pytest.mark.parametrize(
