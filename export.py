@@ -31,7 +31,8 @@ flags.DEFINE_list(
 flags.DEFINE_list(
     "input_size",
     None,
-    "H,W of LR, for tflite on mobile GPUs and NPUs, which need it fixed. Default: any size.",
+    "H,W of LR, for tflite on mobile GPUs and NPUs, which need it fixed; all is then compared on "
+    "crops of this size. Default: any size.",
 )
 flags.DEFINE_string(
     "calibration_data",
@@ -41,12 +42,17 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "data",
     "sample",
-    "Photographs on which files are compared with the Keras model, likewise. Where it is the same "
-    "as --calibration_data, every other picture is for each.",
+    "Photographs on which files are compared with the Keras model, likewise. Where 8-bit files are "
+    "calibrated on the same, every other picture is for each.",
 )
 
 # Centre crops of so many pictures, and so large: enough for ranges and means, and quick.
 _PICTURES, _SIZE = 16, 384
+
+_LEGEND = """
+PSNR: mean over the pictures, dB; change: of that mean. Pooled: change of the PSNR of all pictures'
+squared errors together, which the bounds of dynamic and int8 are on. Worst: the largest difference
+in a pixel, levels of 255. s/MP: seconds for a megapixel of SR, here and now.""".strip()
 
 
 def main(argv):
@@ -62,8 +68,9 @@ def main(argv):
     _check("format", FLAGS.format, exporting.FORMATS)
     _check("quantize", FLAGS.quantize, exporting.QUANTIZE)
     input_size = _input_size()
+    _refuse_idle_flags()
     generator, card = weights.load_generator(FLAGS.weights)
-    calibration, pairs = pictures()
+    calibration, pairs = pictures(input_size)
     written = exporting.export(
         generator,
         card,
@@ -80,30 +87,31 @@ def main(argv):
             "versions": run_folder.versions(),
         },
     )
-    print(f"On {len(pairs)} pictures of {FLAGS.data}, against the Keras model:")
-    print(f"{'form':<11}{'MB':>7}{'PSNR':>9}{'change':>9}{'worst':>7}{'s/MP':>8}  file")
+    print(f"On {len(written[0].parity.changes)} pictures of {FLAGS.data}, against the Keras model:")
+    print(f"{'form':<10}{'MB':>6}{'PSNR':>9}{'change':>9}{'pooled':>9}{'worst':>7}{'s/MP':>7} file")
     for form, path, found in written:
         print(
-            f"{form:<11}{found.megabytes:>7.2f}{found.psnr:>9.3f}{found.change:>+9.3f}"
-            f"{found.worst:>7}{found.seconds:>8.2f}  {path}"
+            f"{form:<10}{found.megabytes:>6.2f}{found.psnr:>9.3f}{found.change:>+9.3f}"
+            f"{found.pooled:>+9.3f}{found.worst:>7}{found.seconds:>7.2f} {path}"
         )
-    print("PSNR in dB; worst pixel in levels of 255; seconds for a megapixel of SR, here and now.")
+    print(_LEGEND)
     return 0
 
 
-def pictures():
+def pictures(input_size):
     """Reads what to calibrate with, a list of lr, and what to compare on, pairs of lr and hr."""
     from srgan_tf import data
 
+    size = max([_SIZE, *(4 * side for side in input_size or ())])
+
     def read(spec, count):
-        found = data.validation_pairs(data.open_source(spec), count=count, max_size=_SIZE)
+        found = data.validation_pairs(data.open_source(spec), count=count, max_size=size)
         return [(lr, hr) for _, lr, hr in found]
 
-    if FLAGS.data == FLAGS.calibration_data:
+    if _calibrated() and FLAGS.data == FLAGS.calibration_data:
         pairs = read(FLAGS.data, 2 * _PICTURES)
         return [lr for lr, _ in pairs[::2]], pairs[1::2] or pairs
-    needed = "tflite" in FLAGS.format and {"dynamic", "int8"} & set(FLAGS.quantize)
-    calibration = read(FLAGS.calibration_data, _PICTURES) if needed else []
+    calibration = read(FLAGS.calibration_data, _PICTURES) if _calibrated() else []
     return [lr for lr, _ in calibration], read(FLAGS.data, _PICTURES)
 
 
@@ -113,6 +121,20 @@ def _check(flag: str, given: list[str], known: tuple[str, ...]) -> None:
             raise ValueError(f"--{flag}: there is no {name!r}, give some of {','.join(known)}")
     if not given:
         raise ValueError(f"--{flag} is empty: give some of {','.join(known)}")
+
+
+def _refuse_idle_flags() -> None:
+    for name in ("quantize", "input_size"):
+        if FLAGS[name].present and "tflite" not in FLAGS.format:
+            given = ",".join(FLAGS.format)
+            raise ValueError(f"--{name} is for tflite, which is not in --format={given}")
+    if FLAGS["calibration_data"].present and not _calibrated():
+        raise ValueError("--calibration_data is for tflite's dynamic and int8: neither is made")
+
+
+def _calibrated() -> bool:
+    """Whether there is to be a file that learns ranges from pictures."""
+    return "tflite" in FLAGS.format and bool({"dynamic", "int8"} & set(FLAGS.quantize))
 
 
 def _input_size() -> tuple[int, int] | None:

@@ -1,9 +1,12 @@
 """Generators as files for other programs: SavedModel, LiteRT, ONNX; batch norms folded, float32."""
 
+import contextlib
+import importlib.util
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -90,10 +93,7 @@ def write_tflite(
         ValueError: The generator is another network, a quantisation is not known, or there are no
             pictures for "int8".
     """
-    if quantize not in QUANTIZE:
-        raise ValueError(f"quantize is {quantize!r}: give one of {', '.join(QUANTIZE)}")
-    if quantize == "int8" and not len(calibration):
-        raise ValueError("int8 needs calibration pictures, and there are none")
+    _refuse_form(quantize, calibration)
     # Here, so that the rest of the package runs without LiteRT.
     from srgan_tf import litert
 
@@ -114,6 +114,13 @@ def write_tflite(
         model = litert.in_float(layers, weights=weights, input_size=input_size, means=means)
     _replace(Path(path), model)
     return Path(path)
+
+
+def _refuse_form(quantize: str, calibration: Sequence[np.ndarray]) -> None:
+    if quantize not in QUANTIZE:
+        raise ValueError(f"quantize is {quantize!r}: give one of {', '.join(QUANTIZE)}")
+    if quantize == "int8" and not len(calibration):
+        raise ValueError("int8 needs calibration pictures, and there are none")
 
 
 def _middle(picture: np.ndarray) -> np.ndarray:
@@ -223,6 +230,9 @@ def _message(fields: dict[int, bytes]) -> bytes:
 def write_onnx(generator: keras.Model, path: str | os.PathLike) -> Path:
     """Writes a generator as ONNX, opset 17.
 
+    It is written operation by operation as `folding.network` goes through them, like a .tflite
+    file: tf2onnx, whose file gives the same values, would be one more package to install.
+
     The file takes lr float32 [N, h, w, 3] in [0, 1], N, h and w of any size, and gives sr float32
     [N, 4h, 4w, 3] in [-1, 1], not clipped.
 
@@ -327,9 +337,9 @@ def export(
         generator: As `networks.build_generator` makes it.
         card: What `weights.load_generator` knows of it.
         out_dir: The folder for all, made if it is not there.
-        formats: Of `FORMATS`.
-        quantize: Of `QUANTIZE`, for .tflite files.
-        input_size: As in `write_tflite`.
+        formats: Of `FORMATS`; one that is named twice is written once.
+        quantize: Of `QUANTIZE`, for .tflite files, likewise.
+        input_size: As in `write_tflite`. All is then compared on crops of this size.
         calibration: As in `write_tflite`.
         pairs: Pictures to compare on: lr uint8 [h, w, 3] and hr uint8 [4h, 4w, 3].
         facts: What else is to stand in the cards, for `json.dumps`.
@@ -338,24 +348,30 @@ def export(
         What was written, in this order.
 
     Raises:
-        ValueError: A file differs from the Keras model by more than `parity.BOUNDS` allows, or as
-            in the functions that write the forms.
-        OSError: `out_dir` cannot be written to.
+        ValueError: A file differs from the Keras model by more than `parity.BOUNDS` allows, no pair
+            is as large as `input_size`, `out_dir` cannot be written to, or as in the functions
+            that write the forms.
     """
     out_dir, name = Path(out_dir), card["name"] or "generator"
     size = f".{input_size[0]}x{input_size[1]}" if input_size else ""
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        staged = tempfile.TemporaryDirectory(dir=out_dir, prefix=".export-")
-    except OSError as error:
-        raise ValueError(f"{out_dir}: cannot be written to ({error.strerror})") from error
-    with staged:
-        staging = Path(staged.name)
+    forms = list(dict.fromkeys(quantize)) if "tflite" in formats else []
+    # What can be refused before anything is computed.
+    folding.fold(generator)
+    for form in forms:
+        _refuse_form(form, calibration)
+    packages = ("onnx", "onnxruntime") if "onnx" in formats else ()
+    if missing := [package for package in packages if not importlib.util.find_spec(package)]:
+        raise ValueError(f"to write and try an .onnx file, pip install {' '.join(missing)}")
+    tile = upscaling.DEFAULT_TILE
+    if input_size:
+        pairs, tile = parity.crops(pairs, input_size), max(input_size)
+    with _staging(out_dir) as staging:
+        expected = parity.reference(generator, pairs)
         made = []
         if "savedmodel" in formats:
             folder = write_saved_model(generator, staging / "saved_model")
             made.append(("savedmodel", folder, folder / "assets.extra" / "card.json"))
-        for form in quantize if "tflite" in formats else ():
+        for form in forms:
             path = write_tflite(
                 generator,
                 staging / f"{name}.{form}{size}.tflite",
@@ -368,11 +384,10 @@ def export(
             path = write_onnx(generator, staging / f"{name}.onnx")
             made.append(("onnx", path, path.with_suffix(".json")))
 
-        expected = parity.reference(generator, pairs)
-        found = {form: parity.compare(path, expected) for form, path, _ in made}
+        found = {form: parity.compare(path, expected, tile=tile) for form, path, _ in made}
         wrong = filter(None, (parity.out_of_bounds(form, found[form]) for form in found))
-        if wrong := list(wrong):
-            raise ValueError(f"nothing exported: {'; '.join(wrong)}")
+        if wrong := "; ".join(wrong):
+            raise ValueError(f"nothing exported: {wrong} (leave it out by --quantize or --format)")
 
         written = []
         for form, path, card_path in made:
@@ -387,6 +402,40 @@ def export(
                 path.replace(target)
             written.append(Written(form, target, found[form]))
     return written
+
+
+@contextlib.contextmanager
+def _staging(out_dir: Path) -> Iterator[Path]:
+    """Makes a folder in `out_dir` that is gone afterwards, with `out_dir` if nothing came of it."""
+    try:
+        new = [folder for folder in (out_dir, *out_dir.parents) if not folder.exists()]
+        out_dir.mkdir(parents=True, exist_ok=True)
+        _clear_leftovers(out_dir)
+        staged = tempfile.TemporaryDirectory(dir=out_dir, prefix=f".export-{os.getpid()}-")
+    except OSError as error:
+        raise ValueError(f"{out_dir}: cannot be written to ({error.strerror})") from error
+    try:
+        with staged:
+            yield Path(staged.name)
+    finally:
+        with contextlib.suppress(OSError):  # it is not empty
+            for folder in new:
+                folder.rmdir()
+
+
+def _clear_leftovers(out_dir: Path) -> None:
+    """Removes what killed exports left."""
+    if os.name != "posix":  # where it cannot be asked whether a process is still there
+        return
+    for folder in out_dir.glob(".export-*-*"):
+        process = folder.name.split("-")[1]
+        if process.isdecimal():
+            try:
+                os.kill(int(process), 0)
+            except ProcessLookupError:
+                shutil.rmtree(folder, ignore_errors=True)
+            except (PermissionError, OverflowError):
+                pass  # another user's process
 
 
 def _next_version(folder: Path) -> Path:
@@ -412,6 +461,7 @@ def _describe(form, input_size, card, scores: parity.Parity, pictures: int, fact
             "pictures": pictures,
             "psnr": round(scores.psnr, 4),
             "psnr_change": round(scores.change, 4),
+            "psnr_change_pooled": round(scores.pooled, 4),
             "psnr_change_of_each": [round(change, 4) for change in scores.changes],
             "worst_difference_in_levels": scores.worst,
             "seconds_per_megapixel_of_sr": round(scores.seconds, 4),

@@ -2,8 +2,11 @@ import base64
 import functools
 import io
 import json
+import os
+import re
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import keras
@@ -15,7 +18,17 @@ from conftest import photograph, save_photograph
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from PIL import Image
 
-from srgan_tf import evaluation, exporting, folding, litert, parity, resize, upscaling
+from srgan_tf import (
+    evaluation,
+    exporting,
+    folding,
+    litert,
+    metrics,
+    parity,
+    pictures,
+    resize,
+    upscaling,
+)
 from srgan_tf.networks import build_generator
 
 ROOT = Path(__file__).parents[1]
@@ -221,30 +234,78 @@ def test_a_saved_model_takes_encoded_pictures_of_several_sizes(generator, saved_
     assert second.shape == (84, 68, 3)
 
 
-def _as_tensorflow_serving_reads(body, signatures):
-    """Turns a REST request's rows into a signature's inputs, by TensorFlow Serving's rules."""
+def _tensorflow_serving(saved_model, body):
+    """Answers a REST request by TensorFlow Serving's rules."""
     body = json.loads(body)
+    signatures = tf.saved_model.load(str(saved_model)).signatures
     serve = signatures[body.get("signature_name", "serving_default")]
     specs = serve.structured_input_signature[1]
     [(name, spec)] = specs.items()
     rows = [row[name] if isinstance(row, dict) and name in row else row
             for row in body["instances"]]  # fmt: skip
     rows = [base64.b64decode(row["b64"]) if isinstance(row, dict) else row for row in rows]
-    return serve, {name: tf.constant(rows, spec.dtype)}
-
-
-def test_the_readmes_requests_fit_the_signatures(saved_model):
-    signatures = tf.saved_model.load(str(saved_model)).signatures
-    text = base64.b64encode(_png(_picture(6, 7))).decode()
-    body = {"signature_name": "serve_bytes", "instances": [{"lr_bytes": {"b64": text}}]}
-    serve, inputs = _as_tensorflow_serving_reads(json.dumps(body), signatures)
-    [(name, [png])] = serve(**inputs).items()
+    [(name, result)] = serve(**{name: tf.constant(rows, spec.dtype)}).items()
+    if result.dtype != tf.string:
+        return json.dumps({"predictions": result.numpy().tolist()}).encode()
     # Strings go back in base64 only under names that end so.
     assert name.endswith("_bytes")
-    assert Image.open(io.BytesIO(png.numpy())).size == (28, 24)
-    body = {"instances": [_picture(6, 7).tolist()]}
-    serve, inputs = _as_tensorflow_serving_reads(json.dumps(body), signatures)
-    assert serve(**inputs)["sr"].shape == (1, 24, 28, 3)
+    rows = [{"b64": base64.b64encode(row).decode()} for row in result.numpy()]
+    return json.dumps({"predictions": rows}).encode()
+
+
+def _readme(language, part):
+    """The README's only block of code in a language that has `part` in it."""
+    text = (ROOT / "README.md").read_text()
+    blocks = re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    [block] = [block for block in blocks if part in block]
+    return block
+
+
+@pytest.fixture
+def beside_an_export(generator, saved_model, calibration, tmp_path, monkeypatch):
+    """Goes where the README's commands may run, beside photo.jpg and what has been exported."""
+    save_photograph(tmp_path / "photo.jpg", 12, 14)
+    (tmp_path / "export" / "srresnet_mse").mkdir(parents=True)
+    (tmp_path / "export" / "srresnet_mse" / "1").symlink_to(saved_model)
+    exporting.write_tflite(
+        generator, tmp_path / "export" / "srresnet_mse.int8.tflite", quantize="int8",
+        calibration=calibration,
+    )  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_readmes_curl_call_fits_the_signature(saved_model, beside_an_export):
+    echo, curl, decode = _readme("sh", "curl").rstrip().split(" |\n")
+    assert "curl -s -d @- localhost:8501/v1/models/srresnet_mse:predict" in curl
+    body = subprocess.run(["bash", "-c", echo], capture_output=True, check=True).stdout
+    decode = decode.strip().replace("python", sys.executable, 1)
+    answer = _tensorflow_serving(saved_model, body)
+    subprocess.run(["bash", "-c", decode], input=answer, check=True)
+    assert Image.open("photo_x4.png").size == (56, 48)
+
+
+def test_the_readmes_client_fits_the_signature(saved_model, beside_an_export, monkeypatch):
+    def urlopen(url, body):
+        return io.BytesIO(_tensorflow_serving(saved_model, body))
+
+    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    exec(_readme("python", "urlopen"), {})
+    assert Image.open("photo_x4.png").size == (56, 48)
+
+
+def test_a_request_of_numbers_fits_the_default_signature(saved_model):
+    body = json.dumps({"instances": [_picture(6, 7).tolist()]})
+    [sr] = json.loads(_tensorflow_serving(saved_model, body))["predictions"]
+    assert np.shape(sr) == (24, 28, 3)
+
+
+def test_the_readmes_code_that_loads_files_runs(beside_an_export):
+    by_tensorflow = {}
+    exec(_readme("python", "tf.saved_model.load"), by_tensorflow)
+    assert by_tensorflow["sr"].shape == (48, 56, 3)
+    exec(_readme("python", "ai_edge_litert"), {})
+    assert Image.open("photo_x4.png").size == (56, 48)
 
 
 def _prediction_log():
@@ -291,9 +352,12 @@ def test_a_saved_model_runs_where_this_package_is_not(saved_model, tmp_path):
 import sys
 sys.modules["srgan_tf"] = None  # importing it is an error now
 import tensorflow as tf
-sr = tf.saved_model.load(sys.argv[1]).signatures["serving_default"](
-    lr=tf.zeros([1, 5, 6, 3], tf.uint8))["sr"]
-print(sr.shape, not any(name.startswith("srgan_tf.") for name in sys.modules))
+signatures = tf.saved_model.load(sys.argv[1]).signatures
+lr = tf.zeros([5, 6, 3], tf.uint8)
+sr = signatures["serving_default"](lr=lr[None])["sr"][0]
+png = signatures["serve_bytes"](lr_bytes=tf.io.encode_png(lr)[None])["sr_bytes"][0]
+print(sr.shape, tf.io.decode_png(png).shape)
+print(not any(name.startswith("srgan_tf.") for name in sys.modules))
 from tensorflow.python.tools import saved_model_cli
 sys.argv = ["saved_model_cli", "show", "--dir", sys.argv[1], "--all"]
 saved_model_cli.main()
@@ -303,7 +367,7 @@ saved_model_cli.main()
         cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("(1, 20, 24, 3) True")
+    assert done.stdout.startswith("(20, 24, 3) (20, 24, 3)\nTrue")
     for name in ("serving_default", "serve_float", "serve_bytes"):
         assert f"signature_def['{name}']" in done.stdout
     assert "inputs['lr_bytes'] tensor_info:\n        dtype: DT_STRING" in done.stdout
@@ -330,37 +394,89 @@ def test_an_export_says_what_it_is_and_takes_the_next_number(generator, pairs, t
     assert found["weights"] == card and found["parity"]["pictures"] == 2
     [written] = exporting.export(
         generator, card, tmp_path, formats=["tflite"], quantize=["float32"], pairs=pairs,
-        input_size=(16, 20), facts={"data": "made up"},
+        input_size=(20, 16), facts={"data": "made up"},
     )  # fmt: skip
-    assert written.path == tmp_path / "tiny.float32.16x20.tflite"
+    assert written.path == tmp_path / "tiny.float32.20x16.tflite"
     found = json.loads(written.path.with_suffix(".json").read_text())
-    assert found["output"] == {"shape": [1, 64, 80, 3], "range": [-1, 1], "dtype": "float32"}
-    assert found["data"] == "made up"
+    assert found["output"] == {"shape": [1, 80, 64, 3], "range": [-1, 1], "dtype": "float32"}
+    assert found["data"] == "made up" and found["parity"]["pictures"] == 1
     left = {path.name for path in tmp_path.iterdir()}
-    assert left == {"tiny", "tiny.float32.16x20.tflite", "tiny.float32.16x20.json"}
+    assert left == {"tiny", "tiny.float32.20x16.tflite", "tiny.float32.20x16.json"}
 
 
 def test_a_file_out_of_its_bound_is_an_error_and_not_left_behind(
     generator, pairs, tmp_path, monkeypatch
 ):
     monkeypatch.setitem(parity.BOUNDS, "float16", (-1, None))
-    with pytest.raises(ValueError, match="nothing exported: float16 differs by . levels of 255"):
+    with pytest.raises(ValueError, match="float16 differs by .* .leave it out by --quant"):
         exporting.export(
             generator, {"name": "tiny"}, tmp_path / "out", formats=["tflite"],
             quantize=["float32", "float16"], pairs=pairs,
         )  # fmt: skip
-    assert not list((tmp_path / "out").iterdir())
+    assert not list(tmp_path.iterdir())  # nor a folder for it
+
+
+def test_what_killed_exports_left_is_cleared_and_what_others_make_is_not(tmp_path):
+    over = subprocess.Popen(["true"])
+    over.wait()
+    for process in (over.pid, os.getpid()):
+        (tmp_path / f".export-{process}-x").mkdir()
+        (tmp_path / f".export-{process}-x" / "part").touch()
+    with exporting._staging(tmp_path):
+        assert len(list(tmp_path.iterdir())) == 2
+    assert [path.name for path in tmp_path.iterdir()] == [f".export-{os.getpid()}-x"]
+
+
+def test_pairs_are_cut_to_the_size_that_a_file_takes(pairs):
+    lr, hr = pairs[0]
+    [cut] = parity.crops(pairs, (20, 18))  # the second picture is 16 pixels high
+    np.testing.assert_array_equal(cut[0], lr[2:22, 1:19])
+    np.testing.assert_array_equal(cut[1], hr[8:88, 4:76])
+    with pytest.raises(ValueError, match="no picture to compare on is as large as 80x124, 4 times"):
+        parity.crops(pairs, (20, 31))
+
+
+def test_a_file_of_one_size_is_compared_at_that_size(generator, tmp_path, monkeypatch):
+    def resize_tensor_input(*args):
+        raise AssertionError("resized")
+
+    monkeypatch.setattr(Interpreter, "resize_tensor_input", resize_tensor_input)
+    hr = photograph(64, 1640)
+    exporting.export(
+        generator, {"name": "tiny"}, tmp_path, formats=["tflite"], quantize=["float32"],
+        input_size=(12, upscaling.DEFAULT_TILE + 6), pairs=[(resize.imresize(hr, (16, 410)), hr)],
+    )  # fmt: skip
 
 
 def test_bounds_are_of_levels_and_of_decibels():
-    def found(change, worst):
-        return parity.Parity(1.0, 30.0, change, [change], worst, 1.0)
+    def found(pooled, worst):
+        return parity.Parity(1.0, 30.0, -9.0, pooled, [-9.0], worst, 1.0)
 
     assert parity.out_of_bounds("float32", found(0.0, 1)) is None
     assert "differs by 2 levels" in parity.out_of_bounds("float32", found(0.0, 2))
     assert parity.out_of_bounds("dynamic", found(-0.04, 9)) is None
-    assert "changes PSNR by -0.060 dB" in parity.out_of_bounds("dynamic", found(-0.06, 1))
+    assert "changes the pooled PSNR by -0.060" in parity.out_of_bounds("dynamic", found(-0.06, 1))
     assert "int8 changes" in parity.out_of_bounds("int8", found(float("nan"), 0))
+
+
+def test_a_flat_picture_counts_in_the_mean_of_psnr_and_hardly_in_pooled_errors(monkeypatch):
+    def enlarged(lr, error):
+        return (lr + error).repeat(4, axis=-3).repeat(4, axis=-2)
+
+    flat, rough = (np.full([5, 5, 3], level, np.uint8) for level in (100, 50))
+    expected = parity.Reference(
+        pairs=[(lr, enlarged(lr, 0)) for lr in (flat, rough)],
+        results=[enlarged(flat, 1), enlarged(rough, 20)],
+        psnr=np.array([metrics.psnr(enlarged(flat, 1), enlarged(flat, 0)),
+                       metrics.psnr(enlarged(rough, 20), enlarged(rough, 0))]),
+    )  # fmt: skip
+    network = upscaling.Network(lambda lr: enlarged(lr, 2 if lr.max() == 100 else 20), 0)
+    monkeypatch.setattr(upscaling, "load_exported", lambda path: network)
+    found = parity.compare(Path(__file__), expected)
+    of_flat = -20 * np.log10(2)
+    assert found.changes == pytest.approx([of_flat, 0])
+    assert found.change == pytest.approx(of_flat / 2)
+    assert found.pooled == pytest.approx(-10 * np.log10((2**2 + 20**2) / (1**2 + 20**2)))
 
 
 @pytest.fixture(scope="module")
@@ -370,17 +486,56 @@ def tiny_weights(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def other_weights(tmp_path_factory):
+    """The weights of another network, as two files: path.weights.h5 and path.keras."""
+    picture = keras.Input((None, None, 3))
+    other = keras.Model(picture, keras.layers.Conv2D(3, 3)(picture), name="other")
+    path = tmp_path_factory.mktemp("weights") / "other"
+    other.save_weights(f"{path}.weights.h5")
+    other.save(f"{path}.keras")
+    return path
+
+
 def test_one_command_exports_what_evaluation_takes(export, tiny_weights, photo_folder, tmp_path):
     code, out, err = export(
         f"--weights={tiny_weights}", f"--out_dir={tmp_path}", f"--data={photo_folder}",
-        f"--calibration_data={photo_folder}", "--format=tflite", "--quantize=dynamic,int8",
+        f"--calibration_data={photo_folder}", "--format=savedmodel,tflite,tflite",
+        "--quantize=dynamic,int8,int8",
     )  # fmt: skip
     assert code == 0, err
-    assert [line.split()[0] for line in out.splitlines()[2:4]] == ["dynamic", "int8"]
-    specs = [str(tmp_path / f"tiny.{form}.tflite") for form in ("dynamic", "int8")]
-    methods = evaluation.load_methods(specs, tile=64)
-    assert [method.name for method in methods[2:]] == ["tiny.dynamic.tflite", "tiny.int8.tflite"]
-    assert methods[3].upscale(_picture(10, 11)).shape == (40, 44, 3)
+    forms = [line.split()[0] for line in out.splitlines()[2:-3]]
+    assert forms == ["savedmodel", "dynamic", "int8"]
+    files = [tmp_path / name for name in ("tiny/1", "tiny.dynamic.tflite", "tiny.int8.tflite")]
+    methods = evaluation.load_methods([str(path) for path in (tiny_weights, *files)], tile=64)
+    names = [method.name for method in methods[2:]]
+    assert names == ["tiny", "1", "tiny.dynamic.tflite", "tiny.int8.tflite"]
+    lr = _picture(70, 11)  # two tiles
+    expected, saved, *quantised = [method.upscale(lr) for method in methods[2:]]
+    assert np.abs(saved.astype(int) - expected).max() <= 1
+    assert [sr.shape for sr in quantised] == [(280, 44, 3)] * 2
+
+
+@pytest.mark.slow
+def test_the_bundled_weights_keep_their_pictures_in_every_form(export, tmp_path):
+    code, out, err = export(
+        "--weights=srresnet_mse", f"--out_dir={tmp_path}", "--format=savedmodel,tflite"
+    )
+    assert code == 0, err
+    files = [line.split()[-1] for line in out.splitlines()[2:-3]]
+    assert len(files) == 1 + len(exporting.QUANTIZE)
+    methods = evaluation.load_methods(["srresnet_mse", *files], tile=128)[2:]
+    errors = np.zeros(len(methods))
+    for path in pictures.sample_pictures():
+        hr = pictures.read_rgb(path)[:512, :512]
+        hr = hr[: hr.shape[0] // 4 * 4, : hr.shape[1] // 4 * 4]
+        lr = resize.imresize(hr, (hr.shape[0] // 4, hr.shape[1] // 4))
+        results = [method.upscale(lr) for method in methods]
+        errors += [10 ** (-metrics.psnr(sr, hr) / 10) for sr in results]
+        for exact in results[1:4]:  # the SavedModel, float32 and float16
+            assert np.abs(exact.astype(int) - results[0]).max() <= 1, path
+    changes = -10 * np.log10(errors / errors[0])
+    assert abs(changes[4]) <= 0.05 and abs(changes[5]) <= 0.2, changes
 
 
 @pytest.mark.parametrize(
@@ -392,19 +547,56 @@ def test_one_command_exports_what_evaluation_takes(export, tiny_weights, photo_f
         (["--input_size=12"], "error: --input_size=12: give height,width of LR"),
         (["--input_size=0,5"], "error: --input_size=0,5: give height,width of LR"),
         (["weights.h5"], "error: what is 'weights.h5'?"),
+        (["--format=savedmodel", "--quantize=int8"], "error: --quantize is for tflite, which is"),
+        (["--format=savedmodel,onnx", "--input_size=9,9"], "not in --format=savedmodel,onnx"),
+        (["--format=savedmodel", "--calibration_data=sample"], "neither is made"),
+        (["--quantize=float16", "--calibration_data=sample"], "error: --calibration_data is for"),
         (["--calibration_data=nowhere", "--format=tflite"], "error: nowhere"),
         (["--out_dir=FILE"], "cannot be written to"),
         (["--weights=FILE"], "give a .weights.h5 or .keras file"),
+        (["--weights=OTHER.keras"], "error: other is not the paper's generator, it has no layer"),
+        (["--weights=OTHER.weights.h5"], "not a generator's weights"),
+        (["--input_size=2000,9", "--quantize=float32"], "as large as 8000x36, 4 times the input"),
     ],
 )
-def test_what_goes_wrong_is_said_in_one_line(export, tiny_weights, tmp_path, arguments, message):
+def test_what_goes_wrong_is_said_in_one_line(
+    export, tiny_weights, other_weights, tmp_path, arguments, message
+):
     (tmp_path / "file").touch()
     given = [f"--weights={tiny_weights}", f"--out_dir={tmp_path / 'out'}"]
-    given += [a.replace("FILE", str(tmp_path / "file")) for a in arguments]
+    for argument in arguments:
+        argument = argument.replace("FILE", str(tmp_path / "file"))
+        given.append(argument.replace("OTHER", str(other_weights)))
     code, out, err = export(*given)
     assert code == 1 and out == ""
     assert message in err.splitlines()[-1]
     assert not (tmp_path / "out").exists()
+
+
+def test_packages_that_are_missing_are_named_before_anything_is_made(
+    export, tiny_weights, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    code, _, err = export(
+        f"--weights={tiny_weights}", f"--out_dir={tmp_path / 'out'}", "--format=savedmodel,onnx"
+    )
+    assert code == 1 and err.splitlines()[-1].endswith("pip install onnxruntime")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("quantize, shares", [("float32", (0, 7)), ("int8", (4, 3))])
+def test_photographs_are_shared_out_only_where_some_are_for_calibration(
+    export, tiny_weights, tmp_path, monkeypatch, quantize, shares
+):
+    def given(*_, calibration, pairs, **__):
+        raise ValueError(f"{(len(calibration), len(pairs))}")
+
+    monkeypatch.setattr(exporting, "export", given)
+    _, _, err = export(
+        f"--weights={tiny_weights}", f"--out_dir={tmp_path}", "--format=tflite",
+        f"--quantize={quantize}",
+    )  # fmt: skip
+    assert err.splitlines()[-1] == f"error: {shares}"
 
 
 def test_help_comes_without_tensorflow():
