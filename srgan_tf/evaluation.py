@@ -243,19 +243,22 @@ def load_methods(specs: Iterable[str], *, tile: int) -> list[Method]:
         FileNotFoundError, ValueError: One cannot be loaded; one line that names it.
     """
     methods = [Method("nearest", nearest, "nearest"), Method("bicubic", bicubic, "bicubic")]
-    for spec in dict.fromkeys(specs):
+    once = {os.path.realpath(spec): spec for spec in specs}
+    for spec in once.values():
         if upscaling.is_exported(spec):
             network = upscaling.load_exported(spec)
             digest = weights.file_sha256(Path(spec))
             provenance = {"name": Path(spec).name, "path": spec, "sha256": digest}
         else:
             network, provenance = weights.load_generator(spec)
-        name = provenance["name"]
-        if name in [method.name for method in methods]:
-            name = spec
         upscale = _upscale_any(network, tile)
-        methods.append(Method(name, upscale, provenance["sha256"], provenance))
-    return methods
+        methods.append(Method(provenance["name"], upscale, provenance["sha256"], provenance))
+    if len({method.name for method in methods}) == len(methods):
+        return methods
+    # What was given differs, but may read like the name of an interpolation.
+    given = [os.path.join(".", s) if s in ("nearest", "bicubic") else s for s in once.values()]
+    renamed = zip(methods[2:], given, strict=True)
+    return methods[:2] + [dataclasses.replace(method, name=name) for method, name in renamed]
 
 
 def _upscale_any(network, tile: int) -> Callable[[np.ndarray], np.ndarray]:

@@ -4,6 +4,7 @@ import functools
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import types
@@ -277,11 +278,21 @@ def test_trained_and_exported_weights_are_scored_alike(flat_set, tmp_path, tiny_
     assert means["exported"] == pytest.approx(means["tiny"], abs=1e-3)
 
 
-def test_weights_of_one_name_are_told_apart(tmp_path, tiny_weights):
-    other = tmp_path / "tiny.weights.h5"
-    other.write_bytes(tiny_weights.read_bytes())
-    methods = evaluation.load_methods([str(tiny_weights), str(other)], tile=64)
-    assert [method.name for method in methods[2:]] == ["tiny", str(other)]
+def test_methods_of_one_name_are_told_apart_in_any_order(tmp_path, tiny_weights, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(weights, "_BUNDLED", tiny_weights.parent)
+    for run in ("runs/tiny", "bicubic"):
+        Path(run).mkdir(parents=True)
+        Path(run, "run.json").write_text('{"variant": "a", "vgg": null, "config": {"steps": 1}}')
+        shutil.copy(tiny_weights, Path(run, "generator.weights.h5"))
+    for specs, names in {
+        ("tiny", "runs/tiny"): ["tiny", "runs/tiny"],
+        ("runs/tiny", "tiny"): ["runs/tiny", "tiny"],
+        ("bicubic",): ["./bicubic"],
+        ("runs/tiny", "./runs/tiny"): ["tiny"],
+    }.items():
+        methods = evaluation.load_methods(specs, tile=64)
+        assert [method.name for method in methods] == ["nearest", "bicubic", *names]
 
 
 def test_lpips_is_not_imported_unless_asked_for(evaluate, flat_set, monkeypatch):
