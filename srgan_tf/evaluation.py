@@ -26,6 +26,7 @@ SMALLEST, SMALLEST_LPIPS = 20, 32
 # Part of each kept score's key: raise it when the measures or the methods "nearest" and "bicubic"
 # change, so that older scores are not taken for new ones.
 _KEPT_VERSION = 1
+_PICTURES = "pictures"  # the folder in out_dir
 
 
 class Pair(NamedTuple):
@@ -124,37 +125,43 @@ class Results:
         return {s.name: sum(name == s.name for name, _ in scored) for s in self.sets}
 
 
-def open_sets(specs: Sequence[str]) -> list[EvaluationSet]:
+def open_sets(
+    specs: Sequence[str], out_dir: str | os.PathLike | None = None
+) -> list[EvaluationSet]:
     """Opens the sets to score on.
 
     Args:
         specs: Folders with `HR/` and perhaps `LR_x4/`, or folders of HR pictures, or "sample" for
             the photographs that scikit-image carries.
+        out_dir: As in `evaluate`: what is kept there is no original.
 
     Returns:
         One set for each, with names that differ.
 
     Raises:
         FileNotFoundError: There is no such folder.
-        ValueError: A folder has no pictures.
+        ValueError: A folder has no pictures, or is where `out_dir` keeps its own.
     """
     once = {os.path.realpath(spec): spec for spec in specs}
-    sets = [_open_set(spec) for spec in once.values()]
+    kept = None if out_dir is None else Path(out_dir, _PICTURES).resolve()
+    sets = [_open_set(spec, kept) for spec in once.values()]
     names = [s.name for s in sets]
     return [dataclasses.replace(s, name=s.folder) if names.count(s.name) > 1 else s for s in sets]
 
 
-def _open_set(spec: str) -> EvaluationSet:
+def _open_set(spec: str, kept: Path | None) -> EvaluationSet:
     made = "made from HR by Matlab's bicubic"
     if spec == SAMPLE:
         pairs = [Pair(path.stem, path, None) for path in pictures.sample_pictures()]
         return EvaluationSet(SAMPLE, SAMPLE, pairs, made)
     folder = Path(spec)
+    if kept and folder.resolve().is_relative_to(kept):
+        raise ValueError(f"{folder}: scores keep their own pictures there, give another --out_dir")
     name = folder.resolve().name
     hr_folder, lr_folder = folder / "HR", folder / "LR_x4"
     if not hr_folder.is_dir():
         hr_folder = folder
-    originals = _by_name(hr_folder)
+    originals = _by_name(hr_folder, kept)
     if not originals:
         raise ValueError(f"{hr_folder}: no pictures to score on")
     if hr_folder == folder or not lr_folder.is_dir():
@@ -162,7 +169,7 @@ def _open_set(spec: str) -> EvaluationSet:
         return EvaluationSet(name, str(folder), pairs, made)
     # Some copies of the benchmarks name the LR file of "baby" "babyx4".
     small = {re.sub("x4$", "", stem) if stem not in originals else stem: path
-             for stem, path in _by_name(lr_folder).items()}  # fmt: skip
+             for stem, path in _by_name(lr_folder, kept).items()}  # fmt: skip
     pairs = [Pair(name, path, small[name]) for name, path in originals.items() if name in small]
     left_out = [
         f"{path}: no picture of this name in {lr_folder}"
@@ -177,9 +184,11 @@ def _open_set(spec: str) -> EvaluationSet:
     return EvaluationSet(name, str(folder), pairs, "from LR_x4", left_out)
 
 
-def _by_name(folder: Path) -> dict[str, Path]:
+def _by_name(folder: Path, kept: Path | None) -> dict[str, Path]:
     """Pictures by path below the folder, without ending (with it where two would be the same)."""
     found = pictures.find_pictures(folder)
+    if kept:
+        found = [path for path in found if not path.resolve().is_relative_to(kept)]
     stems = [path.relative_to(folder).with_suffix("").as_posix() for path in found]
     return {
         path.relative_to(folder).as_posix() if stems.count(stem) > 1 else stem: path
@@ -424,7 +433,7 @@ class _Kept:
     def add(self, key: str, where: tuple[str, str], name: str, picture: np.ndarray, scores: dict):
         """Keeps a result as `pictures/SET/PICTURE/NAME-KEY.png` and returns its record."""
         folders = [_safe(part) for part in where]
-        file = Path("pictures", *folders, f"{_safe(name)}-{key[:8]}.png")
+        file = Path(_PICTURES, *folders, f"{_safe(name)}-{key[:8]}.png")
         (self._out_dir / file).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(self._out_dir / file)
         self.records[key] = {"key": key, "file": file.as_posix(), "scores": scores}

@@ -115,6 +115,23 @@ def test_sets_of_one_name_are_told_apart(tmp_path):
     assert [s.name for s in sets] == [str(tmp_path / parent / "Set5") for parent in "ab"]
 
 
+@pytest.mark.parametrize("out_dir", ["photos/scores", "photos"])
+def test_pictures_kept_among_the_originals_are_not_scored(evaluate, tmp_path, monkeypatch, out_dir):
+    monkeypatch.chdir(tmp_path)
+    _save(Path("photos/one.png"), photograph(32, 32))
+    arguments = ["--data=photos", "--weights=", f"--out_dir={out_dir}"]
+    for _ in range(2):
+        code, out, _ = evaluate(*arguments)
+        assert code == 0 and "photos, 1 picture," in out
+
+
+def test_a_folder_that_is_to_keep_pictures_is_not_scored(evaluate, tmp_path):
+    _save(tmp_path / "pictures/one.png", photograph(32, 32))
+    code, _, err = evaluate(f"--data={tmp_path}/pictures", "--weights=", f"--out_dir={tmp_path}")
+    assert code == 1
+    assert err.endswith("scores keep their own pictures there, give another --out_dir\n")
+
+
 def test_a_grayscale_file_is_scored_on_its_own_values(tmp_path, tiny_weights):
     hr = photograph(48, 40)[..., 0]
     _save(tmp_path / "gray" / "one.png", hr)
