@@ -255,9 +255,7 @@ def load_methods(specs: Iterable[str], *, tile: int) -> list[Method]:
     once = {os.path.realpath(spec): spec for spec in specs}
     for spec in once.values():
         if upscaling.is_exported(spec):
-            network = upscaling.load_exported(spec)
-            digest = weights.file_sha256(Path(spec))
-            provenance = {"name": Path(spec).name, "path": spec, "sha256": digest}
+            network, provenance = upscaling.load_exported(spec), weights.exported_card(spec)
         else:
             network, provenance = weights.load_generator(spec)
         upscale = _upscale_any(network, tile)

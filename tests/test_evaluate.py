@@ -16,7 +16,7 @@ import pytest
 from conftest import photograph
 from PIL import Image
 
-from srgan_tf import evaluation, metrics, pictures, resize, tables, weights
+from srgan_tf import evaluation, exporting, metrics, pictures, resize, tables, weights
 from srgan_tf.networks import build_generator
 
 ROOT = Path(__file__).parents[1]
@@ -285,14 +285,39 @@ def test_other_weights_other_pictures_and_fresh_are_computed(flat_set, tmp_path)
 
 def test_trained_and_exported_weights_are_scored_alike(flat_set, tmp_path, tiny_weights):
     generator, _ = weights.load_generator(str(tiny_weights))
-    generator.export(tmp_path / "exported", verbose=False)
-    specs = [str(tiny_weights), str(tmp_path / "exported")]
-    methods = evaluation.load_methods(specs, tile=64)
-    assert [method.name for method in methods] == ["nearest", "bicubic", "tiny", "exported"]
+    folder = tmp_path / "tiny" / "1"
+    generator.export(folder, verbose=False)
+    methods = evaluation.load_methods([str(tiny_weights), str(folder)], tile=64)
+    assert [method.name for method in methods] == ["nearest", "bicubic", "tiny", "tiny/1"]
     assert len({method.sha256 for method in methods}) == 4
     results = evaluation.evaluate(evaluation.open_sets([str(flat_set)]), methods)
     means = results.means()["flat"]
-    assert means["exported"] == pytest.approx(means["tiny"], abs=1e-3)
+    assert means["tiny/1"] == pytest.approx(means["tiny"], abs=1e-3)
+    assert "tiny/1: variant not known, steps not known, VGG not known, sha256" in "\n".join(
+        tables.describe_methods(results)
+    )
+
+
+def test_exported_files_are_described_by_the_cards_beside_them(tmp_path, tiny_weights):
+    generator, card = weights.load_generator(str(tiny_weights))
+    card |= {"variant": "SRGAN-MSE", "steps": 7, "vgg": None}
+    lr = photograph(16, 16)
+    written = exporting.export(
+        generator, card, tmp_path, formats=["savedmodel", "tflite"], quantize=["float32"],
+        pairs=[(lr, evaluation.nearest(lr))],
+    )  # fmt: skip
+    specs = [str(path) for _, path, _ in written]
+    methods = evaluation.load_methods(specs, tile=64)
+    results = evaluation.Results([], methods, [], [], {})
+    for line, name in zip(
+        tables.describe_methods(results), ("tiny/1", "tiny.float32.tflite"), strict=True
+    ):
+        assert line.startswith(f"{name}: SRGAN-MSE, 7 steps, VGG: none, sha256 ")
+    assert tables.paper_scores("Set5", methods[-1]) == {"psnr": 30.64, "ssim": 0.8701}
+
+    with open(specs[1], "ab") as file:  # not the file that the card tells of
+        file.write(b"\0" * 1000)
+    assert weights.exported_card(specs[1])["variant"] is None
 
 
 def test_methods_of_one_name_are_told_apart_in_any_order(tmp_path, tiny_weights, monkeypatch):
