@@ -369,22 +369,25 @@ def evaluate(
             where = (evaluation_set.name, pair.name)
             if kept:
                 key = _key("original", lr, hr)
-                record = kept.records.get(key) or kept.add(key, where, "original", hr, {})
+                record = kept.find(key) or kept.add(key, where, "original", hr, {})
                 originals[where] = record["file"]
             for method in methods:
                 progress(done / total, f"{evaluation_set.name} {pair.name}: {method.name}")
                 work = pixels[pair] * costs[method.name]
                 key = _key(method.sha256, lr, hr)
-                record = kept.records.get(key) if kept else None
+                record = kept.find(key) if kept else None
                 if record and measures.keys() <= record["scores"].keys():
                     total -= work
                 else:
                     # What is kept may lack a measure that is asked for now.
                     sr = kept.read(record) if record else _like(method.upscale(lr), hr)
                     scores = {name: measure(sr, hr) for name, measure in measures.items()}
-                    record = {"scores": scores, "file": None}
-                    if kept:
+                    if record:
+                        record = kept.log(record | {"scores": scores})
+                    elif kept:
                         record = kept.add(key, where, method.name, sr, scores)
+                    else:
+                        record = {"scores": scores, "file": None}
                     done += work
                 scores = {name: record["scores"][name] for name in measures}
                 rows.append(Row(*where, method.name, scores, record["file"]))
@@ -411,33 +414,58 @@ def _key(made_by: str, lr: np.ndarray, hr: np.ndarray) -> str:
 class _Kept:
     """Results in a folder: a line for each in `kept.jsonl`, its picture in `pictures/`.
 
-    A line is written when its picture is there. `records` has what is there by key.
+    A line is written when its picture is there. The last line of a key counts.
     """
 
     def __init__(self, out_dir: Path, fresh: bool):
         self._out_dir = out_dir
-        self.records = {}
+        self._records = {}
         path = out_dir / "kept.jsonl"
-        if path.is_file() and not fresh:
-            for line in path.read_text().splitlines():
-                with contextlib.suppress(json.JSONDecodeError):  # cut short by an interruption
-                    record = json.loads(line)
-                    if (out_dir / record["file"]).is_file():
-                        self.records[record["key"]] = record
+        for line in path.read_text().splitlines() if path.is_file() else ():
+            with contextlib.suppress(json.JSONDecodeError):  # cut short by an interruption
+                record = json.loads(line)
+                if fresh:
+                    self._remove(record)
+                else:
+                    self._records[record["key"]] = record
         out_dir.mkdir(parents=True, exist_ok=True)
         self._log = path.open("w" if fresh else "a")
         self._log.write("\n")  # ends a line that was cut short
+
+    def _remove(self, record: dict) -> None:
+        path = self._out_dir / record["file"]
+        if path.resolve().is_relative_to((self._out_dir / _PICTURES).resolve()):
+            path.unlink(missing_ok=True)
+
+    def find(self, key: str) -> dict | None:
+        """The record of a result whose picture is there and whole."""
+        record = self._records.get(key)
+        if record is None:
+            return None
+        try:
+            with Image.open(self._out_dir / record["file"]) as image:
+                image.verify()  # the checksums of all chunks
+        except Exception:  # Pillow raises all sorts on broken files
+            return None
+        return record
 
     def add(self, key: str, where: tuple[str, str], name: str, picture: np.ndarray, scores: dict):
         """Keeps a result as `pictures/SET/PICTURE/NAME-KEY.png` and returns its record."""
         folders = [_safe(part) for part in where]
         file = Path(_PICTURES, *folders, f"{_safe(name)}-{key[:8]}.png")
-        (self._out_dir / file).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(self._out_dir / file)
-        self.records[key] = {"key": key, "file": file.as_posix(), "scores": scores}
-        self._log.write(json.dumps(self.records[key]) + "\n")
+        path = self._out_dir / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f"{path.name}.tmp")
+        Image.fromarray(picture).save(beside, "PNG")
+        os.replace(beside, path)
+        return self.log({"key": key, "file": file.as_posix(), "scores": scores})
+
+    def log(self, record: dict) -> dict:
+        """Writes a record down, the picture of which is there, and returns it."""
+        self._records[record["key"]] = record
+        self._log.write(json.dumps(record) + "\n")
         self._log.flush()
-        return self.records[key]
+        return record
 
     def read(self, record: dict) -> np.ndarray:
         """The picture of a record, uint8 [H, W] or [H, W, 3]."""

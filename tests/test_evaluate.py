@@ -16,7 +16,7 @@ import pytest
 from conftest import photograph
 from PIL import Image
 
-from srgan_tf import evaluation, exporting, metrics, pictures, resize, tables, weights
+from srgan_tf import evaluation, exporting, metrics, pictures, report, resize, tables, weights
 from srgan_tf.networks import build_generator
 
 ROOT = Path(__file__).parents[1]
@@ -63,6 +63,10 @@ def _counting(method, calls):
         return method.upscale(lr)
 
     return evaluation.Method(method.name, upscale, method.sha256, method.provenance)
+
+
+def _interrupt(*_, **__):
+    raise KeyboardInterrupt
 
 
 def test_without_arguments_the_sample_pictures_are_scored(evaluate, monkeypatch):
@@ -236,11 +240,8 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(flat_set, tmp_path, 
     methods = evaluation.load_methods([str(tiny_weights)], tile=64)
     whole = evaluation.evaluate(sets, methods)
 
-    def interrupt(lr):
-        raise KeyboardInterrupt
-
     calls = []
-    stopping = [*methods[:2], evaluation.Method("tiny", interrupt, methods[2].sha256, {"name": 1})]
+    stopping = [*methods[:2], evaluation.Method("tiny", _interrupt, methods[2].sha256, {"name": 1})]
     with pytest.raises(KeyboardInterrupt):
         evaluation.evaluate(sets, stopping, out_dir=tmp_path / "out")
     log = tmp_path / "out" / "kept.jsonl"
@@ -281,6 +282,58 @@ def test_other_weights_other_pictures_and_fresh_are_computed(flat_set, tmp_path)
         kept = pictures.read_rgb(tmp_path / "out" / row.file)
         original = pictures.read_rgb(tmp_path / "out" / results.originals[row.set, row.picture])
         assert metrics.psnr(kept, original) == row.scores["psnr"]
+
+
+def test_an_interrupted_write_leaves_no_picture_and_no_half_scores(flat_set, tmp_path, monkeypatch):
+    sets, methods = evaluation.open_sets([str(flat_set)]), evaluation.load_methods([], tile=64)
+    out_dir = tmp_path / "out"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", _interrupt)
+        evaluation.evaluate(sets, methods, out_dir=out_dir)
+    assert not list(out_dir.rglob("*.png"))
+
+    results = evaluation.evaluate(sets, methods, out_dir=out_dir)
+    names = ["scores.csv", "scores.json", "report.html"]
+    monkeypatch.setattr(os, "replace", _interrupt)
+    for name in names:
+        (out_dir / name).write_text("old")
+    for write in (lambda: tables.write_scores(results, out_dir, {}),
+                  lambda: report.write_report(results, out_dir)):  # fmt: skip
+        with pytest.raises(KeyboardInterrupt):
+            write()
+    assert [(out_dir / name).read_text() for name in names] == ["old"] * 3
+
+
+def test_a_damaged_picture_is_made_again(flat_set, tmp_path):
+    calls = []
+    sets = evaluation.open_sets([str(flat_set)])
+    methods = [_counting(method, calls) for method in evaluation.load_methods([], tile=64)]
+    first = evaluation.evaluate(sets, methods, out_dir=tmp_path)
+    calls.clear()
+    cut, changed, gone = (tmp_path / row.file for row in first.rows[:3])
+    original = tmp_path / next(iter(first.originals.values()))
+    whole = {path: path.read_bytes() for path in (cut, changed, gone, original)}
+    cut.write_bytes(whole[cut][:-100])
+    changed.write_bytes(whole[changed].replace(b"IDAT", b"IDAT\x55"))
+    gone.unlink()
+    original.write_bytes(b"")
+    assert evaluation.evaluate(sets, methods, out_dir=tmp_path).rows == first.rows
+    assert len(calls) == 3
+    assert {path: path.read_bytes() for path in whole} == whole
+
+
+def test_fresh_removes_the_pictures_that_were_kept_and_no_others(flat_set, tmp_path):
+    sets, methods = evaluation.open_sets([str(flat_set)]), evaluation.load_methods([], tile=64)
+    out_dir = tmp_path / "out"
+    evaluation.evaluate(sets, methods, out_dir=out_dir)
+    others = [_save(out_dir / "pictures/mine.png", photograph(8, 8)), flat_set / "picture0.png"]
+    with (out_dir / "kept.jsonl").open("a") as log:
+        log.write('{"key": "forged", "file": "pictures/../../flat/picture0.png"}\n')
+    results = evaluation.evaluate(sets, methods[:1], out_dir=out_dir, fresh=True)
+    left = {path.relative_to(out_dir).as_posix() for path in out_dir.rglob("*.png")}
+    kept = {row.file for row in results.rows} | set(results.originals.values())
+    assert left == kept | {"pictures/mine.png"}
+    assert all(path.is_file() for path in others)
 
 
 def test_trained_and_exported_weights_are_scored_alike(flat_set, tmp_path, tiny_weights):
@@ -378,7 +431,9 @@ def test_lpips_is_measured_on_kept_pictures_too(evaluate, flat_set, tmp_path, mo
     arguments = [f"--data={flat_set}", "--weights=", f"--out_dir={tmp_path / 'out'}"]
     assert evaluate(*arguments)[0] == 0
     _fake_torch(monkeypatch, Distance)
-    monkeypatch.setattr(evaluation, "bicubic", None)  # it would fail if it were called
+    # These would fail if they were called.
+    monkeypatch.setattr(evaluation, "bicubic", None)
+    monkeypatch.setattr(Image.Image, "save", None)
     code, out, err = evaluate(*arguments, "--lpips")
     assert code == 2 and "LPIPS" in out and "small.png: too small to score" in err
     rows = _rows(tmp_path / "out")
@@ -395,10 +450,7 @@ def test_equal_pictures_leave_valid_json(evaluate, tmp_path):
 
 
 def test_an_interruption_is_one_line_and_says_what_is_kept(evaluate, flat_set, monkeypatch):
-    def interrupt(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(evaluation, "evaluate", interrupt)
+    monkeypatch.setattr(evaluation, "evaluate", _interrupt)
     arguments = [f"--data={flat_set}", "--weights="]
     assert evaluate(*arguments) == (130, "", "interrupted: nothing was kept\n")
     _, _, err = evaluate(*arguments, "--out_dir=somewhere")
