@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import tensorflow as tf
 from PIL import Image
 
 from srgan_tf import metrics, pictures, resize, upscaling, weights
@@ -249,7 +250,8 @@ def load_methods(specs: Iterable[str], *, tile: int) -> list[Method]:
         The methods, with names that differ.
 
     Raises:
-        FileNotFoundError, ValueError: One cannot be loaded; one line that names it.
+        FileNotFoundError, ValueError: One cannot be loaded, or `tile` is too small for it; one line
+            that names it.
     """
     methods = [Method("nearest", nearest, "nearest"), Method("bicubic", bicubic, "bicubic")]
     once = {os.path.realpath(spec): spec for spec in specs}
@@ -257,7 +259,13 @@ def load_methods(specs: Iterable[str], *, tile: int) -> list[Method]:
         if upscaling.is_exported(spec):
             network, provenance = upscaling.load_exported(spec), weights.exported_card(spec)
         else:
-            network, provenance = weights.load_generator(spec)
+            generator, provenance = weights.load_generator(spec)
+            network = upscaling.compiled(generator)
+        if tile <= 2 * network.reach:
+            raise ValueError(
+                f"tiles of {tile} pixels are too small: {spec} looks at {network.reach} pixels "
+                f"around each, so give --tile={2 * network.reach + 1} or more"
+            )
         upscale = _upscale_any(network, tile)
         methods.append(Method(provenance["name"], upscale, provenance["sha256"], provenance))
     if len({method.name for method in methods}) == len(methods):
@@ -343,7 +351,7 @@ def evaluate(
         progress: Told the fraction that is done, in 0..1, and what comes next.
 
     Returns:
-        The results. Pictures that cannot be scored are in `left_out`.
+        The results. Pictures that a method fails on or that cannot be scored are in `left_out`.
     """
     measures = {"psnr": metrics.psnr, "ssim": metrics.ssim, "ssim_wang": metrics.ssim_wang}
     if lpips:
@@ -353,46 +361,65 @@ def evaluate(
     pixels = {pair: _pixels(pair) for s in sets for pair in s.pairs}
     # Interpolation takes next to no time; what is kept or cannot be read is no work at all.
     costs = {method.name: 1 if method.provenance else 0.03 for method in methods}
-    total = sum(pixels[pair] for s in sets for pair in s.pairs) * sum(costs.values())
-    done = 0.0
+    done, todo = 0.0, sum(pixels[pair] for s in sets for pair in s.pairs) * sum(costs.values())
     keeping = contextlib.nullcontext()
     if out_dir is not None:
         keeping = contextlib.closing(_Kept(Path(out_dir), fresh))
     with keeping as kept:
         for evaluation_set, pair in [(s, pair) for s in sets for pair in s.pairs]:
+            where = (evaluation_set.name, pair.name)
+            scored, original = [], None
+            todo_then = todo - pixels[pair] * sum(costs.values())
             try:
                 lr, hr = read_pair(pair, SMALLEST_LPIPS if lpips else SMALLEST)
+                if kept:
+                    key = _key("original", lr, hr)
+                    original = kept.find(key) or kept.add(key, where, "original", hr, {})
+                for method in methods:
+                    progress(done / (done + todo), f"{' '.join(where)}: {method.name}")
+                    work = pixels[pair] * costs[method.name]
+                    todo -= work
+                    key = _key(method.sha256, lr, hr)
+                    record = kept.find(key) if kept else None
+                    if not (record and measures.keys() <= record["scores"].keys()):
+                        # What is kept may lack a measure that is asked for now.
+                        sr = kept.read(record) if record else _upscaled(pair, method, lr, hr)
+                        scores = {name: measure(sr, hr) for name, measure in measures.items()}
+                        if record:
+                            record = kept.log(record | {"scores": scores})
+                        elif kept:
+                            record = kept.add(key, where, method.name, sr, scores)
+                        else:
+                            record = {"scores": scores, "file": None}
+                        done += work
+                    scores = {name: record["scores"][name] for name in measures}
+                    scored.append(Row(*where, method.name, scores, record["file"]))
             except ValueError as error:
                 left_out.append(str(error))
-                total -= pixels[pair] * sum(costs.values())
-                continue
-            where = (evaluation_set.name, pair.name)
-            if kept:
-                key = _key("original", lr, hr)
-                record = kept.find(key) or kept.add(key, where, "original", hr, {})
-                originals[where] = record["file"]
-            for method in methods:
-                progress(done / total, f"{evaluation_set.name} {pair.name}: {method.name}")
-                work = pixels[pair] * costs[method.name]
-                key = _key(method.sha256, lr, hr)
-                record = kept.find(key) if kept else None
-                if record and measures.keys() <= record["scores"].keys():
-                    total -= work
-                else:
-                    # What is kept may lack a measure that is asked for now.
-                    sr = kept.read(record) if record else _like(method.upscale(lr), hr)
-                    scores = {name: measure(sr, hr) for name, measure in measures.items()}
-                    if record:
-                        record = kept.log(record | {"scores": scores})
-                    elif kept:
-                        record = kept.add(key, where, method.name, sr, scores)
-                    else:
-                        record = {"scores": scores, "file": None}
-                    done += work
-                scores = {name: record["scores"][name] for name in measures}
-                rows.append(Row(*where, method.name, scores, record["file"]))
+            except (MemoryError, RuntimeError) as error:  # NumPy's and PyTorch's
+                left_out.append(f"{pair.hr}: cannot be scored ({_reason(error)})")
+            else:  # a picture counts for all methods or for none
+                rows += scored
+                if original:
+                    originals[where] = original["file"]
+            todo = todo_then
     progress(1.0, "")
     return Results(sets, methods, rows, left_out, originals)
+
+
+def _upscaled(pair: Pair, method: Method, lr: np.ndarray, hr: np.ndarray) -> np.ndarray:
+    """Upscales lr into as many channels as hr has; a failure names the picture and the method."""
+    try:
+        return _like(method.upscale(lr), hr)
+    except (MemoryError, tf.errors.ResourceExhaustedError):
+        reason = "not enough memory, a smaller --tile takes less"
+    except Exception as error:  # the errors of TensorFlow, LiteRT and ONNX have no class in common
+        reason = _reason(error)
+    raise ValueError(f"{pair.hr}: cannot be upscaled by {method.name} ({reason})")
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _pixels(pair: Pair) -> int:

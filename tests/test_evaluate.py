@@ -13,6 +13,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import photograph
 from PIL import Image
 
@@ -183,6 +184,53 @@ def test_what_cannot_be_scored_is_named_and_the_rest_is_scored(evaluate, tmp_pat
     document = json.loads((tmp_path / "out/scores.json").read_text())
     assert len(document["left_out"]) == 5
     assert "LR_x4/orphan.png" in (tmp_path / "out/report.html").read_text()
+
+
+def test_a_picture_that_a_network_fails_on_is_left_out_for_all_methods(
+    evaluate, tmp_path, monkeypatch
+):
+    failures = {
+        32: (MemoryError(), "not enough memory, a smaller --tile takes less"),
+        36: (tf.errors.ResourceExhaustedError(None, None, "a\nlong\nstory"), "not enough memory"),
+        40: (RuntimeError("no tensor\nhere"), "by broken (no tensor)"),
+        44: (tf.errors.InternalError(None, None, ""), "by broken (InternalError)"),
+    }
+
+    def fail(lr):
+        if 4 * len(lr) in failures:
+            raise failures[4 * len(lr)][0]
+        return evaluation.nearest(lr)
+
+    psnr = metrics.psnr
+
+    def score(sr, hr):
+        if len(hr) == 48:
+            raise MemoryError("too large")
+        return psnr(sr, hr)
+
+    for size in (*failures, 48, 52):
+        _save(tmp_path / "set" / f"{size}.png", photograph(size, 32))
+    card = {"name": "broken", "path": "somewhere"}
+    broken = evaluation.Method("broken", fail, "its hash", card)
+    methods = [*evaluation.load_methods([], tile=64), broken]
+    monkeypatch.setattr(evaluation, "load_methods", lambda *_, **__: methods)
+    monkeypatch.setattr(metrics, "psnr", score)
+    out_dir = tmp_path / "out"
+    code, out, err = evaluate(f"--data={tmp_path / 'set'}", f"--out_dir={out_dir}")
+    assert code == 2 and "set, 1 picture, LR made" in out
+    assert [(row["picture"], row["method"]) for row in _rows(out_dir)] == [
+        ("52", "nearest"), ("52", "bicubic"), ("52", "broken")
+    ]  # fmt: skip
+    left_out = [line for line in err.splitlines() if line.startswith("left out: ")]
+    assert len(left_out) == 5 and left_out[-1].endswith("48.png: cannot be scored (too large)")
+    for line, (size, (_, reason)) in zip(left_out, failures.items(), strict=False):
+        assert f"{size}.png: cannot be upscaled by broken (" in line and reason in line
+
+
+def test_tiles_that_are_too_small_are_refused_before_anything_is_scored(evaluate, tiny_weights):
+    code, _, err = evaluate(f"--weights={tiny_weights}", "--tile=20")
+    assert code == 1
+    assert err.endswith("looks at 10 pixels around each, so give --tile=21 or more\n")
 
 
 def test_nothing_to_score_is_an_error(evaluate, tmp_path):
