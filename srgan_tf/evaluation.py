@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import tensorflow as tf
 from PIL import Image
 
 from srgan_tf import metrics, pictures, resize, upscaling, weights
@@ -26,6 +27,7 @@ SMALLEST, SMALLEST_LPIPS = 20, 32
 # Part of each kept score's key: raise it when the measures or the methods "nearest" and "bicubic"
 # change, so that older scores are not taken for new ones.
 _KEPT_VERSION = 1
+_PICTURES = "pictures"  # the folder in out_dir
 
 
 class Pair(NamedTuple):
@@ -124,37 +126,43 @@ class Results:
         return {s.name: sum(name == s.name for name, _ in scored) for s in self.sets}
 
 
-def open_sets(specs: Sequence[str]) -> list[EvaluationSet]:
+def open_sets(
+    specs: Sequence[str], out_dir: str | os.PathLike | None = None
+) -> list[EvaluationSet]:
     """Opens the sets to score on.
 
     Args:
         specs: Folders with `HR/` and perhaps `LR_x4/`, or folders of HR pictures, or "sample" for
             the photographs that scikit-image carries.
+        out_dir: As in `evaluate`: what is kept there is no original.
 
     Returns:
         One set for each, with names that differ.
 
     Raises:
         FileNotFoundError: There is no such folder.
-        ValueError: A folder has no pictures.
+        ValueError: A folder has no pictures, or is where `out_dir` keeps its own.
     """
     once = {os.path.realpath(spec): spec for spec in specs}
-    sets = [_open_set(spec) for spec in once.values()]
+    kept = None if out_dir is None else Path(out_dir, _PICTURES).resolve()
+    sets = [_open_set(spec, kept) for spec in once.values()]
     names = [s.name for s in sets]
     return [dataclasses.replace(s, name=s.folder) if names.count(s.name) > 1 else s for s in sets]
 
 
-def _open_set(spec: str) -> EvaluationSet:
+def _open_set(spec: str, kept: Path | None) -> EvaluationSet:
     made = "made from HR by Matlab's bicubic"
     if spec == SAMPLE:
         pairs = [Pair(path.stem, path, None) for path in pictures.sample_pictures()]
         return EvaluationSet(SAMPLE, SAMPLE, pairs, made)
     folder = Path(spec)
+    if kept and folder.resolve().is_relative_to(kept):
+        raise ValueError(f"{folder}: scores keep their own pictures there, give another --out_dir")
     name = folder.resolve().name
     hr_folder, lr_folder = folder / "HR", folder / "LR_x4"
     if not hr_folder.is_dir():
         hr_folder = folder
-    originals = _by_name(hr_folder)
+    originals = _by_name(hr_folder, kept)
     if not originals:
         raise ValueError(f"{hr_folder}: no pictures to score on")
     if hr_folder == folder or not lr_folder.is_dir():
@@ -162,7 +170,7 @@ def _open_set(spec: str) -> EvaluationSet:
         return EvaluationSet(name, str(folder), pairs, made)
     # Some copies of the benchmarks name the LR file of "baby" "babyx4".
     small = {re.sub("x4$", "", stem) if stem not in originals else stem: path
-             for stem, path in _by_name(lr_folder).items()}  # fmt: skip
+             for stem, path in _by_name(lr_folder, kept).items()}  # fmt: skip
     pairs = [Pair(name, path, small[name]) for name, path in originals.items() if name in small]
     left_out = [
         f"{path}: no picture of this name in {lr_folder}"
@@ -177,9 +185,11 @@ def _open_set(spec: str) -> EvaluationSet:
     return EvaluationSet(name, str(folder), pairs, "from LR_x4", left_out)
 
 
-def _by_name(folder: Path) -> dict[str, Path]:
+def _by_name(folder: Path, kept: Path | None) -> dict[str, Path]:
     """Pictures by path below the folder, without ending (with it where two would be the same)."""
     found = pictures.find_pictures(folder)
+    if kept:
+        found = [path for path in found if not path.resolve().is_relative_to(kept)]
     stems = [path.relative_to(folder).with_suffix("").as_posix() for path in found]
     return {
         path.relative_to(folder).as_posix() if stems.count(stem) > 1 else stem: path
@@ -240,22 +250,30 @@ def load_methods(specs: Iterable[str], *, tile: int) -> list[Method]:
         The methods, with names that differ.
 
     Raises:
-        FileNotFoundError, ValueError: One cannot be loaded; one line that names it.
+        FileNotFoundError, ValueError: One cannot be loaded, or `tile` is too small for it; one line
+            that names it.
     """
     methods = [Method("nearest", nearest, "nearest"), Method("bicubic", bicubic, "bicubic")]
-    for spec in dict.fromkeys(specs):
+    once = {os.path.realpath(spec): spec for spec in specs}
+    for spec in once.values():
         if upscaling.is_exported(spec):
-            network = upscaling.load_exported(spec)
-            digest = weights.file_sha256(Path(spec))
-            provenance = {"name": Path(spec).name, "path": spec, "sha256": digest}
+            network, provenance = upscaling.load_exported(spec), weights.exported_card(spec)
         else:
-            network, provenance = weights.load_generator(spec)
-        name = provenance["name"]
-        if name in [method.name for method in methods]:
-            name = spec
+            generator, provenance = weights.load_generator(spec)
+            network = upscaling.compiled(generator)
+        if tile <= 2 * network.reach:
+            raise ValueError(
+                f"tiles of {tile} pixels are too small: {spec} looks at {network.reach} pixels "
+                f"around each, so give --tile={2 * network.reach + 1} or more"
+            )
         upscale = _upscale_any(network, tile)
-        methods.append(Method(name, upscale, provenance["sha256"], provenance))
-    return methods
+        methods.append(Method(provenance["name"], upscale, provenance["sha256"], provenance))
+    if len({method.name for method in methods}) == len(methods):
+        return methods
+    # What was given differs, but may read like the name of an interpolation.
+    given = [os.path.join(".", s) if s in ("nearest", "bicubic") else s for s in once.values()]
+    renamed = zip(methods[2:], given, strict=True)
+    return methods[:2] + [dataclasses.replace(method, name=name) for method, name in renamed]
 
 
 def _upscale_any(network, tile: int) -> Callable[[np.ndarray], np.ndarray]:
@@ -333,7 +351,7 @@ def evaluate(
         progress: Told the fraction that is done, in 0..1, and what comes next.
 
     Returns:
-        The results. Pictures that cannot be scored are in `left_out`.
+        The results. Pictures that a method fails on or that cannot be scored are in `left_out`.
     """
     measures = {"psnr": metrics.psnr, "ssim": metrics.ssim, "ssim_wang": metrics.ssim_wang}
     if lpips:
@@ -343,43 +361,65 @@ def evaluate(
     pixels = {pair: _pixels(pair) for s in sets for pair in s.pairs}
     # Interpolation takes next to no time; what is kept or cannot be read is no work at all.
     costs = {method.name: 1 if method.provenance else 0.03 for method in methods}
-    total = sum(pixels[pair] for s in sets for pair in s.pairs) * sum(costs.values())
-    done = 0.0
+    done, todo = 0.0, sum(pixels[pair] for s in sets for pair in s.pairs) * sum(costs.values())
     keeping = contextlib.nullcontext()
     if out_dir is not None:
         keeping = contextlib.closing(_Kept(Path(out_dir), fresh))
     with keeping as kept:
         for evaluation_set, pair in [(s, pair) for s in sets for pair in s.pairs]:
+            where = (evaluation_set.name, pair.name)
+            scored, original = [], None
+            todo_then = todo - pixels[pair] * sum(costs.values())
             try:
                 lr, hr = read_pair(pair, SMALLEST_LPIPS if lpips else SMALLEST)
+                if kept:
+                    key = _key("original", lr, hr)
+                    original = kept.find(key) or kept.add(key, where, "original", hr, {})
+                for method in methods:
+                    progress(done / (done + todo), f"{' '.join(where)}: {method.name}")
+                    work = pixels[pair] * costs[method.name]
+                    todo -= work
+                    key = _key(method.sha256, lr, hr)
+                    record = kept.find(key) if kept else None
+                    if not (record and measures.keys() <= record["scores"].keys()):
+                        # What is kept may lack a measure that is asked for now.
+                        sr = kept.read(record) if record else _upscaled(pair, method, lr, hr)
+                        scores = {name: measure(sr, hr) for name, measure in measures.items()}
+                        if record:
+                            record = kept.log(record | {"scores": scores})
+                        elif kept:
+                            record = kept.add(key, where, method.name, sr, scores)
+                        else:
+                            record = {"scores": scores, "file": None}
+                        done += work
+                    scores = {name: record["scores"][name] for name in measures}
+                    scored.append(Row(*where, method.name, scores, record["file"]))
             except ValueError as error:
                 left_out.append(str(error))
-                total -= pixels[pair] * sum(costs.values())
-                continue
-            where = (evaluation_set.name, pair.name)
-            if kept:
-                key = _key("original", lr, hr)
-                record = kept.records.get(key) or kept.add(key, where, "original", hr, {})
-                originals[where] = record["file"]
-            for method in methods:
-                progress(done / total, f"{evaluation_set.name} {pair.name}: {method.name}")
-                work = pixels[pair] * costs[method.name]
-                key = _key(method.sha256, lr, hr)
-                record = kept.records.get(key) if kept else None
-                if record and measures.keys() <= record["scores"].keys():
-                    total -= work
-                else:
-                    # What is kept may lack a measure that is asked for now.
-                    sr = kept.read(record) if record else _like(method.upscale(lr), hr)
-                    scores = {name: measure(sr, hr) for name, measure in measures.items()}
-                    record = {"scores": scores, "file": None}
-                    if kept:
-                        record = kept.add(key, where, method.name, sr, scores)
-                    done += work
-                scores = {name: record["scores"][name] for name in measures}
-                rows.append(Row(*where, method.name, scores, record["file"]))
+            except (MemoryError, RuntimeError) as error:  # NumPy's and PyTorch's
+                left_out.append(f"{pair.hr}: cannot be scored ({_reason(error)})")
+            else:  # a picture counts for all methods or for none
+                rows += scored
+                if original:
+                    originals[where] = original["file"]
+            todo = todo_then
     progress(1.0, "")
     return Results(sets, methods, rows, left_out, originals)
+
+
+def _upscaled(pair: Pair, method: Method, lr: np.ndarray, hr: np.ndarray) -> np.ndarray:
+    """Upscales lr into as many channels as hr has; a failure names the picture and the method."""
+    try:
+        return _like(method.upscale(lr), hr)
+    except (MemoryError, tf.errors.ResourceExhaustedError):
+        reason = "not enough memory, a smaller --tile takes less"
+    except Exception as error:  # the errors of TensorFlow, LiteRT and ONNX have no class in common
+        reason = _reason(error)
+    raise ValueError(f"{pair.hr}: cannot be upscaled by {method.name} ({reason})")
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _pixels(pair: Pair) -> int:
@@ -401,33 +441,58 @@ def _key(made_by: str, lr: np.ndarray, hr: np.ndarray) -> str:
 class _Kept:
     """Results in a folder: a line for each in `kept.jsonl`, its picture in `pictures/`.
 
-    A line is written when its picture is there. `records` has what is there by key.
+    A line is written when its picture is there. The last line of a key counts.
     """
 
     def __init__(self, out_dir: Path, fresh: bool):
         self._out_dir = out_dir
-        self.records = {}
+        self._records = {}
         path = out_dir / "kept.jsonl"
-        if path.is_file() and not fresh:
-            for line in path.read_text().splitlines():
-                with contextlib.suppress(json.JSONDecodeError):  # cut short by an interruption
-                    record = json.loads(line)
-                    if (out_dir / record["file"]).is_file():
-                        self.records[record["key"]] = record
+        for line in path.read_text().splitlines() if path.is_file() else ():
+            with contextlib.suppress(json.JSONDecodeError):  # cut short by an interruption
+                record = json.loads(line)
+                if fresh:
+                    self._remove(record)
+                else:
+                    self._records[record["key"]] = record
         out_dir.mkdir(parents=True, exist_ok=True)
         self._log = path.open("w" if fresh else "a")
         self._log.write("\n")  # ends a line that was cut short
 
+    def _remove(self, record: dict) -> None:
+        path = self._out_dir / record["file"]
+        if path.resolve().is_relative_to((self._out_dir / _PICTURES).resolve()):
+            path.unlink(missing_ok=True)
+
+    def find(self, key: str) -> dict | None:
+        """The record of a result whose picture is there and whole."""
+        record = self._records.get(key)
+        if record is None:
+            return None
+        try:
+            with Image.open(self._out_dir / record["file"]) as image:
+                image.verify()  # the checksums of all chunks
+        except Exception:  # Pillow raises all sorts on broken files
+            return None
+        return record
+
     def add(self, key: str, where: tuple[str, str], name: str, picture: np.ndarray, scores: dict):
         """Keeps a result as `pictures/SET/PICTURE/NAME-KEY.png` and returns its record."""
         folders = [_safe(part) for part in where]
-        file = Path("pictures", *folders, f"{_safe(name)}-{key[:8]}.png")
-        (self._out_dir / file).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(self._out_dir / file)
-        self.records[key] = {"key": key, "file": file.as_posix(), "scores": scores}
-        self._log.write(json.dumps(self.records[key]) + "\n")
+        file = Path(_PICTURES, *folders, f"{_safe(name)}-{key[:8]}.png")
+        path = self._out_dir / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f"{path.name}.tmp")
+        Image.fromarray(picture).save(beside, "PNG")
+        os.replace(beside, path)
+        return self.log({"key": key, "file": file.as_posix(), "scores": scores})
+
+    def log(self, record: dict) -> dict:
+        """Writes a record down, the picture of which is there, and returns it."""
+        self._records[record["key"]] = record
+        self._log.write(json.dumps(record) + "\n")
         self._log.flush()
-        return self.records[key]
+        return record
 
     def read(self, record: dict) -> np.ndarray:
         """The picture of a record, uint8 [H, W] or [H, W, 3]."""

@@ -41,9 +41,9 @@ _REPAINT = 0.2
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes beside and renames, so that a kill leaves the old text or the new one."""
+    """Writes UTF-8 beside and renames, so that a kill leaves the old text or the new one."""
     beside = path.with_name(f"{path.name}.tmp")
-    beside.write_text(text)
+    beside.write_text(text, encoding="utf-8")
     os.replace(beside, path)
 
 

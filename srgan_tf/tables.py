@@ -2,6 +2,7 @@
 
 import csv
 import datetime
+import io
 import json
 import math
 import os
@@ -120,12 +121,13 @@ def write_scores(results: evaluation.Results, out_dir: str | os.PathLike, flags:
     """
     out_dir = Path(out_dir)
     measures = results.measures()
-    with (out_dir / "scores.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["set", "picture", "method", *measures])
-        for row in results.rows:
-            values = [f"{row.scores[m]:.6f}" for m in measures]
-            writer.writerow([row.set, row.picture, row.method, *values])
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["set", "picture", "method", *measures])
+    for row in results.rows:
+        values = [f"{row.scores[m]:.6f}" for m in measures]
+        writer.writerow([row.set, row.picture, row.method, *values])
+    run_folder.write_text(out_dir / "scores.csv", table.getvalue())
     means, counts = results.means(), results.counts()
     document = {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -144,7 +146,8 @@ def write_scores(results: evaluation.Results, out_dir: str | os.PathLike, flags:
         },
         "left_out": results.left_out,
     }
-    (out_dir / "scores.json").write_text(json.dumps(finite(document), indent=2) + "\n")
+    text = json.dumps(finite(document), indent=2) + "\n"
+    run_folder.write_text(out_dir / "scores.json", text)
 
 
 def finite(value):

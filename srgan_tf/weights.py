@@ -1,5 +1,6 @@
 """Generators by name: a run folder, a weights file, or weights that come with the package."""
 
+import contextlib
 import hashlib
 import json
 from pathlib import Path
@@ -47,6 +48,30 @@ def load_generator(spec: str) -> tuple[keras.Model, dict]:
         return generator, _card(path)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: the .json file beside it does not describe it") from error
+
+
+def exported_card(spec: str) -> dict:
+    """Says what is known of a file or SavedModel folder that `exporting.export` wrote.
+
+    Args:
+        spec: As `upscaling.load_exported` takes it.
+
+    Returns:
+        A card as `load_generator`'s, sha256 being that of the file itself. variant, steps and vgg
+        are those of the weights in it; None where no card lies beside it, or that of another file.
+    """
+    path = Path(spec)
+    name = path.resolve().name
+    if name.isdecimal():  # a SavedModel's version; what it is of is the folder above
+        name = f"{path.resolve().parent.name}/{name}"
+    card = {"name": name, "path": spec, "sha256": file_sha256(path)}
+    beside = path / "assets.extra/card.json" if path.is_dir() else path.with_suffix(".json")
+    facts = dict.fromkeys(("variant", "steps", "vgg"))
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        known = json.loads(beside.read_text())
+        if path.is_dir() or known["megabytes"] == round(path.stat().st_size / 1e6, 3):
+            facts = {key: known["weights"][key] for key in facts}
+    return card | facts
 
 
 def file_sha256(path: Path) -> str:

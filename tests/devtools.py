@@ -1,6 +1,5 @@
 """A headless Chromium to test pages with, driven over its own DevTools pipe: no driver needed."""
 
-import base64
 import contextlib
 import fcntl
 import json
@@ -146,10 +145,6 @@ class Page:
         number = {"windowsVirtualKeyCode": code.get(key, 0)}
         self.send("Input.dispatchKeyEvent", type="keyDown", key=key, code=key, **number, **text)
         self.send("Input.dispatchKeyEvent", type="keyUp", key=key, code=key, **number)
-
-    def screenshot(self, path):
-        """Writes what is on the screen as PNG."""
-        path.write_bytes(base64.b64decode(self.send("Page.captureScreenshot")["data"]))
 
     def close(self):
         """Ends the browser."""

@@ -4,6 +4,7 @@ import functools
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import types
@@ -12,10 +13,11 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import photograph
 from PIL import Image
 
-from srgan_tf import evaluation, metrics, pictures, resize, tables, weights
+from srgan_tf import evaluation, exporting, metrics, pictures, report, resize, tables, weights
 from srgan_tf.networks import build_generator
 
 ROOT = Path(__file__).parents[1]
@@ -62,6 +64,10 @@ def _counting(method, calls):
         return method.upscale(lr)
 
     return evaluation.Method(method.name, upscale, method.sha256, method.provenance)
+
+
+def _interrupt(*_, **__):
+    raise KeyboardInterrupt
 
 
 def test_without_arguments_the_sample_pictures_are_scored(evaluate, monkeypatch):
@@ -114,6 +120,23 @@ def test_sets_of_one_name_are_told_apart(tmp_path):
     assert [s.name for s in sets] == [str(tmp_path / parent / "Set5") for parent in "ab"]
 
 
+@pytest.mark.parametrize("out_dir", ["photos/scores", "photos"])
+def test_pictures_kept_among_the_originals_are_not_scored(evaluate, tmp_path, monkeypatch, out_dir):
+    monkeypatch.chdir(tmp_path)
+    _save(Path("photos/one.png"), photograph(32, 32))
+    arguments = ["--data=photos", "--weights=", f"--out_dir={out_dir}"]
+    for _ in range(2):
+        code, out, _ = evaluate(*arguments)
+        assert code == 0 and "photos, 1 picture," in out
+
+
+def test_a_folder_that_is_to_keep_pictures_is_not_scored(evaluate, tmp_path):
+    _save(tmp_path / "pictures/one.png", photograph(32, 32))
+    code, _, err = evaluate(f"--data={tmp_path}/pictures", "--weights=", f"--out_dir={tmp_path}")
+    assert code == 1
+    assert err.endswith("scores keep their own pictures there, give another --out_dir\n")
+
+
 def test_a_grayscale_file_is_scored_on_its_own_values(tmp_path, tiny_weights):
     hr = photograph(48, 40)[..., 0]
     _save(tmp_path / "gray" / "one.png", hr)
@@ -161,6 +184,53 @@ def test_what_cannot_be_scored_is_named_and_the_rest_is_scored(evaluate, tmp_pat
     document = json.loads((tmp_path / "out/scores.json").read_text())
     assert len(document["left_out"]) == 5
     assert "LR_x4/orphan.png" in (tmp_path / "out/report.html").read_text()
+
+
+def test_a_picture_that_a_network_fails_on_is_left_out_for_all_methods(
+    evaluate, tmp_path, monkeypatch
+):
+    failures = {
+        32: (MemoryError(), "not enough memory, a smaller --tile takes less"),
+        36: (tf.errors.ResourceExhaustedError(None, None, "a\nlong\nstory"), "not enough memory"),
+        40: (RuntimeError("no tensor\nhere"), "by broken (no tensor)"),
+        44: (tf.errors.InternalError(None, None, ""), "by broken (InternalError)"),
+    }
+
+    def fail(lr):
+        if 4 * len(lr) in failures:
+            raise failures[4 * len(lr)][0]
+        return evaluation.nearest(lr)
+
+    psnr = metrics.psnr
+
+    def score(sr, hr):
+        if len(hr) == 48:
+            raise MemoryError("too large")
+        return psnr(sr, hr)
+
+    for size in (*failures, 48, 52):
+        _save(tmp_path / "set" / f"{size}.png", photograph(size, 32))
+    card = {"name": "broken", "path": "somewhere"}
+    broken = evaluation.Method("broken", fail, "its hash", card)
+    methods = [*evaluation.load_methods([], tile=64), broken]
+    monkeypatch.setattr(evaluation, "load_methods", lambda *_, **__: methods)
+    monkeypatch.setattr(metrics, "psnr", score)
+    out_dir = tmp_path / "out"
+    code, out, err = evaluate(f"--data={tmp_path / 'set'}", f"--out_dir={out_dir}")
+    assert code == 2 and "set, 1 picture, LR made" in out
+    assert [(row["picture"], row["method"]) for row in _rows(out_dir)] == [
+        ("52", "nearest"), ("52", "bicubic"), ("52", "broken")
+    ]  # fmt: skip
+    left_out = [line for line in err.splitlines() if line.startswith("left out: ")]
+    assert len(left_out) == 5 and left_out[-1].endswith("48.png: cannot be scored (too large)")
+    for line, (size, (_, reason)) in zip(left_out, failures.items(), strict=False):
+        assert f"{size}.png: cannot be upscaled by broken (" in line and reason in line
+
+
+def test_tiles_that_are_too_small_are_refused_before_anything_is_scored(evaluate, tiny_weights):
+    code, _, err = evaluate(f"--weights={tiny_weights}", "--tile=20")
+    assert code == 1
+    assert err.endswith("looks at 10 pixels around each, so give --tile=21 or more\n")
 
 
 def test_nothing_to_score_is_an_error(evaluate, tmp_path):
@@ -218,11 +288,8 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(flat_set, tmp_path, 
     methods = evaluation.load_methods([str(tiny_weights)], tile=64)
     whole = evaluation.evaluate(sets, methods)
 
-    def interrupt(lr):
-        raise KeyboardInterrupt
-
     calls = []
-    stopping = [*methods[:2], evaluation.Method("tiny", interrupt, methods[2].sha256, {"name": 1})]
+    stopping = [*methods[:2], evaluation.Method("tiny", _interrupt, methods[2].sha256, {"name": 1})]
     with pytest.raises(KeyboardInterrupt):
         evaluation.evaluate(sets, stopping, out_dir=tmp_path / "out")
     log = tmp_path / "out" / "kept.jsonl"
@@ -265,23 +332,110 @@ def test_other_weights_other_pictures_and_fresh_are_computed(flat_set, tmp_path)
         assert metrics.psnr(kept, original) == row.scores["psnr"]
 
 
+def test_an_interrupted_write_leaves_no_picture_and_no_half_scores(flat_set, tmp_path, monkeypatch):
+    sets, methods = evaluation.open_sets([str(flat_set)]), evaluation.load_methods([], tile=64)
+    out_dir = tmp_path / "out"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", _interrupt)
+        evaluation.evaluate(sets, methods, out_dir=out_dir)
+    assert not list(out_dir.rglob("*.png"))
+
+    results = evaluation.evaluate(sets, methods, out_dir=out_dir)
+    names = ["scores.csv", "scores.json", "report.html"]
+    monkeypatch.setattr(os, "replace", _interrupt)
+    for name in names:
+        (out_dir / name).write_text("old")
+    for write in (lambda: tables.write_scores(results, out_dir, {}),
+                  lambda: report.write_report(results, out_dir)):  # fmt: skip
+        with pytest.raises(KeyboardInterrupt):
+            write()
+    assert [(out_dir / name).read_text() for name in names] == ["old"] * 3
+
+
+def test_a_damaged_picture_is_made_again(flat_set, tmp_path):
+    calls = []
+    sets = evaluation.open_sets([str(flat_set)])
+    methods = [_counting(method, calls) for method in evaluation.load_methods([], tile=64)]
+    first = evaluation.evaluate(sets, methods, out_dir=tmp_path)
+    calls.clear()
+    cut, changed, gone = (tmp_path / row.file for row in first.rows[:3])
+    original = tmp_path / next(iter(first.originals.values()))
+    whole = {path: path.read_bytes() for path in (cut, changed, gone, original)}
+    cut.write_bytes(whole[cut][:-100])
+    changed.write_bytes(whole[changed].replace(b"IDAT", b"IDAT\x55"))
+    gone.unlink()
+    original.write_bytes(b"")
+    assert evaluation.evaluate(sets, methods, out_dir=tmp_path).rows == first.rows
+    assert len(calls) == 3
+    assert {path: path.read_bytes() for path in whole} == whole
+
+
+def test_fresh_removes_the_pictures_that_were_kept_and_no_others(flat_set, tmp_path):
+    sets, methods = evaluation.open_sets([str(flat_set)]), evaluation.load_methods([], tile=64)
+    out_dir = tmp_path / "out"
+    evaluation.evaluate(sets, methods, out_dir=out_dir)
+    others = [_save(out_dir / "pictures/mine.png", photograph(8, 8)), flat_set / "picture0.png"]
+    with (out_dir / "kept.jsonl").open("a") as log:
+        log.write('{"key": "forged", "file": "pictures/../../flat/picture0.png"}\n')
+    results = evaluation.evaluate(sets, methods[:1], out_dir=out_dir, fresh=True)
+    left = {path.relative_to(out_dir).as_posix() for path in out_dir.rglob("*.png")}
+    kept = {row.file for row in results.rows} | set(results.originals.values())
+    assert left == kept | {"pictures/mine.png"}
+    assert all(path.is_file() for path in others)
+
+
 def test_trained_and_exported_weights_are_scored_alike(flat_set, tmp_path, tiny_weights):
     generator, _ = weights.load_generator(str(tiny_weights))
-    generator.export(tmp_path / "exported", verbose=False)
-    specs = [str(tiny_weights), str(tmp_path / "exported")]
-    methods = evaluation.load_methods(specs, tile=64)
-    assert [method.name for method in methods] == ["nearest", "bicubic", "tiny", "exported"]
+    folder = tmp_path / "tiny" / "1"
+    generator.export(folder, verbose=False)
+    methods = evaluation.load_methods([str(tiny_weights), str(folder)], tile=64)
+    assert [method.name for method in methods] == ["nearest", "bicubic", "tiny", "tiny/1"]
     assert len({method.sha256 for method in methods}) == 4
     results = evaluation.evaluate(evaluation.open_sets([str(flat_set)]), methods)
     means = results.means()["flat"]
-    assert means["exported"] == pytest.approx(means["tiny"], abs=1e-3)
+    assert means["tiny/1"] == pytest.approx(means["tiny"], abs=1e-3)
+    assert "tiny/1: variant not known, steps not known, VGG not known, sha256" in "\n".join(
+        tables.describe_methods(results)
+    )
 
 
-def test_weights_of_one_name_are_told_apart(tmp_path, tiny_weights):
-    other = tmp_path / "tiny.weights.h5"
-    other.write_bytes(tiny_weights.read_bytes())
-    methods = evaluation.load_methods([str(tiny_weights), str(other)], tile=64)
-    assert [method.name for method in methods[2:]] == ["tiny", str(other)]
+def test_exported_files_are_described_by_the_cards_beside_them(tmp_path, tiny_weights):
+    generator, card = weights.load_generator(str(tiny_weights))
+    card |= {"variant": "SRGAN-MSE", "steps": 7, "vgg": None}
+    lr = photograph(16, 16)
+    written = exporting.export(
+        generator, card, tmp_path, formats=["savedmodel", "tflite"], quantize=["float32"],
+        pairs=[(lr, evaluation.nearest(lr))],
+    )  # fmt: skip
+    specs = [str(path) for _, path, _ in written]
+    methods = evaluation.load_methods(specs, tile=64)
+    results = evaluation.Results([], methods, [], [], {})
+    for line, name in zip(
+        tables.describe_methods(results), ("tiny/1", "tiny.float32.tflite"), strict=True
+    ):
+        assert line.startswith(f"{name}: SRGAN-MSE, 7 steps, VGG: none, sha256 ")
+    assert tables.paper_scores("Set5", methods[-1]) == {"psnr": 30.64, "ssim": 0.8701}
+
+    with open(specs[1], "ab") as file:  # not the file that the card tells of
+        file.write(b"\0" * 1000)
+    assert weights.exported_card(specs[1])["variant"] is None
+
+
+def test_methods_of_one_name_are_told_apart_in_any_order(tmp_path, tiny_weights, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(weights, "_BUNDLED", tiny_weights.parent)
+    for run in ("runs/tiny", "bicubic"):
+        Path(run).mkdir(parents=True)
+        Path(run, "run.json").write_text('{"variant": "a", "vgg": null, "config": {"steps": 1}}')
+        shutil.copy(tiny_weights, Path(run, "generator.weights.h5"))
+    for specs, names in {
+        ("tiny", "runs/tiny"): ["tiny", "runs/tiny"],
+        ("runs/tiny", "tiny"): ["runs/tiny", "tiny"],
+        ("bicubic",): ["./bicubic"],
+        ("runs/tiny", "./runs/tiny"): ["tiny"],
+    }.items():
+        methods = evaluation.load_methods(specs, tile=64)
+        assert [method.name for method in methods] == ["nearest", "bicubic", *names]
 
 
 def test_lpips_is_not_imported_unless_asked_for(evaluate, flat_set, monkeypatch):
@@ -325,7 +479,9 @@ def test_lpips_is_measured_on_kept_pictures_too(evaluate, flat_set, tmp_path, mo
     arguments = [f"--data={flat_set}", "--weights=", f"--out_dir={tmp_path / 'out'}"]
     assert evaluate(*arguments)[0] == 0
     _fake_torch(monkeypatch, Distance)
-    monkeypatch.setattr(evaluation, "bicubic", None)  # it would fail if it were called
+    # These would fail if they were called.
+    monkeypatch.setattr(evaluation, "bicubic", None)
+    monkeypatch.setattr(Image.Image, "save", None)
     code, out, err = evaluate(*arguments, "--lpips")
     assert code == 2 and "LPIPS" in out and "small.png: too small to score" in err
     rows = _rows(tmp_path / "out")
@@ -342,10 +498,7 @@ def test_equal_pictures_leave_valid_json(evaluate, tmp_path):
 
 
 def test_an_interruption_is_one_line_and_says_what_is_kept(evaluate, flat_set, monkeypatch):
-    def interrupt(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(evaluation, "evaluate", interrupt)
+    monkeypatch.setattr(evaluation, "evaluate", _interrupt)
     arguments = [f"--data={flat_set}", "--weights="]
     assert evaluate(*arguments) == (130, "", "interrupted: nothing was kept\n")
     _, _, err = evaluate(*arguments, "--out_dir=somewhere")

@@ -11,14 +11,18 @@ it is) and its card, srresnet_mse.json.
 import dataclasses
 import json
 import os
-import shutil
 import sys
 from pathlib import Path
 
+# From a checkout the package need not be installed.
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from absl import app, flags
 
+from srgan_tf import command_line
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+PRETRAINED = ROOT / "srgan_tf" / "pretrained"
 FLAGS = flags.FLAGS
 flags.DEFINE_string("run_dir", None, "A finished run.", required=True)
 flags.DEFINE_string(
@@ -32,19 +36,36 @@ flags.DEFINE_string(
 )
 
 
-def main(_):
+def main(_) -> int:
     """Writes the weights and the card."""
-    run_dir = Path(FLAGS.run_dir)
-    final = run_dir / "generator.weights.h5"
+    command_line.load_tensorflow()
+    from srgan_tf import weights
+
+    final = Path(FLAGS.run_dir, "generator.weights.h5")
+    record, scores = _read(final.with_name("run.json")), _read(Path(FLAGS.scores))
     try:
-        record = json.loads((run_dir / "run.json").read_text())
-        scores = json.loads(Path(FLAGS.scores).read_text())
-        halved = halve(final, ROOT / "srgan_tf" / "pretrained" / f"{FLAGS.name}.weights.h5")
         card = make_card(record, scores, final)
-    except (OSError, ValueError, KeyError) as error:
-        sys.exit(f"error: {FLAGS.run_dir} or {FLAGS.scores} is not a finished, scored run: {error}")
-    halved.with_name(f"{FLAGS.name}.json").write_text(json.dumps(card, indent=2) + "\n")
-    print(f"{halved}: {halved.stat().st_size / 1e6:.1f} MB")
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{FLAGS.run_dir} is not a run's folder or {FLAGS.scores} not evaluate.py's ({error!r})"
+        ) from error
+    target = PRETRAINED / f"{FLAGS.name}.weights.h5"
+    PRETRAINED.mkdir(exist_ok=True)
+    # Not named like weights, which a kill would leave to be taken for bundled ones.
+    half, beside = target.with_suffix(".part"), target.with_suffix(".card.part")
+    card["sha256"] = weights.file_sha256(halve(final, half))
+    beside.write_text(json.dumps(card, indent=2) + "\n")
+    os.replace(half, target)
+    os.replace(beside, PRETRAINED / f"{FLAGS.name}.json")
+    print(f"{target}: {target.stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
+def _read(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from error
 
 
 def halve(source: Path, target: Path) -> Path:
@@ -54,10 +75,7 @@ def halve(source: Path, target: Path) -> Path:
     """
     import h5py
 
-    target.parent.mkdir(exist_ok=True)
-    beside = target.with_name(f"tmp.{target.name}")
-    shutil.copyfile(source, beside)
-    with h5py.File(source) as full, h5py.File(beside, "w") as half:
+    with h5py.File(source) as full, h5py.File(target, "w") as half:
 
         def copy(name, item):
             if isinstance(item, h5py.Group):
@@ -71,14 +89,32 @@ def halve(source: Path, target: Path) -> Path:
 
         half.attrs.update(full.attrs)
         full.visititems(copy)
-    os.replace(beside, target)
     return target
 
 
 def make_card(record: dict, scores: dict, final: Path) -> dict:
-    """What a user should know of the weights: how they came to be and what they score."""
-    from srgan_tf import training
+    """Says what a user should know of weights: how they came to be and what they score.
 
+    Args:
+        record: The run's run.json.
+        scores: What evaluate.py wrote of the weights, under whatever name.
+        final: The weights' file.
+
+    Returns:
+        The card, for `json.dumps`.
+
+    Raises:
+        OSError: There are no weights.
+        ValueError: The scores are of other weights.
+    """
+    from srgan_tf import training, weights
+
+    digest = weights.file_sha256(final)
+    scored = [name for name, known in scores["methods"].items() if known.get("sha256") == digest]
+    if not scored:
+        raise ValueError(
+            f"{FLAGS.scores}: no scores of {final} as it is now, run evaluate.py on it (again)"
+        )
     config = record["config"]
     usual = {field.name: field.default for field in dataclasses.fields(training.Config)}
     flags_given = [
@@ -86,13 +122,13 @@ def make_card(record: dict, scores: dict, final: Path) -> dict:
         for name, value in config.items()
         if value != usual[name] and name not in ("run_dir", "train_data", "val_data")
     ]
-    method = next(
-        name for name, origin in scores["methods"].items() if origin.get("path") == str(final)
-    )
+    variant = f"--variant={record['variant']}"
+    flagfiles = [p.name for p in ROOT.glob("*.flags") if variant in p.read_text().splitlines()]
     return {
         "variant": record["variant"],
         "steps": config["steps"],
         "vgg": record["vgg"],
+        "flagfile": flagfiles[0] if flagfiles else None,
         "command": " ".join(["python train.py --train_data=FOLDER", *flags_given]),
         "commit": record["commit"],
         "data": {
@@ -104,9 +140,14 @@ def make_card(record: dict, scores: dict, final: Path) -> dict:
         "device": record["device"],
         "started_from": record["generator"],
         "versions": record["versions"],
-        "scores": {name: means[method] for name, means in scores["means"].items()},
+        "scores": {name: means[scored[0]] for name, means in scores["means"].items()},
     }
 
 
+def run(argv) -> int:
+    """Runs `main`; a user's mistake is one line and exit code 1."""
+    return command_line.exit_code(main, argv, "interrupted: nothing was written")
+
+
 if __name__ == "__main__":
-    app.run(main)
+    app.run(run)
