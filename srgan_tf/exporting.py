@@ -348,9 +348,8 @@ def export(
         What was written, in this order.
 
     Raises:
-        ValueError: A file differs from the Keras model by more than `parity.BOUNDS` allows, no pair
-            is as large as `input_size`, `out_dir` cannot be written to, or as in the functions
-            that write the forms.
+        ValueError: A file differs from the Keras model by more than `parity.BOUNDS` allows,
+            `out_dir` cannot be written to, or as in the functions that write the forms.
     """
     out_dir, name = Path(out_dir), card["name"] or "generator"
     size = f".{input_size[0]}x{input_size[1]}" if input_size else ""

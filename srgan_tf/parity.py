@@ -61,31 +61,29 @@ def reference(generator, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Refe
 def crops(
     pairs: Sequence[tuple[np.ndarray, np.ndarray]], size: tuple[int, int]
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Cuts the middle out of pairs, for a file that takes one size of lr.
+    """Brings pairs to one size of lr: cuts out the middle, and mirrors what is too small.
 
     Args:
         pairs: lr uint8 [h, w, 3] and hr uint8 [4h, 4w, 3] each.
         size: Height and width of lr.
 
     Returns:
-        The pairs that are large enough, cut to it.
-
-    Raises:
-        ValueError: None is large enough.
+        Pairs of lr uint8 [*size, 3] and hr, 4 times as large.
     """
-    height, width = size
-    cut = []
-    for lr, hr in pairs:
-        top, left = (lr.shape[0] - height) // 2, (lr.shape[1] - width) // 2
-        if min(top, left) >= 0:
-            large = hr[4 * top : 4 * (top + height), 4 * left : 4 * (left + width)]
-            cut.append((lr[top : top + height, left : left + width], large))
-    if not cut:
-        raise ValueError(
-            f"no picture to compare on is as large as {4 * height}x{4 * width}, 4 times the input "
-            "size: give --data with larger ones"
+
+    def fit(picture, scale):
+        missing = [
+            (0, max(0, scale * want - have))
+            for want, have in zip(size, picture.shape, strict=False)
+        ]
+        picture = np.pad(picture, [*missing, (0, 0)], mode="symmetric")
+        top, left = (
+            scale * ((have // scale - want) // 2)
+            for want, have in zip(size, picture.shape, strict=False)
         )
-    return cut
+        return picture[top : top + scale * size[0], left : left + scale * size[1]]
+
+    return [(fit(lr, 1), fit(hr, 4)) for lr, hr in pairs]
 
 
 def compare(path: Path, expected: Reference, *, tile: int = upscaling.DEFAULT_TILE) -> Parity:
