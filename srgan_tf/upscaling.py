@@ -43,7 +43,10 @@ def upscale(
 
     Tiles of a picture all have one size, the smallest that covers it with as few tiles. The result
     does not depend on `tile`, but for sums that float32 adds in another order when a convolution
-    has another shape: a value at a rounding edge may then differ by one level.
+    has another shape: a value at a rounding edge may then differ by one level. LiteRT's "dynamic"
+    8 bits do depend on it, since their steps come from the range of activations in each tile: of a
+    picture half dark and half bright 1.4 % of the values differed by more than a level, by 4 at
+    most.
 
     Args:
         generator: A generator as `networks.build_generator` makes it, or `load_exported`'s result.

@@ -13,7 +13,7 @@ import pytest
 from conftest import photograph, save_photograph
 from PIL import Image
 
-from srgan_tf import exporting, inference, networks, photo_jobs, upscaling, weights
+from srgan_tf import exporting, inference, networks, photo_jobs, pictures, upscaling, weights
 
 ROOT = Path(__file__).parents[1]
 NEAREST = upscaling.Network(lambda lr: lr.repeat(4, axis=1).repeat(4, axis=2), reach=1)
@@ -294,6 +294,20 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(tiny, tmp_path, monkeypat
     network, _ = inference.load_network(str(tiny), precision="int8", say=said.append)
     assert "cannot be kept in" in said[1]
     assert upscaling.upscale(network, photograph(9, 9)).shape == (36, 36, 3)
+
+
+@pytest.mark.parametrize(("quantize", "most"), [("float32", 1), ("dynamic", 6)])
+def test_tiles_change_a_level_at_most_in_float32_and_little_in_8_bits(tmp_path, quantize, most):
+    generator, _ = weights.load_generator("srresnet_mse")
+    path = exporting.write_tflite(generator, tmp_path / "network.tflite", quantize=quantize)
+    network = upscaling.load_exported(path)
+    small = {path.stem: pictures.read_rgb(path)[::4, ::4] for path in pictures.sample_pictures()}
+    # Dark beside bright: 8 bits get their ranges from what a tile holds of both.
+    halves = [small[name][:96, :60] for name in ("hubble_deep_field", "astronaut")]
+    lr = np.concatenate(halves, axis=1)
+    whole = upscaling.upscale(network, lr).astype(int)
+    difference = np.abs(upscaling.upscale(network, lr, tile=90) - whole)
+    assert difference.max() <= most and (difference > 1).mean() < 0.03
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
