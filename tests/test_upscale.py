@@ -109,11 +109,9 @@ def test_what_a_user_gets_wrong_is_one_line(upscale, tiny, tmp_path, monkeypatch
 
 
 def test_help_comes_without_tensorflow():
-    start = time.process_time()
     code = "import sys, runpy; sys.argv = ['upscale.py', '--help']\ntry:\n  runpy.run_path('upscale.py', run_name='__main__')\nexcept SystemExit: pass\nassert 'tensorflow' not in sys.modules and 'keras' not in sys.modules"  # noqa: E501
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert out.returncode == 0 and "--max_megapixels" in out.stdout, out.stderr
-    assert time.process_time() - start < 5
 
 
 def test_importing_the_package_does_not_load_tensorflow():

@@ -125,7 +125,7 @@ def test_a_tile_smaller_than_what_the_network_sees_is_refused(generator):
         upscaling.upscale(generator, _picture(20, 20), tile=16)
 
 
-def test_only_8_bit_rgb_is_upscaled(generator):
+def test_what_is_no_rgb_picture_of_8_or_16_bits_is_refused(generator):
     for picture in (np.zeros([8, 8], np.uint8), np.zeros([8, 8, 3]), np.zeros([0, 8, 3], np.uint8)):
         with pytest.raises(ValueError, match="upscale takes uint8"):
             upscaling.upscale(generator, picture)
