@@ -153,6 +153,18 @@ def test_a_tflite_file_gives_what_the_generator_gives(generator, tmp_path, dtype
         assert _largest_difference(sr, _levels(generator, lr)) <= 1
 
 
+def test_a_tile_that_litert_has_no_memory_for_is_a_memory_error(generator, tmp_path):
+    pytest.importorskip("ai_edge_litert")
+    network = upscaling.load_exported(_tflite(generator, tmp_path / "net.tflite", tf.float32))
+    lr = _picture(12, 9)
+    expected = network.call(lr[None])
+    huge = np.broadcast_to(np.uint8(0), [1, 100_000, 100_000, 3])  # itself takes one byte
+    for _ in range(2):
+        with pytest.raises(MemoryError, match="net.tflite: no memory for 100000x100000"):
+            network.call(huge)
+    np.testing.assert_array_equal(network.call(lr[None]), expected)
+
+
 def test_what_is_no_exported_generator_is_refused_in_one_line(tmp_path):
     with pytest.raises(FileNotFoundError, match="missing.tflite: no such file"):
         upscaling.load_exported(tmp_path / "missing.tflite")
