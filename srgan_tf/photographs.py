@@ -22,6 +22,8 @@ FORMATS = {
     "tif": ("TIFF", 2**31 - 1),
 }
 LOSSY = ("jpg", "webp")
+# Bytes of pixels above which a TIFF is a BigTIFF: the plain kind ends at 4 GiB.
+BIG_TIFF = 2**32 - 2**24
 DEFAULT_QUALITY = 92
 
 _ORIENTATION, _EXIF_IFD, _WIDTH, _HEIGHT = 0x0112, 0x8769, 0xA002, 0xA003
@@ -415,4 +417,6 @@ def open_writer(
         options["quality"] = quality
     if format == "jpg":
         options["subsampling"] = 0
+    if format == "tif":
+        options["big_tiff"] = height * width * channels * bits // 8 > BIG_TIFF
     return _WholePicture(file, Image.new(mode, (width, height)), **options)

@@ -263,6 +263,24 @@ def test_a_result_too_large_for_its_format_is_refused_before_the_work():
         photographs.fitted(wide, "webp", 16)
 
 
+def test_a_tiff_too_large_for_the_plain_kind_is_a_bigtiff(executor, monkeypatch):
+    exif = Image.Exif()
+    exif[MAKE] = "Lens Works"
+    exif.get_ifd(EXIF_IFD)[EXPOSURE] = 0.5
+    exif = exif.tobytes().removeprefix(b"Exif\0\0")
+    photo = photographs.Photograph(photograph(10, 20), None, exif, SRGB)
+    monkeypatch.setattr(photographs, "BIG_TIFF", 40 * 80 * 3)
+    assert _enlarged(executor, photo, "tif").read(4) == b"II*\0"
+    monkeypatch.setattr(photographs, "BIG_TIFF", 40 * 80 * 3 - 1)
+    file = _enlarged(executor, photo, "tif")
+    assert file.read(4) == b"II+\0"
+    result = Image.open(file)
+    np.testing.assert_array_equal(np.asarray(result)[::4, ::4], photo.colours)
+    kept = result.getexif()
+    assert kept[MAKE] == "Lens Works" and kept.get_ifd(EXIF_IFD)[EXPOSURE] == 0.5
+    assert result.info["icc_profile"] == SRGB
+
+
 def test_of_an_animation_the_first_frame_is_taken_with_a_note(tmp_path):
     frames = [Image.fromarray(photograph(20, 20, seed)) for seed in range(3)]
     frames[0].save(tmp_path / "p.webp", save_all=True, append_images=frames[1:], lossless=True)
