@@ -1,5 +1,6 @@
 """Many pictures, one after the other: which file becomes which, and none is ever half there."""
 
+import contextlib
 import functools
 import os
 import time
@@ -130,8 +131,8 @@ def run(
             try:
                 result.result()
                 say(f"{job.target}: {summary}")
-            except (OSError, ValueError) as error:
-                fail(f"{job.target}: cannot be written ({error})")
+            except Exception as error:  # as below
+                fail(f"{job.target}: cannot be written ({pictures.one_line(error)})")
 
     def advance(count: int) -> None:
         nonlocal done
@@ -179,10 +180,10 @@ def run(
                     executor=compressing,
                 )
                 result = _write(job.target, rows, make_writer, closing)
-            except (OSError, ValueError) as error:
-                fail(f"{job.source}: {error}")
             except (MemoryError, tf.errors.ResourceExhaustedError):
                 fail(f"{job.source}: not enough memory, give a --tile smaller than {tile}")
+            except Exception as error:  # Pillow and runtimes raise all sorts; the others go on
+                fail(f"{job.source}: {pictures.one_line(error)}")
             else:
                 for line in photograph.notes:
                     note(f"{job.source}: {line}")
@@ -222,7 +223,8 @@ def _write(
         for piece in rows:
             writer.write(piece)
     except BaseException:
-        file.close()
+        with contextlib.suppress(OSError):  # on a full disk closing fails, too
+            file.close()
         part.unlink()
         raise
 

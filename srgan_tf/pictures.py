@@ -165,8 +165,13 @@ def unreadable(name: str | os.PathLike, error: Exception) -> ValueError:
     elif isinstance(error, Image.UnidentifiedImageError):
         reason = "not a picture that Pillow knows"
     else:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
     return ValueError(f"{name}: cannot be read ({reason})")
+
+
+def one_line(error: Exception) -> str:
+    """Gives an error's text in one line, or its kind where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def read_rgb(file: str | os.PathLike | io.IOBase, name: str | None = None) -> np.ndarray:

@@ -1,8 +1,10 @@
 import functools
+import io
 import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -178,7 +180,12 @@ def test_progress_counts_pixels_and_ends(tmp_path):
     assert "MP/s" in told[1][1] and told[1][1].endswith("a.png")
 
 
-def test_a_failure_leaves_nothing_and_the_others_go_on(tmp_path):
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [(MemoryError(), "not enough memory, give a --tile smaller than 22"),
+     (RuntimeError("odd,\nin two lines"), "odd, in two lines"), (KeyError(), "KeyError")],
+)  # fmt: skip
+def test_a_failure_leaves_nothing_and_the_others_go_on(tmp_path, error, line):
     for name in ("a.png", "b.png", "c.png"):
         save_photograph(tmp_path / name, 40, 40, seed=ord(name[0]))
     calls = []
@@ -186,13 +193,13 @@ def test_a_failure_leaves_nothing_and_the_others_go_on(tmp_path):
     def call(lr):
         calls.append(lr)
         if len(calls) == 6:
-            raise MemoryError
+            raise error
         return NEAREST.call(lr)
 
     jobs = photo_jobs.plan([tmp_path])
     failed, said, notes = _run(jobs, upscaling.Network(call, reach=1), tile=22)
     assert failed == 1 and len(said) == 2
-    assert notes == [f"{tmp_path / 'b.png'}: not enough memory, give a --tile smaller than 22"]
+    assert notes == [f"{tmp_path / 'b.png'}: {line}"]
     assert _files(tmp_path) == ["a.png", "a_x4.png", "b.png", "c.png", "c_x4.png"]
 
 
@@ -206,6 +213,37 @@ def test_a_result_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     failed, _, [note] = _run(photo_jobs.plan([tmp_path / "a.png"]))
     assert failed == 1 and "a_x4.png: cannot be written (disk full)" in note
     assert _files(tmp_path) == ["a.png", "file"]
+
+
+def test_writers_that_fail_oddly_and_full_disks_leave_nothing(tmp_path, monkeypatch):
+    for name in ("a.png", "b.png"):
+        save_photograph(tmp_path / name, 40, 40)
+
+    def save(image, file, **_):
+        file.write(b"some")
+        raise struct.error("'L' format requires a number")
+
+    jobs = photo_jobs.plan([tmp_path], format="tif")
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "save", save)
+        failed, _, notes = _run(jobs, format="tif")
+    assert failed == 2 and all("_x4.tif: cannot be written ('L' format" in line for line in notes)
+    assert _files(tmp_path) == ["a.png", "b.png"]
+
+    class FullDisk(io.BytesIO):
+        def close(self):
+            raise OSError("No space left on device")
+
+    def opened(path, mode):
+        path.touch()
+        return FullDisk()
+
+    network = upscaling.Network(lambda lr: 1 / 0, reach=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", opened)
+        failed, _, notes = _run(jobs[:1], network, format="tif")
+    assert failed == 1 and notes == [f"{tmp_path / 'a.png'}: division by zero"]
+    assert _files(tmp_path) == ["a.png", "b.png"]
 
 
 _SLOW = """
