@@ -70,12 +70,13 @@ def find_pictures(folder: str | os.PathLike) -> list[Path]:
             continue
         visited.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [
-            Path(parent, name)
-            for name in files
-            if name.lower().endswith(_ENDINGS) and not name.startswith(".")
-        ]
+        found += [Path(parent, name) for name in files if is_picture_name(name)]
     return sorted(found)
+
+
+def is_picture_name(name: str) -> bool:
+    """Tells whether a file's name ends like a picture's, whatever its case, and is not hidden."""
+    return name.lower().endswith(_ENDINGS) and not name.startswith(".")
 
 
 def sample_pictures() -> list[Path]:

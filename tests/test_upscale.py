@@ -132,6 +132,27 @@ def test_pictures_that_would_get_one_name_keep_their_endings(tmp_path):
         photo_jobs.plan([tmp_path / "b.jpg", tmp_path / "other" / "b.jpg"], out_dir=tmp_path / "o")
 
 
+@pytest.mark.parametrize("out_dir", [None, "out"])
+def test_a_results_name_does_not_depend_on_what_else_is_given(tmp_path, monkeypatch, out_dir):
+    monkeypatch.chdir(tmp_path)
+    for folder, names in (("c", ("a.jpg", "a.png", "b.jpg", "e.jpg")), ("d", ("e.png", "b.txt"))):
+        Path(folder).mkdir()
+        for name in (*names, ".b.png"):
+            Path(folder, name).touch()
+
+    def plan(*given):
+        return {job.source: job.target for job in photo_jobs.plan(given, out_dir=out_dir)}
+
+    together = plan("c")
+    assert [to.name for to in together.values()] == [
+        "a.jpg_x4.png", "a.png_x4.png", "b_x4.png", "e_x4.png"
+    ]  # fmt: skip
+    for file, target in together.items():
+        assert plan(file) == {file: target}
+    # A folder that is only c's neighbour is no reason.
+    assert plan("c/b.jpg", "d/e.png")[Path("d/e.png")].name == "e_x4.png"
+
+
 @pytest.mark.parametrize("out_dir", [None, ".", "out"])
 def test_results_are_not_enlarged_again(tmp_path, monkeypatch, out_dir):
     monkeypatch.chdir(tmp_path)
@@ -140,7 +161,10 @@ def test_results_are_not_enlarged_again(tmp_path, monkeypatch, out_dir):
         save_photograph(tmp_path / name, 8, 8)
     jobs = photo_jobs.plan(["."], out_dir=out_dir, format="jpg")
     assert len(jobs) == 4 and _run(jobs, format="jpg")[0] == 0
-    assert photo_jobs.plan(["."], out_dir=out_dir, format="jpg") == jobs
+    said = []
+    assert photo_jobs.plan(["."], out_dir=out_dir, format="jpg", say=said.append) == jobs
+    line = "passed over 4 named like results, such as a.jpg_x4.jpg"
+    assert said == ([] if out_dir == "out" else [line])
     everything = [path for path in _files(tmp_path) if out_dir != "out" or "out/" not in path]
     again = photo_jobs.plan(everything, out_dir=out_dir, format="png")
     assert {job.source for job in again} == {job.source for job in jobs}
