@@ -71,15 +71,16 @@ def upscale(
 
     Returns:
         An array of the type and number of dimensions of `image`; or, for a Pillow image, another
-        one, upright, of mode L, LA, RGB, RGBA or (for gray of more than 8 bits) I;16, with its
-        EXIF and colour profile.
+        one, upright, of mode L, LA, RGB, RGBA or (for gray of more than 8 bits without alpha)
+        I;16, with its EXIF and colour profile.
 
     Raises:
         TypeError, ValueError: It is no such picture.
         FileNotFoundError, ValueError: The network cannot be loaded.
     """
     given = isinstance(image, Image.Image)
-    photograph = _photograph(image) if given else _from_array(image)
+    # A Pillow image holds what its TIFF does: 16 bits of gray, but not of gray with alpha.
+    photograph = fitted(_photograph(image), "tif", 16) if given else _from_array(image)
     network, _ = _network(weights, precision, 8 * photograph.colours.dtype.itemsize)
     sr, top = None, 0
     for rows in enlarged_rows(network, photograph, tile=tile):

@@ -332,6 +332,18 @@ def test_from_python_images_become_images(nearest_weights):
     assert srgan_tf.upscale(Image.fromarray(_noise(4, 4, dtype=np.uint16))).mode == "I;16"
 
 
+def test_from_python_16_bit_gray_with_a_transparent_value_becomes_8_bit_gray_and_alpha(
+    nearest_weights, tmp_path
+):
+    pixels = _noise(4, 5, dtype=np.uint16)
+    Image.fromarray(pixels).save(tmp_path / "p.png", transparency=int(pixels[1, 2]))
+    result = srgan_tf.upscale(Image.open(tmp_path / "p.png"))
+    assert (result.mode, result.size) == ("LA", (20, 16))
+    gray, alpha = np.moveaxis(np.asarray(result), -1, 0)
+    np.testing.assert_array_equal(gray[::4, ::4], np.round(pixels / 257))
+    assert alpha[6, 10] < 128 and alpha[14, 2] == 255
+
+
 def test_from_python_other_things_are_refused(nearest_weights):
     with pytest.raises(TypeError, match="not list"):
         srgan_tf.upscale([[1]])
