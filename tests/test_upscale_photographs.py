@@ -199,6 +199,38 @@ def test_sixteen_bits_of_a_tiff_are_read(tmp_path, order, compression, channels)
         np.testing.assert_array_equal(photo.alpha, pixels[..., 3])
 
 
+def test_sixteen_bits_that_are_read_as_8_are_noted(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    deep = _noise(30, 20, 4, dtype=np.uint16)
+    planes = {"photometric": "rgb", "planarconfig": "separate"}
+    rgb = np.moveaxis(deep[..., :3], -1, 0)
+    tifffile.imwrite(tmp_path / "planes.tif", rgb, compression="zlib", **planes)
+    tifffile.imwrite(tmp_path / "cmyk.tif", deep, photometric="separated")
+    (tmp_path / "p.ppm").write_bytes(b"P6 20 30 65535\n" + deep[..., :3].astype(">u2").tobytes())
+    photos = {path.stem: photographs.read_photograph(path) for path in tmp_path.iterdir()}
+    for photo in photos.values():
+        assert photo.colours.dtype == np.uint8
+        assert photo.notes == ("it has more than 8 bits, of which 8 are read",)
+    for name in ("planes", "p"):
+        difference = photos[name].colours - deep[..., :3] / 257
+        assert np.abs(difference).max() <= 1
+    tifffile.imwrite(tmp_path / "raw.tif", rgb, **planes)
+    with pytest.raises(ValueError, match="raw.tif: cannot be read .16 bits in planes"):
+        photographs.read_photograph(tmp_path / "raw.tif")
+
+
+def test_eight_bits_in_planes_and_ppm_are_read_without_a_note(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    pixels = photograph(30, 20)
+    rgb = np.moveaxis(pixels, -1, 0)
+    tifffile.imwrite(tmp_path / "p.tif", rgb, photometric="rgb", planarconfig="separate")
+    Image.fromarray(pixels).save(tmp_path / "p.ppm")
+    for name in ("p.tif", "p.ppm"):
+        photo = photographs.read_photograph(tmp_path / name)
+        np.testing.assert_array_equal(photo.colours, pixels)
+        assert photo.notes == ()
+
+
 def test_a_turned_16_bit_picture_is_turned_whole(executor, tmp_path):
     exif = Image.Exif()
     exif[ORIENTATION] = 8
