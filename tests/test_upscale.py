@@ -433,3 +433,20 @@ def test_24_megapixels_take_less_than_a_copy_of_the_result(tmp_path, monkeypatch
     assert result.size == (24000, 16000)
     # TensorFlow itself takes half a GiB, the result would take 1.1.
     assert gibibytes < 1.6
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="wait4")
+def test_24_megapixels_go_through_the_network_within_6_gib(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    sample = pictures.read_rgb(pictures.sample_pictures()[0])  # 512x512
+    Image.fromarray(np.tile(sample, [8, 12, 1])[:4000, :6000]).save(tmp_path / "a.jpg")
+    with open(tmp_path / "log", "w+") as log:
+        command = [sys.executable, "upscale.py", tmp_path / "a.jpg"]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        log.seek(0)
+        assert process.returncode == 0, log.read()
+    assert Image.open(tmp_path / "a_x4.png").size == (24000, 16000)
+    assert usage.ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20) < 6  # KiB on Linux
