@@ -3,8 +3,9 @@
   python upscale.py photo.jpg
   python upscale.py holiday/ more.png --out_dir=large --format=jpg
 
-photo.jpg becomes photo_x4.png beside it or in --out_dir, where folders keep their structure. EXIF,
-colour profile, alpha, grayscale and 16 bits are kept. A picture that has its result already is
+photo.jpg becomes photo_x4.png (or photo.jpg_x4.png, if there is a photo.png, too) beside it or in
+--out_dir, where folders keep their structure. EXIF, colour profile, alpha, grayscale and 16 bits
+are kept. A picture that has its result already is
 skipped, so that a stopped command may be repeated. Exit code: 1 when a picture could not be
 enlarged (each is named) or nothing could be done.
 """
@@ -75,7 +76,7 @@ def main(argv):
     Image.MAX_IMAGE_PIXELS = int(FLAGS.max_megapixels * 1e6 / 2)
     warnings.filterwarnings("ignore", module="PIL")
 
-    jobs = photo_jobs.plan(argv[1:], out_dir=FLAGS.out_dir, format=FLAGS.format)
+    jobs = photo_jobs.plan(argv[1:], out_dir=FLAGS.out_dir, format=FLAGS.format, say=print)
     missing = [job for job in jobs if FLAGS.overwrite or not job.target.exists()]
     if len(missing) < len(jobs):
         there = jobs[0].target if len(jobs) == 1 else f"{len(jobs) - len(missing)} of {len(jobs)}"

@@ -84,8 +84,8 @@ def _gpu_precision(gpu) -> str:
 def _by_tensorflow(generator: keras.Model, precision: str) -> upscaling.Network:
     """Makes a network that TensorFlow runs, its batch norms folded.
 
-    XLA is left out: it compiles for each size of tile, which takes longer than it saves on any but
-    the largest jobs, and on a GPU it is the PNG that takes the time.
+    XLA is left out: it compiles anew for each size of tile. What it would save on a GPU was not
+    measured, since none was at hand.
     """
     folded = exporting.fold_batch_norm(generator)
     if precision == "float32":

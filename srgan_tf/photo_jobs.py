@@ -1,9 +1,10 @@
 """Many pictures, one after the other: which file becomes which, and none is ever half there."""
 
+import contextlib
 import functools
 import os
 import time
-from collections import Counter, deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
@@ -29,17 +30,21 @@ def plan(
     *,
     out_dir: str | os.PathLike | None = None,
     format: str = "png",
+    say: Callable[[str], None] = lambda line: None,
 ) -> list[Job]:
     """Decides which pictures are enlarged into which files.
 
     `NAME.jpg` becomes `NAME_x4.png`: beside it or, in `out_dir`, in the folder that it has in the
-    folder that was given. Pictures that would get the same name keep their ending in it. A picture
-    that by its name is another one's result is passed over, so that a command may be repeated.
+    folder that was given. Pictures that would get the same name keep their ending in it, also where
+    only one of them is given: the name that a picture gets depends on its folder, not on the
+    command. A picture that by its name is another one's result is passed over, so that a command
+    may be repeated.
 
     Args:
         inputs: Files, and folders with pictures at any depth.
         out_dir: Where results go; None: beside each picture.
         format: Their ending, one of `photographs.FORMATS`.
+        say: Told, in a line, how many are passed over.
 
     Raises:
         FileNotFoundError: There is no such file or folder.
@@ -64,11 +69,21 @@ def plan(
                 folder = Path(out_dir, folder.relative_to(given if given.is_dir() else folder))
             folders.setdefault(file, folder)
     made = {file.with_name(name + _SUFFIX) for file in folders for name in (file.stem, file.name)}
-    folders = {file: to for file, to in folders.items() if file.with_suffix("") not in made}
-    stems = Counter(to / file.stem for file, to in folders.items())
+    results = [file for file in folders if file.with_suffix("") in made]
+    if results:
+        say(f"passed over {len(results)} named like results, such as {results[0]}")
+    for file in results:
+        del folders[file]
+    rivals, beside = defaultdict(set), defaultdict(set)
+    for file, to in folders.items():
+        rivals[to / file.stem].add(file)
+    for folder in {file.parent for file in folders}:
+        for name in filter(pictures.is_picture_name, os.listdir(folder)):
+            beside[folder / Path(name).stem].add(folder / name)
     jobs: dict[Path, Job] = {}
     for file, to in folders.items():
-        name = file.stem if stems[to / file.stem] == 1 else file.name
+        alone = rivals[to / file.stem] | beside[file.with_suffix("")] == {file}
+        name = file.stem if alone else file.name
         job = Job(file, to / f"{name}{_SUFFIX}.{format}")
         if job.target in jobs:
             raise ValueError(
@@ -130,8 +145,8 @@ def run(
             try:
                 result.result()
                 say(f"{job.target}: {summary}")
-            except (OSError, ValueError) as error:
-                fail(f"{job.target}: cannot be written ({error})")
+            except Exception as error:  # as below
+                fail(f"{job.target}: cannot be written ({pictures.one_line(error)})")
 
     def advance(count: int) -> None:
         nonlocal done
@@ -179,10 +194,10 @@ def run(
                     executor=compressing,
                 )
                 result = _write(job.target, rows, make_writer, closing)
-            except (OSError, ValueError) as error:
-                fail(f"{job.source}: {error}")
             except (MemoryError, tf.errors.ResourceExhaustedError):
                 fail(f"{job.source}: not enough memory, give a --tile smaller than {tile}")
+            except Exception as error:  # Pillow and runtimes raise all sorts; the others go on
+                fail(f"{job.source}: {pictures.one_line(error)}")
             else:
                 for line in photograph.notes:
                     note(f"{job.source}: {line}")
@@ -222,7 +237,8 @@ def _write(
         for piece in rows:
             writer.write(piece)
     except BaseException:
-        file.close()
+        with contextlib.suppress(OSError):  # on a full disk closing fails, too
+            file.close()
         part.unlink()
         raise
 

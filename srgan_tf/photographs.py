@@ -22,9 +22,12 @@ FORMATS = {
     "tif": ("TIFF", 2**31 - 1),
 }
 LOSSY = ("jpg", "webp")
+# Bytes of pixels above which a TIFF is a BigTIFF: the plain kind ends at 4 GiB.
+BIG_TIFF = 2**32 - 2**24
 DEFAULT_QUALITY = 92
 
 _ORIENTATION, _EXIF_IFD, _WIDTH, _HEIGHT = 0x0112, 0x8769, 0xA002, 0xA003
+_BITS, _PLANES = 258, 284  # of a TIFF; 2: a plane for each channel
 # What a TIFF's own tags say of how its pixels are stored, and what is carried apart from EXIF.
 _STORAGE_TAGS = (
     *(254, 255, 256, 257, 258, 259, 262, 263, 264, 265, 266, 273, 277, 278, 279, 280, 281, 284),
@@ -69,15 +72,16 @@ def upscale(
 
     Returns:
         An array of the type and number of dimensions of `image`; or, for a Pillow image, another
-        one, upright, of mode L, LA, RGB, RGBA or (for gray of more than 8 bits) I;16, with its
-        EXIF and colour profile.
+        one, upright, of mode L, LA, RGB, RGBA or (for gray of more than 8 bits without alpha)
+        I;16, with its EXIF and colour profile.
 
     Raises:
         TypeError, ValueError: It is no such picture.
         FileNotFoundError, ValueError: The network cannot be loaded.
     """
     given = isinstance(image, Image.Image)
-    photograph = _photograph(image) if given else _from_array(image)
+    # A Pillow image holds what its TIFF does: 16 bits of gray, but not of gray with alpha.
+    photograph = fitted(_photograph(image), "tif", 16) if given else _from_array(image)
     network, _ = _network(weights, precision, 8 * photograph.colours.dtype.itemsize)
     sr, top = None, 0
     for rows in enlarged_rows(network, photograph, tile=tile):
@@ -119,8 +123,8 @@ def read_photograph(path: str | os.PathLike) -> Photograph:
     """Reads a picture file at its full depth, upright.
 
     Palettes and CMYK become RGB, CMYK by its own profile where it has one. Colour of 16 bits is
-    kept for PNG and TIFF (but for TIFF in planes); Pillow gives 8 bits of other formats. Of an
-    animation the first frame is taken.
+    kept for PNG and for RGB in TIFF; of all other Pillow gives 8 bits, which is noted for TIFF and
+    PPM: others' headers are not at hand. Of an animation the first frame is taken.
 
     Raises:
         ValueError: The file is missing, no picture, damaged or cut short, or larger than
@@ -128,7 +132,11 @@ def read_photograph(path: str | os.PathLike) -> Photograph:
     """
     try:
         with Image.open(path) as image:
+            deep = _is_deep(image)  # which is forgotten by loading
             photograph = _photograph(image, _low_bytes(path, image))
+            if deep and photograph.colours.dtype == np.uint8:
+                notes = (*photograph.notes, "it has more than 8 bits, of which 8 are read")
+                photograph = photograph._replace(notes=notes)
             # Behind a phone's MPO picture lie depth maps and the like, no frames.
             if getattr(image, "is_animated", False) and image.format != "MPO":
                 notes = ("the first of its frames is taken", *photograph.notes)
@@ -144,6 +152,17 @@ def read_photograph(path: str | os.PathLike) -> Photograph:
         raise pictures.unreadable(path, error) from error
 
 
+def _is_deep(image: Image.Image) -> bool:
+    """Tells whether a TIFF or PPM that is opened, but not loaded, has more than 8 bits."""
+    if image.format == "TIFF":
+        deep = max(image.tag_v2.get(_BITS, (1,))) > 8
+        if deep and image.tag_v2.get(_PLANES) == 2 and image.info["compression"] == "raw":
+            raise ValueError("16 bits in planes, which Pillow reads only where compressed")
+        return deep
+    arguments = image.tile[0].args if image.format == "PPM" else ""
+    return not isinstance(arguments, str) and arguments[-1] > 255  # (mode, value of white)
+
+
 def _low_bytes(path, image: Image.Image) -> np.ndarray | None:
     """Reads the low bytes of 16-bit colour, of which Pillow gives the high ones only.
 
@@ -156,10 +175,11 @@ def _low_bytes(path, image: Image.Image) -> np.ndarray | None:
     """
     if image.format not in ("PNG", "TIFF"):
         return None
-    arguments = {tile.args if isinstance(tile.args, str) else tile.args[0] for tile in image.tile}
-    if len(arguments) != 1:  # a TIFF with a plane for each channel
+    if image.format == "TIFF" and image.tag_v2.get(_PLANES) == 2:  # swapped they come out wrong
         return None
-    kind, _, order = arguments.pop().partition(";")  # such as RGB;16B, for big-endian
+    arguments = image.tile[0].args
+    layout = arguments if isinstance(arguments, str) else arguments[0]
+    kind, _, order = layout.partition(";")  # such as RGB;16B, for big-endian
     if kind not in ("RGB", "RGBX", "RGBA", "LA") or order not in ("16B", "16L", "16N"):
         return None
     # In the other order of bytes, the low byte is where the high one should be. That order is not
@@ -415,4 +435,6 @@ def open_writer(
         options["quality"] = quality
     if format == "jpg":
         options["subsampling"] = 0
+    if format == "tif":
+        options["big_tiff"] = height * width * channels * bits // 8 > BIG_TIFF
     return _WholePicture(file, Image.new(mode, (width, height)), **options)

@@ -70,12 +70,13 @@ def find_pictures(folder: str | os.PathLike) -> list[Path]:
             continue
         visited.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [
-            Path(parent, name)
-            for name in files
-            if name.lower().endswith(_ENDINGS) and not name.startswith(".")
-        ]
+        found += [Path(parent, name) for name in files if is_picture_name(name)]
     return sorted(found)
+
+
+def is_picture_name(name: str) -> bool:
+    """Tells whether a file's name ends like a picture's, whatever its case, and is not hidden."""
+    return name.lower().endswith(_ENDINGS) and not name.startswith(".")
 
 
 def sample_pictures() -> list[Path]:
@@ -165,8 +166,13 @@ def unreadable(name: str | os.PathLike, error: Exception) -> ValueError:
     elif isinstance(error, Image.UnidentifiedImageError):
         reason = "not a picture that Pillow knows"
     else:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
     return ValueError(f"{name}: cannot be read ({reason})")
+
+
+def one_line(error: Exception) -> str:
+    """Gives an error's text in one line, or its kind where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def read_rgb(file: str | os.PathLike | io.IOBase, name: str | None = None) -> np.ndarray:

@@ -1,8 +1,10 @@
 import functools
+import io
 import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -13,7 +15,7 @@ import pytest
 from conftest import photograph, save_photograph
 from PIL import Image
 
-from srgan_tf import exporting, inference, networks, photo_jobs, upscaling, weights
+from srgan_tf import exporting, inference, networks, photo_jobs, pictures, upscaling, weights
 
 ROOT = Path(__file__).parents[1]
 NEAREST = upscaling.Network(lambda lr: lr.repeat(4, axis=1).repeat(4, axis=2), reach=1)
@@ -109,11 +111,9 @@ def test_what_a_user_gets_wrong_is_one_line(upscale, tiny, tmp_path, monkeypatch
 
 
 def test_help_comes_without_tensorflow():
-    start = time.process_time()
     code = "import sys, runpy; sys.argv = ['upscale.py', '--help']\ntry:\n  runpy.run_path('upscale.py', run_name='__main__')\nexcept SystemExit: pass\nassert 'tensorflow' not in sys.modules and 'keras' not in sys.modules"  # noqa: E501
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert out.returncode == 0 and "--max_megapixels" in out.stdout, out.stderr
-    assert time.process_time() - start < 5
 
 
 def test_importing_the_package_does_not_load_tensorflow():
@@ -132,6 +132,27 @@ def test_pictures_that_would_get_one_name_keep_their_endings(tmp_path):
         photo_jobs.plan([tmp_path / "b.jpg", tmp_path / "other" / "b.jpg"], out_dir=tmp_path / "o")
 
 
+@pytest.mark.parametrize("out_dir", [None, "out"])
+def test_a_results_name_does_not_depend_on_what_else_is_given(tmp_path, monkeypatch, out_dir):
+    monkeypatch.chdir(tmp_path)
+    for folder, names in (("c", ("a.jpg", "a.png", "b.jpg", "e.jpg")), ("d", ("e.png", "b.txt"))):
+        Path(folder).mkdir()
+        for name in (*names, ".b.png"):
+            Path(folder, name).touch()
+
+    def plan(*given):
+        return {job.source: job.target for job in photo_jobs.plan(given, out_dir=out_dir)}
+
+    together = plan("c")
+    assert [to.name for to in together.values()] == [
+        "a.jpg_x4.png", "a.png_x4.png", "b_x4.png", "e_x4.png"
+    ]  # fmt: skip
+    for file, target in together.items():
+        assert plan(file) == {file: target}
+    # A folder that is only c's neighbour is no reason.
+    assert plan("c/b.jpg", "d/e.png")[Path("d/e.png")].name == "e_x4.png"
+
+
 @pytest.mark.parametrize("out_dir", [None, ".", "out"])
 def test_results_are_not_enlarged_again(tmp_path, monkeypatch, out_dir):
     monkeypatch.chdir(tmp_path)
@@ -140,7 +161,10 @@ def test_results_are_not_enlarged_again(tmp_path, monkeypatch, out_dir):
         save_photograph(tmp_path / name, 8, 8)
     jobs = photo_jobs.plan(["."], out_dir=out_dir, format="jpg")
     assert len(jobs) == 4 and _run(jobs, format="jpg")[0] == 0
-    assert photo_jobs.plan(["."], out_dir=out_dir, format="jpg") == jobs
+    said = []
+    assert photo_jobs.plan(["."], out_dir=out_dir, format="jpg", say=said.append) == jobs
+    line = "passed over 4 named like results, such as a.jpg_x4.jpg"
+    assert said == ([] if out_dir == "out" else [line])
     everything = [path for path in _files(tmp_path) if out_dir != "out" or "out/" not in path]
     again = photo_jobs.plan(everything, out_dir=out_dir, format="png")
     assert {job.source for job in again} == {job.source for job in jobs}
@@ -180,7 +204,12 @@ def test_progress_counts_pixels_and_ends(tmp_path):
     assert "MP/s" in told[1][1] and told[1][1].endswith("a.png")
 
 
-def test_a_failure_leaves_nothing_and_the_others_go_on(tmp_path):
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [(MemoryError(), "not enough memory, give a --tile smaller than 22"),
+     (RuntimeError("odd,\nin two lines"), "odd, in two lines"), (KeyError(), "KeyError")],
+)  # fmt: skip
+def test_a_failure_leaves_nothing_and_the_others_go_on(tmp_path, error, line):
     for name in ("a.png", "b.png", "c.png"):
         save_photograph(tmp_path / name, 40, 40, seed=ord(name[0]))
     calls = []
@@ -188,13 +217,13 @@ def test_a_failure_leaves_nothing_and_the_others_go_on(tmp_path):
     def call(lr):
         calls.append(lr)
         if len(calls) == 6:
-            raise MemoryError
+            raise error
         return NEAREST.call(lr)
 
     jobs = photo_jobs.plan([tmp_path])
     failed, said, notes = _run(jobs, upscaling.Network(call, reach=1), tile=22)
     assert failed == 1 and len(said) == 2
-    assert notes == [f"{tmp_path / 'b.png'}: not enough memory, give a --tile smaller than 22"]
+    assert notes == [f"{tmp_path / 'b.png'}: {line}"]
     assert _files(tmp_path) == ["a.png", "a_x4.png", "b.png", "c.png", "c_x4.png"]
 
 
@@ -208,6 +237,37 @@ def test_a_result_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     failed, _, [note] = _run(photo_jobs.plan([tmp_path / "a.png"]))
     assert failed == 1 and "a_x4.png: cannot be written (disk full)" in note
     assert _files(tmp_path) == ["a.png", "file"]
+
+
+def test_writers_that_fail_oddly_and_full_disks_leave_nothing(tmp_path, monkeypatch):
+    for name in ("a.png", "b.png"):
+        save_photograph(tmp_path / name, 40, 40)
+
+    def save(image, file, **_):
+        file.write(b"some")
+        raise struct.error("'L' format requires a number")
+
+    jobs = photo_jobs.plan([tmp_path], format="tif")
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "save", save)
+        failed, _, notes = _run(jobs, format="tif")
+    assert failed == 2 and all("_x4.tif: cannot be written ('L' format" in line for line in notes)
+    assert _files(tmp_path) == ["a.png", "b.png"]
+
+    class FullDisk(io.BytesIO):
+        def close(self):
+            raise OSError("No space left on device")
+
+    def opened(path, mode):
+        path.touch()
+        return FullDisk()
+
+    network = upscaling.Network(lambda lr: 1 / 0, reach=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", opened)
+        failed, _, notes = _run(jobs[:1], network, format="tif")
+    assert failed == 1 and notes == [f"{tmp_path / 'a.png'}: division by zero"]
+    assert _files(tmp_path) == ["a.png", "b.png"]
 
 
 _SLOW = """
@@ -296,6 +356,20 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(tiny, tmp_path, monkeypat
     assert upscaling.upscale(network, photograph(9, 9)).shape == (36, 36, 3)
 
 
+@pytest.mark.parametrize(("quantize", "most"), [("float32", 1), ("dynamic", 6)])
+def test_tiles_change_a_level_at_most_in_float32_and_little_in_8_bits(tmp_path, quantize, most):
+    generator, _ = weights.load_generator("srresnet_mse")
+    path = exporting.write_tflite(generator, tmp_path / "network.tflite", quantize=quantize)
+    network = upscaling.load_exported(path)
+    small = {path.stem: pictures.read_rgb(path)[::4, ::4] for path in pictures.sample_pictures()}
+    # Dark beside bright: 8 bits get their ranges from what a tile holds of both.
+    halves = [small[name][:96, :60] for name in ("hubble_deep_field", "astronaut")]
+    lr = np.concatenate(halves, axis=1)
+    whole = upscaling.upscale(network, lr).astype(int)
+    difference = np.abs(upscaling.upscale(network, lr, tile=90) - whole)
+    assert difference.max() <= most and (difference > 1).mean() < 0.03
+
+
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_mixed_precision_gives_nearly_the_same(tiny, precision):
     lr = photograph(16, 16)
@@ -359,3 +433,20 @@ def test_24_megapixels_take_less_than_a_copy_of_the_result(tmp_path, monkeypatch
     assert result.size == (24000, 16000)
     # TensorFlow itself takes half a GiB, the result would take 1.1.
     assert gibibytes < 1.6
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="wait4")
+def test_24_megapixels_go_through_the_network_within_6_gib(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    sample = pictures.read_rgb(pictures.sample_pictures()[0])  # 512x512
+    Image.fromarray(np.tile(sample, [8, 12, 1])[:4000, :6000]).save(tmp_path / "a.jpg")
+    with open(tmp_path / "log", "w+") as log:
+        command = [sys.executable, "upscale.py", tmp_path / "a.jpg"]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        log.seek(0)
+        assert process.returncode == 0, log.read()
+    assert Image.open(tmp_path / "a_x4.png").size == (24000, 16000)
+    assert usage.ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20) < 6  # KiB on Linux

@@ -199,6 +199,38 @@ def test_sixteen_bits_of_a_tiff_are_read(tmp_path, order, compression, channels)
         np.testing.assert_array_equal(photo.alpha, pixels[..., 3])
 
 
+def test_sixteen_bits_that_are_read_as_8_are_noted(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    deep = _noise(30, 20, 4, dtype=np.uint16)
+    planes = {"photometric": "rgb", "planarconfig": "separate"}
+    rgb = np.moveaxis(deep[..., :3], -1, 0)
+    tifffile.imwrite(tmp_path / "planes.tif", rgb, compression="zlib", **planes)
+    tifffile.imwrite(tmp_path / "cmyk.tif", deep, photometric="separated")
+    (tmp_path / "p.ppm").write_bytes(b"P6 20 30 65535\n" + deep[..., :3].astype(">u2").tobytes())
+    photos = {path.stem: photographs.read_photograph(path) for path in tmp_path.iterdir()}
+    for photo in photos.values():
+        assert photo.colours.dtype == np.uint8
+        assert photo.notes == ("it has more than 8 bits, of which 8 are read",)
+    for name in ("planes", "p"):
+        difference = photos[name].colours - deep[..., :3] / 257
+        assert np.abs(difference).max() <= 1
+    tifffile.imwrite(tmp_path / "raw.tif", rgb, **planes)
+    with pytest.raises(ValueError, match="raw.tif: cannot be read .16 bits in planes"):
+        photographs.read_photograph(tmp_path / "raw.tif")
+
+
+def test_eight_bits_in_planes_and_ppm_are_read_without_a_note(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    pixels = photograph(30, 20)
+    rgb = np.moveaxis(pixels, -1, 0)
+    tifffile.imwrite(tmp_path / "p.tif", rgb, photometric="rgb", planarconfig="separate")
+    Image.fromarray(pixels).save(tmp_path / "p.ppm")
+    for name in ("p.tif", "p.ppm"):
+        photo = photographs.read_photograph(tmp_path / name)
+        np.testing.assert_array_equal(photo.colours, pixels)
+        assert photo.notes == ()
+
+
 def test_a_turned_16_bit_picture_is_turned_whole(executor, tmp_path):
     exif = Image.Exif()
     exif[ORIENTATION] = 8
@@ -263,6 +295,24 @@ def test_a_result_too_large_for_its_format_is_refused_before_the_work():
         photographs.fitted(wide, "webp", 16)
 
 
+def test_a_tiff_too_large_for_the_plain_kind_is_a_bigtiff(executor, monkeypatch):
+    exif = Image.Exif()
+    exif[MAKE] = "Lens Works"
+    exif.get_ifd(EXIF_IFD)[EXPOSURE] = 0.5
+    exif = exif.tobytes().removeprefix(b"Exif\0\0")
+    photo = photographs.Photograph(photograph(10, 20), None, exif, SRGB)
+    monkeypatch.setattr(photographs, "BIG_TIFF", 40 * 80 * 3)
+    assert _enlarged(executor, photo, "tif").read(4) == b"II*\0"
+    monkeypatch.setattr(photographs, "BIG_TIFF", 40 * 80 * 3 - 1)
+    file = _enlarged(executor, photo, "tif")
+    assert file.read(4) == b"II+\0"
+    result = Image.open(file)
+    np.testing.assert_array_equal(np.asarray(result)[::4, ::4], photo.colours)
+    kept = result.getexif()
+    assert kept[MAKE] == "Lens Works" and kept.get_ifd(EXIF_IFD)[EXPOSURE] == 0.5
+    assert result.info["icc_profile"] == SRGB
+
+
 def test_of_an_animation_the_first_frame_is_taken_with_a_note(tmp_path):
     frames = [Image.fromarray(photograph(20, 20, seed)) for seed in range(3)]
     frames[0].save(tmp_path / "p.webp", save_all=True, append_images=frames[1:], lossless=True)
@@ -312,6 +362,18 @@ def test_from_python_images_become_images(nearest_weights):
     assert (result.mode, result.size) == ("RGB", (40, 80)) and result.info["icc_profile"] == SRGB
     assert image.getexif()[ORIENTATION] == 6  # what was given stays as it is
     assert srgan_tf.upscale(Image.fromarray(_noise(4, 4, dtype=np.uint16))).mode == "I;16"
+
+
+def test_from_python_16_bit_gray_with_a_transparent_value_becomes_8_bit_gray_and_alpha(
+    nearest_weights, tmp_path
+):
+    pixels = _noise(4, 5, dtype=np.uint16)
+    Image.fromarray(pixels).save(tmp_path / "p.png", transparency=int(pixels[1, 2]))
+    result = srgan_tf.upscale(Image.open(tmp_path / "p.png"))
+    assert (result.mode, result.size) == ("LA", (20, 16))
+    gray, alpha = np.moveaxis(np.asarray(result), -1, 0)
+    np.testing.assert_array_equal(gray[::4, ::4], np.round(pixels / 257))
+    assert alpha[6, 10] < 128 and alpha[14, 2] == 255
 
 
 def test_from_python_other_things_are_refused(nearest_weights):

@@ -125,7 +125,7 @@ def test_a_tile_smaller_than_what_the_network_sees_is_refused(generator):
         upscaling.upscale(generator, _picture(20, 20), tile=16)
 
 
-def test_only_8_bit_rgb_is_upscaled(generator):
+def test_what_is_no_rgb_picture_of_8_or_16_bits_is_refused(generator):
     for picture in (np.zeros([8, 8], np.uint8), np.zeros([8, 8, 3]), np.zeros([0, 8, 3], np.uint8)):
         with pytest.raises(ValueError, match="upscale takes uint8"):
             upscaling.upscale(generator, picture)
@@ -151,6 +151,18 @@ def test_a_tflite_file_gives_what_the_generator_gives(generator, tmp_path, dtype
         lr = _picture(*size)
         sr = upscaling.upscale(network, lr, tile=27)
         assert _largest_difference(sr, _levels(generator, lr)) <= 1
+
+
+def test_a_tile_that_litert_has_no_memory_for_is_a_memory_error(generator, tmp_path):
+    pytest.importorskip("ai_edge_litert")
+    network = upscaling.load_exported(_tflite(generator, tmp_path / "net.tflite", tf.float32))
+    lr = _picture(12, 9)
+    expected = network.call(lr[None])
+    huge = np.broadcast_to(np.uint8(0), [1, 100_000, 100_000, 3])  # itself takes one byte
+    for _ in range(2):
+        with pytest.raises(MemoryError, match="net.tflite: no memory for 100000x100000"):
+            network.call(huge)
+    np.testing.assert_array_equal(network.call(lr[None]), expected)
 
 
 def test_what_is_no_exported_generator_is_refused_in_one_line(tmp_path):
