@@ -397,7 +397,7 @@ def evaluate(
             except ValueError as error:
                 left_out.append(str(error))
             except (MemoryError, RuntimeError) as error:  # NumPy's and PyTorch's
-                left_out.append(f"{pair.hr}: cannot be scored ({_reason(error)})")
+                left_out.append(f"{pair.hr}: cannot be scored ({pictures.one_line(error)})")
             else:  # a picture counts for all methods or for none
                 rows += scored
                 if original:
@@ -414,12 +414,8 @@ def _upscaled(pair: Pair, method: Method, lr: np.ndarray, hr: np.ndarray) -> np.
     except (MemoryError, tf.errors.ResourceExhaustedError):
         reason = "not enough memory, a smaller --tile takes less"
     except Exception as error:  # the errors of TensorFlow, LiteRT and ONNX have no class in common
-        reason = _reason(error)
+        reason = pictures.one_line(error)
     raise ValueError(f"{pair.hr}: cannot be upscaled by {method.name} ({reason})")
-
-
-def _reason(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _pixels(pair: Pair) -> int:

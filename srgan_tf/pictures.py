@@ -171,8 +171,8 @@ def unreadable(name: str | os.PathLike, error: Exception) -> ValueError:
 
 
 def one_line(error: Exception) -> str:
-    """Gives an error's text in one line, or its kind where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """Gives the first line of an error's text, or its kind where it has none."""
+    return next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
 
 
 def read_rgb(file: str | os.PathLike | io.IOBase, name: str | None = None) -> np.ndarray:
