@@ -16,6 +16,7 @@ class _Loader:
 
     def __init__(self, weights: dict[str, np.ndarray]):
         self.weights = weights
+        self.blocks = sum(name.endswith("_conv1/kernel") for name in weights)
 
     def conv(self, name: str, stride: int = 1, order: np.ndarray | None = None) -> nn.Module:
         kernel = self.weights[f"{name}/kernel"]
@@ -40,8 +41,10 @@ class _Loader:
         layer.running_var = torch.from_numpy(self.weights[f"{name}/moving_variance"].copy())
         return layer
 
-    def prelu(self, name: str) -> nn.PReLU:
+    def prelu(self, name: str, order: np.ndarray | None = None) -> nn.PReLU:
         alpha = self.weights[f"{name}/alpha"].reshape(-1)
+        if order is not None:
+            alpha = alpha[order]
         layer = nn.PReLU(len(alpha))
         layer.weight.data = torch.from_numpy(alpha.copy())
         return layer
@@ -56,53 +59,74 @@ class _Loader:
         return layer
 
 
-class _Block(nn.Module):
-    def __init__(self, load: _Loader, i: int):
-        super().__init__()
-        self.layers = nn.Sequential(
+class _Residual(nn.Sequential):
+    """x + layers(x)."""
+
+    def forward(self, x):
+        return x + super().forward(x)
+
+
+def _shuffled(made: int) -> np.ndarray:
+    """How to order channels out for a shuffle that gives so many.
+
+    Keras' sub-pixel shuffle reads channels as (row, column, feature), PyTorch's as (feature, row,
+    column).
+    """
+    return np.arange(4 * made).reshape(4, made).T.reshape(-1)
+
+
+def generator(weights: dict[str, np.ndarray]) -> nn.Module:
+    """`networks.build_generator`: from lr [N, 3, h, w] in [0, 1] to sr in [-1, 1]."""
+    load = _Loader(weights)
+    order = _shuffled(weights["upscale1_conv/bias"].size // 4)
+    blocks = (
+        _Residual(
             load.conv(f"block{i}_conv1"),
             load.batch_norm(f"block{i}_bn1"),
             load.prelu(f"block{i}_prelu"),
             load.conv(f"block{i}_conv2"),
             load.batch_norm(f"block{i}_bn2"),
         )
+        for i in range(1, load.blocks + 1)
+    )
+    return nn.Sequential(
+        load.conv("conv_in"),
+        load.prelu("prelu_in"),
+        _Residual(*blocks, load.conv("conv_trunk"), load.batch_norm("bn_trunk")),
+        load.conv("upscale1_conv", order=order),
+        nn.PixelShuffle(2),
+        load.prelu("upscale1_prelu"),
+        load.conv("upscale2_conv", order=order),
+        nn.PixelShuffle(2),
+        load.prelu("upscale2_prelu"),
+        load.conv("conv_out"),
+    )
 
-    def forward(self, x):
-        return x + self.layers(x)
 
-
-class Generator(nn.Module):
-    """`networks.build_generator`: from lr [N, 3, h, w] in [0, 1] to sr in [-1, 1]."""
-
-    def __init__(self, weights: dict[str, np.ndarray]):
-        """Takes `weights_of` the Keras generator."""
-        super().__init__()
-        load = _Loader(weights)
-        blocks = sum(name.endswith("_conv1/kernel") for name in weights)
-        # Keras' sub-pixel shuffle reads channels as (row, column, feature), PyTorch's as
-        # (feature, row, column).
-        outputs = weights["upscale1_conv/bias"].size
-        order = np.arange(outputs).reshape(4, -1).T.reshape(-1)
-        self.head = nn.Sequential(load.conv("conv_in"), load.prelu("prelu_in"))
-        self.trunk = nn.Sequential(
-            *(_Block(load, i + 1) for i in range(blocks)),
-            load.conv("conv_trunk"),
-            load.batch_norm("bn_trunk"),
+def folded_generator(weights: dict[str, np.ndarray]) -> nn.Module:
+    """`exporting.fold_batch_norm`'s model, the operations of the exported files."""
+    load = _Loader(weights)
+    order = _shuffled(weights["upscale1_conv/bias"].size // 4)
+    blocks = (
+        _Residual(
+            load.conv(f"block{i}_conv1"),
+            load.prelu(f"block{i}_conv1_prelu"),
+            load.conv(f"block{i}_conv2"),
         )
-        self.tail = nn.Sequential(
-            load.conv("upscale1_conv", order=order),
-            nn.PixelShuffle(2),
-            load.prelu("upscale1_prelu"),
-            load.conv("upscale2_conv", order=order),
-            nn.PixelShuffle(2),
-            load.prelu("upscale2_prelu"),
-            load.conv("conv_out"),
-        )
-
-    def forward(self, lr):
-        """Gives sr."""
-        x = self.head(lr)
-        return self.tail(x + self.trunk(x))
+        for i in range(1, load.blocks + 1)
+    )
+    return nn.Sequential(
+        load.conv("conv_in"),
+        load.prelu("conv_in_prelu"),
+        _Residual(*blocks, load.conv("conv_trunk")),
+        load.conv("upscale1_conv", order=order),
+        load.prelu("upscale1_conv_prelu", order),
+        nn.PixelShuffle(2),
+        load.conv("upscale2_conv"),
+        load.prelu("upscale2_conv_prelu"),
+        load.conv("conv_out", order=_shuffled(3)),
+        nn.PixelShuffle(2),
+    )
 
 
 def discriminator(weights: dict[str, np.ndarray], crop_size: int = 96) -> nn.Module:
@@ -152,12 +176,15 @@ def make_step(networks: dict[str, nn.Module], lr, hr, autocast: bool):
         autocast: Compute in bfloat16.
 
     Returns:
-        A function that makes a step and gives the generator's loss before it.
+        A function that makes a step and gives the losses before it: the generator's, and the
+        discriminator's where there is one.
     """
     generator = networks["generator"]
+    # A compiled network has no truth value: ask whether it is None.
     judge, features = networks.get("discriminator"), networks.get("features")
     adam = torch.optim.Adam(generator.parameters(), 1e-4, fused=True)
-    judge_adam = torch.optim.Adam(judge.parameters(), 1e-4, fused=True) if judge else None
+    if judge is not None:
+        judge_adam = torch.optim.Adam(judge.parameters(), 1e-4, fused=True)
 
     def computing():
         return torch.autocast("cpu", torch.bfloat16, enabled=autocast)
@@ -171,24 +198,24 @@ def make_step(networks: dict[str, nn.Module], lr, hr, autocast: bool):
         loss.backward()
         judge_adam.step()
         judge.requires_grad_(False)
+        return loss
 
     def step():
         with computing():
             sr = generator(lr).float()
-        if judge:
-            train_judge(sr.detach())
+        found = [] if judge is None else [train_judge(sr.detach())]
         with computing():
-            if features:
+            if features is not None:
                 with torch.no_grad():
                     wanted = features(hr)
                 loss = functional.mse_loss(features(sr), wanted)
             else:
                 loss = functional.mse_loss(sr, hr)
-            if judge:
+            if judge is not None:
                 loss = loss + 1e-3 * functional.softplus(-judge(sr).float()).mean()
         adam.zero_grad()
         loss.backward()
         adam.step()
-        return loss.item()
+        return [each.item() for each in (loss, *found)]
 
     return step

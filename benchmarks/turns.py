@@ -1,4 +1,4 @@
-"""Contenders, each in a process of its own, that take turns: A B C, A B C, and so on.
+"""Contenders, each in a process of its own, that take turns: A B C, B C A, and so on.
 
 What else the machine does then hits all of them alike, and none lives on another's threads or
 memory. A benchmark calls `compare` with commands that call `serve`.
@@ -22,7 +22,7 @@ class Result(NamedTuple):
     """What a contender did.
 
     Attributes:
-        seconds: Of each of its turns.
+        seconds: That the work took, in each of its turns.
         megabytes: The most memory that its process held.
         answer: What `serve` was given to compare with others, or None.
         facts: What else it said of itself.
@@ -34,12 +34,15 @@ class Result(NamedTuple):
     facts: dict
 
 
-def serve(work: Callable[[], None], answer: np.ndarray | None = None, **facts) -> None:
-    """Works once for each line that comes in and says how long it took; called by a contender.
+def serve(
+    work: Callable[[], None], answer: np.ndarray | None = None, *, times: int = 1, **facts
+) -> None:
+    """Works for each line that comes in and says how long it took; called by a contender.
 
     Args:
         work: What is measured; it has been run before, so that nothing is left to be prepared.
         answer: To compare with the other contenders' answers.
+        times: How often a turn does the work; its seconds are those of once.
         **facts: For `Result.facts`.
     """
     replies = os.fdopen(int(os.environ["TURNS_REPLIES"]), "w", buffering=1)
@@ -48,12 +51,24 @@ def serve(work: Callable[[], None], answer: np.ndarray | None = None, **facts) -
     print(json.dumps(facts), file=replies)
     for _ in sys.stdin:
         start = time.perf_counter()
-        work()
-        print(json.dumps(time.perf_counter() - start), file=replies)
+        for _ in range(times):
+            work()
+        print(json.dumps((time.perf_counter() - start) / times), file=replies)
     # Not getrusage: its peak is also that of the process which this one was started from.
     status = Path("/proc/self/status").read_text().splitlines()
     kilobytes = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
     print(json.dumps(kilobytes / 1024), file=replies)
+
+
+def rotated(items: list, turn: int) -> list:
+    """The order in a round: each begins with the item after the one that the last began with."""
+    first = turn % max(len(items), 1)
+    return items[first:] + items[:first]
+
+
+def last_line(text: str) -> str:
+    """The last line that says something, where an error's reason stands."""
+    return ([line for line in text.splitlines() if line.strip()] or ["no word"])[-1]
 
 
 def compare(commands: dict[str, list[str]], rounds: int) -> dict[str, Result | str]:
@@ -76,7 +91,7 @@ def compare(commands: dict[str, list[str]], rounds: int) -> dict[str, Result | s
             else:
                 running[name], seconds[name] = (contender, facts), []
         for turn in range(rounds):
-            for name, (contender, _) in running.items():
+            for name, (contender, _) in rotated(list(running.items()), turn):
                 if name in results:
                     continue
                 print(f"turn {turn + 1} of {rounds}: {name}", file=sys.stderr, flush=True)
@@ -109,8 +124,7 @@ class _Contender(NamedTuple):
     answer: Path
 
     def last_words(self) -> str:
-        lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-        return lines[-1] if lines else "no word"
+        return last_line(self.log.read_text(errors="replace"))
 
 
 def _start(command: list[str], stem: Path) -> _Contender:
@@ -144,6 +158,7 @@ def peak_gflops(dtype: str, size: int = 3072) -> float:
     """
     import torch
 
+    torch.set_num_threads(os.cpu_count())  # as the contenders do
     a, b = (torch.rand(size, size, dtype=getattr(torch, dtype)) for _ in range(2))
     best = float("inf")
     for _ in range(5):
@@ -162,46 +177,46 @@ def machine() -> str:
     return f"{model}, {os.cpu_count()} cores, {' '.join(f for f in wanted if f in flags)}"
 
 
-def table(
-    results: dict[str, Result | str], ours: str, peak: float | None = None, memory: bool = True
-) -> str:
+def table(results: dict[str, Result | str], ours: str, peak: float | None = None) -> str:
     """Lays results out: medians, the least and the most, the ratio of ours to each.
 
     Args:
         results: From `compare`.
         ours: Name of the contender that the others are held against.
         peak: GFLOP/s that the machine reaches, for contenders whose facts give their "gflop".
-        memory: Whether to show the memory of their processes.
     """
-    header = (
-        f"{'':32}{'median s':>10}{'min':>8}{'max':>8}{'ours/it':>9}{'of peak':>9}{'MB' * memory:>8}"
-    )
-    lines = [header]
+    lines = [
+        f"{'':32}{'median s':>10}{'min':>8}{'max':>8}{'ours/it':>9}{'by round':>10}{'of peak':>9}"
+        f"{'MB':>8}"
+    ]
     own = results[ours]
     for name, result in results.items():
         if isinstance(result, str):
             lines.append(f"{name:32}failed: {result}")
             continue
         median = float(np.median(result.seconds))
-        ratio = "" if isinstance(own, str) else f"{np.median(own.seconds) / median:.2f}"
+        ratio = by_round = ""
+        if name != ours and not isinstance(own, str):
+            ratio = f"{np.median(own.seconds) / median:.2f}"
+            by_round = f"{np.median(np.divide(own.seconds, result.seconds)):.2f}"
         gflop = result.facts.get("gflop")
         share = f"{gflop / median / peak:.0%}" if gflop and peak else ""
         lines.append(
             f"{name:32}{median:>10.3f}{min(result.seconds):>8.3f}{max(result.seconds):>8.3f}"
-            f"{ratio:>9}{share:>9}" + f"{result.megabytes:>8.0f}" * memory
+            f"{ratio:>9}{by_round:>10}{share:>9}{result.megabytes:>8.0f}"
         )
     return "\n".join(lines)
 
 
 def compared(
-    results: dict[str, Result | str], ours: str, tolerance: float
+    results: dict[str, Result | str], ours: str, tolerance: float | np.ndarray
 ) -> tuple[list[str], list[str]]:
     """Compares all answers with ours: where they differ, the work was not the same.
 
     Args:
         results: From `compare`.
         ours: The contender that is held for right.
-        tolerance: The largest difference of an element.
+        tolerance: The largest difference of an element; an array has one for each.
 
     Returns:
         Names of the contenders that agree with ours, and a line for each that does not or that
@@ -212,9 +227,14 @@ def compared(
         if isinstance(result, str) or isinstance(results[ours], str):
             lines.append(f"{name}: not compared")
         elif name != ours:
-            difference = float(np.abs(result.answer - results[ours].answer).max())
-            if difference <= tolerance:
+            answer, own = result.answer, results[ours].answer
+            if np.shape(answer) != np.shape(own):
+                lines.append(f"{name}: its answer is {np.shape(answer)}, ours {np.shape(own)}")
+                continue
+            # Not in uint8, where 1 - 2 is 255.
+            difference = np.abs(np.subtract(answer, own, dtype=np.float64))
+            if (difference <= tolerance).all():  # NaN is not
                 agree.append(name)
             else:
-                lines.append(f"{name}: its answer differs by {difference:.3g}")
+                lines.append(f"{name}: its answer differs by {difference.max():.3g}")
     return agree, lines
