@@ -28,8 +28,8 @@ class Parity(NamedTuple):
         psnr: The paper's measure against the originals, mean over the pictures, dB.
         change: By how much that differs from the Keras model's, dB.
         pooled: The same where the squared errors of all pictures are averaged first. Bounds are on
-            this: `change` tells of the one picture that is all but flat, where float reaches 48 dB
-            and any rounding counts.
+            this: `change` tells of the one picture that is all but flat, where float scores so high
+            that any rounding counts.
         changes: The difference of each picture.
         worst: The largest difference from the Keras model's pictures, in levels of 255.
         seconds: For a megapixel of sr, on this machine.
