@@ -110,12 +110,12 @@ def test_nothing_agrees_with_ours_where_ours_failed(turns):
 def test_the_table_has_medians_ratios_and_the_share_of_the_peak(turns):
     results = {
         "ours": turns.Result([1.0, 2.0, 9.0], 100.4, None, {"gflop": 30}),
-        "it": turns.Result([4.0, 2.0, 5.0], 200, None, {}),
+        "it": turns.Result([4.0, 2.5, 5.0], 200, None, {}),
     }
     header, own, other = turns.table(results, "ours", peak=20).splitlines()
     assert own.split() == ["ours", "2.000", "1.000", "9.000", "75%", "100"]
-    # 2 / 4, and the median of 1 / 4, 2 / 2 and 9 / 5.
-    assert other.split() == ["it", "4.000", "2.000", "5.000", "0.50", "1.00", "200"]
+    # 2 / 4, and the median of 1 / 4, 2 / 2.5 and 9 / 5.
+    assert other.split() == ["it", "4.000", "2.500", "5.000", "0.50", "0.80", "200"]
     assert header.index("MB") + 2 == len(header) == len(own) == len(other)
 
 
