@@ -130,7 +130,7 @@ def train(config: Config, strategy: tf.distribute.Strategy | None = None) -> Pat
     pairs = data.validation_pairs(val_source, count=config.val_pictures) if val_source else []
 
     building = config
-    if tf.train.latest_checkpoint(os.fspath(run_dir / "checkpoints")):
+    if tf.train.get_checkpoint_state(os.fspath(run_dir / "checkpoints")):
         # A run that goes on has its weights, and does not need those that it started from. Its VGG
         # stays the one that was found then, though "auto" might find another now.
         building = dataclasses.replace(config, init_generator="none")

@@ -305,7 +305,8 @@ def _load_tflite(path: Path) -> Network:
         nonlocal ready
         if lr.shape != ready:
             ready = None
-            interpreter.resize_tensor_input(given["index"], lr.shape)
+            if lr.shape != tuple(interpreter.get_input_details()[0]["shape"]):
+                interpreter.resize_tensor_input(given["index"], lr.shape)
             try:
                 interpreter.allocate_tensors()
             except RuntimeError as error:  # it worked with another size, so this one is too large

@@ -399,7 +399,7 @@ def test_an_export_says_what_it_is_and_takes_the_next_number(generator, pairs, t
     assert written.path == tmp_path / "tiny.float32.20x16.tflite"
     found = json.loads(written.path.with_suffix(".json").read_text())
     assert found["output"] == {"shape": [1, 80, 64, 3], "range": [-1, 1], "dtype": "float32"}
-    assert found["data"] == "made up" and found["parity"]["pictures"] == 1
+    assert found["data"] == "made up" and found["parity"]["pictures"] == 2
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"tiny", "tiny.float32.20x16.tflite", "tiny.float32.20x16.json"}
 
@@ -429,11 +429,12 @@ def test_what_killed_exports_left_is_cleared_and_what_others_make_is_not(tmp_pat
 
 def test_pairs_are_cut_to_the_size_that_a_file_takes(pairs):
     lr, hr = pairs[0]
-    [cut] = parity.crops(pairs, (20, 18))  # the second picture is 16 pixels high
+    cut, mirrored = parity.crops(pairs, (20, 18))  # the second picture is 16 pixels high
     np.testing.assert_array_equal(cut[0], lr[2:22, 1:19])
     np.testing.assert_array_equal(cut[1], hr[8:88, 4:76])
-    with pytest.raises(ValueError, match="no picture to compare on is as large as 80x124, 4 times"):
-        parity.crops(pairs, (20, 31))
+    for picture in mirrored:
+        size = picture.shape[0] // 20
+        np.testing.assert_array_equal(picture[16 * size :], picture[12 * size : 16 * size][::-1])
 
 
 def test_a_file_of_one_size_is_compared_at_that_size(generator, tmp_path, monkeypatch):
@@ -519,7 +520,7 @@ def test_one_command_exports_what_evaluation_takes(export, tiny_weights, photo_f
     files = [tmp_path / name for name in ("tiny/1", "tiny.dynamic.tflite", "tiny.int8.tflite")]
     methods = evaluation.load_methods([str(path) for path in (tiny_weights, *files)], tile=64)
     names = [method.name for method in methods[2:]]
-    assert names == ["tiny", "1", "tiny.dynamic.tflite", "tiny.int8.tflite"]
+    assert names == ["tiny", "tiny/1", "tiny.dynamic.tflite", "tiny.int8.tflite"]
     lr = _picture(70, 11)  # two tiles
     expected, saved, *quantised = [method.upscale(lr) for method in methods[2:]]
     assert np.abs(saved.astype(int) - expected).max() <= 1
