@@ -117,8 +117,8 @@ def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"{argv[1]}: train.py takes flags only, see --help")
     # TensorFlow leaves oneDNN off on x86 CPUs without AVX-512, where it halves the time of a
-    # training step all the same. For a single picture it is far slower there (the last convolution
-    # takes 5 s instead of 0.4 s), so the other scripts leave it as it is.
+    # training step all the same. For a single picture it is far slower there (benchmarks/README.md
+    # has figures), so the other scripts leave it as it is.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     # It takes seconds to import: not before the flags are known to be right.
     command_line.load_tensorflow()
