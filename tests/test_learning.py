@@ -90,13 +90,16 @@ def test_srgan_vgg54_does_not_collapse_in_2000_steps(shared):
         f"--init_generator={srresnet}",
         "--vgg_weights=hed",
         "--steps=2000",
+        "--batch_size=2",  # half an hour on two cores; the paper's 16 would take three
         "--log_every=25",
-        "--validate_every=250",
+        "--val_pictures=3",
         "--checkpoint_every=100",
     )
     content = [line["block5_conv4"] for line in lines if "block5_conv4" in line]
-    validated = [line["validation_loss"] for line in lines if "validation_loss" in line]
+    psnr = [line["validation_psnr"] for line in lines if "validation_psnr" in line]
     assert np.mean(content[-10:]) < 0.8 * np.mean(content[:10])
-    assert validated[-1] < 0.8 * validated[0]
+    # The second half, at a tenth of the rate, takes back some of what the first half cost.
+    assert psnr[1] < psnr[-1] < psnr[0]
+    assert np.mean([line["d_sr"] for line in lines[-20:] if "d_sr" in line]) > 0.02
     # A collapsed generator falls far below nearest neighbour's 26.26 dB.
     assert set5_psnr(shared, run_dir) > 25.5
