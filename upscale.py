@@ -5,9 +5,9 @@
 
 photo.jpg becomes photo_x4.png (or photo.jpg_x4.png, if there is a photo.png, too) beside it or in
 --out_dir, where folders keep their structure. EXIF, colour profile, alpha, grayscale and 16 bits
-are kept. A picture that has its result already is
-skipped, so that a stopped command may be repeated. Exit code: 1 when a picture could not be
-enlarged (each is named) or nothing could be done.
+are kept. A picture that has its result already is skipped, so that a stopped command may be
+repeated. Exit code: 1 when a picture could not be enlarged (each is named) or nothing could be
+done.
 """
 
 import functools

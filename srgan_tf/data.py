@@ -145,7 +145,7 @@ def _open_tfds(spec: str, min_size: int) -> Source:
         decoders = {key: tfds.decode.SkipDecoding() for key in images}
         data_source = builder.as_data_source(split, decoders=decoders)
     except Exception as error:  # a data set's own code raises all sorts
-        reason = next(filter(None, str(error).splitlines()), type(error).__name__)
+        reason = pictures.one_line(error)
         if "file format" in reason:
             reason += " Set TFDS_DATA_DIR to another folder to prepare it there as array_record."
         raise ValueError(f"{spec}: cannot be opened or prepared: {reason}") from error

@@ -141,9 +141,9 @@ class SRGAN(keras.Model):
             data: As `train_step` takes it.
 
         Returns:
-            For each term its value and the norm of its gradient in the generator's weights, under
-            a strategy of the whole batch: a term that is detached or has vanished shows a norm
-            of 0.
+            For each term its value, and the norm of its gradient in the generator's weights, which
+            under a strategy is that of the whole batch: a term that is detached or has vanished
+            shows a norm of 0.
         """
         lr, hr = data
         variables = self.generator.trainable_variables
@@ -160,8 +160,7 @@ class SRGAN(keras.Model):
                 [v.value for v in variables],
                 unconnected_gradients=tf.UnconnectedGradients.ZERO,
             )
-            norm = tf.linalg.global_norm(context.all_reduce(mean, gradients))
-            result[name] = context.all_reduce(mean, term), norm
+            result[name] = term, tf.linalg.global_norm(context.all_reduce(mean, gradients))
         return result
 
     def test_step(self, data: tuple[tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:

@@ -146,7 +146,7 @@ def _choose(loss: dict[str, float], seconds: dict[str, float]) -> str:
 def _make(generator: keras.Model, folder: Path, key: str) -> None:
     """Writes LiteRT's forms as `key`-FORM.tflite, and as `key`.json how all forms compare."""
     networks, sha256 = {}, {}
-    # "dynamic": integers from end to end are no faster, and cost more.
+    # "dynamic": integers from end to end cost more than `MOST_LOSS`.
     for form, quantize in (("float32", "float32"), ("int8", "dynamic")):
         path = folder / f"{key}-{form}.tflite"
         exporting.write_tflite(generator, path, quantize=quantize)

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from srgan_tf import data, gan, losses, networks, run_folder, vgg, weights
+from srgan_tf import data, gan, losses, networks, pictures, run_folder, vgg, weights
 
 # What may differ when a run goes on: it changes what is seen or how fast, not the weights. That
 # pictures are those of the start is seen by themselves, wherever they lie now.
@@ -501,7 +501,7 @@ def _loop(config, model, checkpoint, manager, iterator, run_steps, pairs, log, s
             try:
                 manager.save(checkpoint_number=step)
             except tf.errors.OpError as error:  # the disk is full, the folder is gone
-                reason = str(error).splitlines()[0]
+                reason = pictures.one_line(error)
                 raise ValueError(
                     f"--run_dir={config.run_dir}: step {step} cannot be saved ({reason}); the same"
                     " command goes on from the checkpoint before"
@@ -562,7 +562,7 @@ def _restore(checkpoint: tf.train.Checkpoint, folder: Path) -> str | None:
         try:
             checkpoint.restore(path).assert_existing_objects_matched()
         except (tf.errors.OpError, AssertionError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+            reason = pictures.one_line(error)
             logging.warning("%s cannot be read (%s): trying the one before it", path, reason)
             continue
         return path

@@ -10,6 +10,8 @@ import keras
 import numpy as np
 from absl import logging
 
+from srgan_tf import pictures
+
 # Keras' names of VGG19's convolutions: phi_2,2 is block2_conv2, phi_5,4 is block5_conv4.
 LAYERS = tuple(
     f"block{block}_conv{conv}"
@@ -100,7 +102,8 @@ def _load_imagenet(vgg: keras.Model) -> None:
     try:
         pretrained = keras.applications.VGG19(include_top=False, weights="imagenet")
     except Exception as error:  # Keras raises a bare Exception where a download fails.
-        raise ValueError(f"VGG19's ImageNet weights cannot be had: {_first_line(error)}") from error
+        reason = pictures.one_line(error)
+        raise ValueError(f"VGG19's ImageNet weights cannot be had: {reason}") from error
     finally:
         socket.setdefaulttimeout(timeout)
     vgg.set_weights(pretrained.get_weights())
@@ -112,15 +115,12 @@ def _load_file(vgg: keras.Model, path: str) -> None:
     try:
         vgg.load_weights(path)
     except Exception as error:  # h5py and Keras raise whatever the damage leads to.
+        reason = pictures.one_line(error)
         raise ValueError(
-            f"--vgg_weights={path}: not the convolutions of a Keras VGG19: {_first_line(error)}"
+            f"--vgg_weights={path}: not the convolutions of a Keras VGG19: {reason}"
         ) from error
     if not all(np.isfinite(w).all() for w in vgg.get_weights()):
         raise ValueError(f"--vgg_weights={path}: holds values that are not finite")
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _load_hed(vgg: keras.Model) -> None:

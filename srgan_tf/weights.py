@@ -8,7 +8,7 @@ from pathlib import Path
 import h5py
 import keras
 
-from srgan_tf import networks
+from srgan_tf import networks, pictures
 
 _BUNDLED = Path(__file__).with_name("pretrained")
 _SUFFIX = ".weights.h5"
@@ -42,7 +42,7 @@ def load_generator(spec: str) -> tuple[keras.Model, dict]:
         else:
             generator = _rebuild(path)
     except Exception as error:  # h5py and Keras raise whatever the damage leads to.
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = pictures.one_line(error)
         raise ValueError(f"{path}: not a generator's weights: {reason}") from error
     try:
         return generator, _card(path)
