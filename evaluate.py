@@ -44,7 +44,7 @@ flags.DEFINE_bool(
 flags.DEFINE_integer(
     "tile",
     None,
-    "Largest side of lr that a network is given at once; smaller takes less memory. Default: 384.",
+    "Largest side of lr that a network is given at once; smaller takes less memory. Default: 512.",
     lower_bound=1,
 )
 

@@ -38,7 +38,7 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_integer(
     "tile",
-    384,
+    512,
     "Largest side, in pixels of the photograph, that the network is given at once. Smaller takes "
     "less memory and more time.",
     lower_bound=1,

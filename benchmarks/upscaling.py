@@ -30,7 +30,7 @@ from absl import app, flags
 FLAGS = flags.FLAGS
 flags.DEFINE_list("size", "128,128", "Height and width of lr: 128,128 or 339,510 or 1356,2040.")
 flags.DEFINE_string("weights", "srresnet_mse", "As upscale.py takes them.")
-flags.DEFINE_integer("tile", 384, "As in upscale.py.", lower_bound=1)
+flags.DEFINE_integer("tile", 512, "As in upscale.py.", lower_bound=1)
 flags.DEFINE_integer("rounds", 5, "Turns of each contender.", lower_bound=1)
 flags.DEFINE_list("contenders", None, "Which take part; by default all that the processor has.")
 flags.DEFINE_string("contender", None, "Be this one (the benchmark calls itself).")

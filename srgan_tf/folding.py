@@ -92,6 +92,22 @@ def _before_shuffle(kernel: np.ndarray) -> np.ndarray:
     return before
 
 
+def split_centre(
+    layer: Layer,
+) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Splits a convolution in two: without its centre tap, and the centre tap with the bias.
+
+    Returns:
+        (kernel, bias) of both; the same input through both, added, is what the layer gives before
+        its PReLU.
+    """
+    height, width = layer.kernel.shape[0] // 2, layer.kernel.shape[1] // 2
+    rest = layer.kernel.copy()
+    rest[height, width] = 0
+    centre = layer.kernel[height : height + 1, width : width + 1]
+    return (rest, np.zeros_like(layer.bias)), (centre, layer.bias)
+
+
 def network(x: Any, layers: Mapping[str, Layer], conv: Callable, add: Callable, shuffle: Callable):
     """Goes through the generator once, for whoever builds it of which operations.
 

@@ -7,7 +7,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -15,15 +15,19 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from srgan_tf import exporting, metrics, pictures, resize, upscaling, weights
+from srgan_tf import exporting, folding, metrics, pictures, resize, upscaling, weights
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")
 DEFAULT_WEIGHTS = "srresnet_mse"
 # What a faster form may cost, in PSNR on photographs: far less than can be seen.
 MOST_LOSS = 0.05  # dB
 
-# Part of each kept form's key: raise it when `_make` or what `exporting` writes changes.
-_KEPT_VERSION = 1
+_KEPT = ("float32", "int8")
+# Of the sample photographs; the others are for calibration.
+_COMPARED = 4
+
+# Part of each kept form's key: raise it when `_make` or what `openvino_model` builds changes.
+_KEPT_VERSION = 2
 
 
 def load_network(
@@ -36,10 +40,11 @@ def load_network(
     """Loads a generator in the precision that is asked for, or in the fastest that costs nothing.
 
     On a GPU with tensor cores that is mixed float16, by TensorFlow. On a CPU the forms that it is
-    able to run are compared once on sample photographs: float32 and 8 bits by LiteRT, and bfloat16
-    by TensorFlow where the processor has it. The fastest that loses at most `MOST_LOSS` is taken.
-    LiteRT's files and the figures are kept in the user's cache folder (`$XDG_CACHE_HOME` or
-    `~/.cache`, in `srgan_tf`) by the hash of the weights, the packages' versions and the processor.
+    able to run are compared once on sample photographs: float32 and 8 bits by OpenVINO, and
+    bfloat16 by TensorFlow where the processor has it. The fastest that loses at most `MOST_LOSS` is
+    taken. OpenVINO's files and the figures are kept in the user's cache folder (`$XDG_CACHE_HOME`
+    or `~/.cache`, in `srgan_tf`) by the hash of the weights, the packages' versions and the
+    processor.
 
     Args:
         spec: As in `weights.load_generator`, or a network that `upscaling.load_exported` loads.
@@ -69,9 +74,10 @@ def load_network(
         return _by_tensorflow(generator, precision), precision
     try:
         return _kept(generator, card["sha256"], precision, say)
-    except ImportError as error:  # there is no LiteRT for some systems
+    except ImportError as error:  # there is no OpenVINO for some systems
         if precision == "int8":
-            raise ValueError("--precision=int8 needs LiteRT: pip install ai-edge-litert") from error
+            needed = "pip install openvino ai-edge-litert"
+            raise ValueError(f"--precision=int8 cannot be had ({error}): {needed}") from error
         return _by_tensorflow(generator, "float32"), "float32"
 
 
@@ -120,22 +126,33 @@ def _kept(
         folder = Path(making.name)
     with making:
         _make(generator, Path(making.name), key)
-        for name in (f"{key}-float32.tflite", f"{key}-int8.tflite", f"{key}.json"):
-            os.replace(Path(making.name, name), folder / name)  # the last says that all is there
+        for form in _KEPT:
+            for path in _files(Path(making.name), key, form):
+                os.replace(path, folder / path.name)
+        # The last says that all is there.
+        os.replace(Path(making.name, f"{key}.json"), folder / f"{key}.json")
         return _load_kept(generator, folder, key, precision)
+
+
+def _files(folder: Path, key: str, form: str) -> list[Path]:
+    """What is kept of a form: the network, and its weights."""
+    return [folder / f"{key}-{form}.{ending}" for ending in ("xml", "bin")]
 
 
 def _load_kept(generator, folder: Path, key: str, precision: str) -> tuple[upscaling.Network, str]:
     """Loads a form that is kept; any error says that it is missing or damaged."""
+    # Here, so that the rest of the package runs without OpenVINO.
+    from srgan_tf import openvino_model
+
     figures = json.loads((folder / f"{key}.json").read_text())
     if precision == "auto":
         precision = _choose(figures["loss"], figures["seconds"])
     if precision == "bfloat16":
         return _by_tensorflow(generator, precision), precision
-    path = folder / f"{key}-{precision}.tflite"
-    if weights.file_sha256(path) != figures["sha256"][precision]:
-        raise ValueError(f"{path}: damaged")
-    return upscaling.load_exported(path), precision
+    files = _files(folder, key, precision)
+    if [weights.file_sha256(path) for path in files] != figures["sha256"][precision]:
+        raise ValueError(f"{files[0]}: damaged")
+    return openvino_model.load(files[0], upscaling.receptive_field(generator)), precision
 
 
 def _choose(loss: dict[str, float], seconds: dict[str, float]) -> str:
@@ -144,29 +161,43 @@ def _choose(loss: dict[str, float], seconds: dict[str, float]) -> str:
 
 
 def _make(generator: keras.Model, folder: Path, key: str) -> None:
-    """Writes LiteRT's forms as `key`-FORM.tflite, and as `key`.json how all forms compare."""
+    """Writes OpenVINO's forms, and as `key`.json how all forms compare."""
+    import openvino
+
+    from srgan_tf import litert, openvino_model
+
+    layers = folding.fold(generator)
+    samples = [pictures.read_rgb(path) for path in pictures.sample_pictures()]
+    statistics = {
+        "float32": None,
+        "int8": litert.calibrate(layers, [_middle(s, 128) for s in samples[_COMPARED:]]),
+    }
     networks, sha256 = {}, {}
-    # "dynamic": integers from end to end cost more than `MOST_LOSS`.
-    for form, quantize in (("float32", "float32"), ("int8", "dynamic")):
-        path = folder / f"{key}-{form}.tflite"
-        exporting.write_tflite(generator, path, quantize=quantize)
-        networks[form] = upscaling.load_exported(path)
-        sha256[form] = weights.file_sha256(path)
+    for form in _KEPT:
+        files = _files(folder, key, form)
+        model = openvino_model.build(layers, statistics[form])
+        openvino.save_model(model, files[0], compress_to_fp16=False)
+        networks[form] = openvino_model.load(files[0], upscaling.receptive_field(generator))
+        sha256[form] = [weights.file_sha256(path) for path in files]
     if _has_bfloat16():
         networks["bfloat16"] = _by_tensorflow(generator, "bfloat16")
-    psnr, seconds = _compare(networks)
+    psnr, seconds = _compare(networks, [_middle(s, 256) for s in samples[:_COMPARED]])
     loss = {form: psnr["float32"] - value for form, value in psnr.items()}
     figures = {"loss": loss, "seconds": seconds, "sha256": sha256}
     (folder / f"{key}.json").write_text(json.dumps(figures, indent=2) + "\n")
 
 
-def _compare(networks: dict[str, upscaling.Network]) -> tuple[dict, dict]:
-    """Measures mean PSNR and the seconds for one picture on crops of sample photographs."""
+def _middle(picture: np.ndarray, size: int) -> np.ndarray:
+    top, left = ((side - size) // 2 for side in picture.shape[:2])
+    return picture[top : top + size, left : left + size]
+
+
+def _compare(
+    networks: dict[str, upscaling.Network], hrs: Sequence[np.ndarray]
+) -> tuple[dict, dict]:
+    """Measures mean PSNR and the seconds for one picture on hr 256x256."""
     psnr, seconds = {form: [] for form in networks}, {form: [] for form in networks}
-    for path in pictures.sample_pictures()[:4]:
-        hr = pictures.read_rgb(path)
-        top, left = ((side - 256) // 2 for side in hr.shape[:2])
-        hr = hr[top : top + 256, left : left + 256]
+    for hr in hrs:
         lr = resize.imresize(hr, (64, 64))
         for form, network in networks.items():
             if not psnr[form]:
@@ -193,7 +224,7 @@ def _has_bfloat16() -> bool:
 def _key(sha256: str) -> str:
     """Identifies what a kept form depends on."""
     digest = hashlib.sha256(f"{_KEPT_VERSION} {sha256}".encode())
-    for package in ("tensorflow", "keras", "ai-edge-litert"):
+    for package in ("tensorflow", "keras", "openvino", "ai-edge-litert"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             digest.update(f"{package} {metadata.version(package)}".encode())
     digest.update(f"{_processor()} {os.cpu_count()}".encode())

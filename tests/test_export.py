@@ -442,10 +442,10 @@ def test_a_file_of_one_size_is_compared_at_that_size(generator, tmp_path, monkey
         raise AssertionError("resized")
 
     monkeypatch.setattr(Interpreter, "resize_tensor_input", resize_tensor_input)
-    hr = photograph(64, 1640)
+    hr = photograph(64, 2160)
     exporting.export(
         generator, {"name": "tiny"}, tmp_path, formats=["tflite"], quantize=["float32"],
-        input_size=(12, upscaling.DEFAULT_TILE + 6), pairs=[(resize.imresize(hr, (16, 410)), hr)],
+        input_size=(12, upscaling.DEFAULT_TILE + 6), pairs=[(resize.imresize(hr, (16, 540)), hr)],
     )  # fmt: skip
 
 

@@ -15,7 +15,16 @@ import pytest
 from conftest import photograph, save_photograph
 from PIL import Image
 
-from srgan_tf import exporting, inference, networks, photo_jobs, pictures, upscaling, weights
+from srgan_tf import (
+    exporting,
+    inference,
+    networks,
+    openvino_model,
+    photo_jobs,
+    pictures,
+    upscaling,
+    weights,
+)
 
 ROOT = Path(__file__).parents[1]
 NEAREST = upscaling.Network(lambda lr: lr.repeat(4, axis=1).repeat(4, axis=2), reach=1)
@@ -297,13 +306,12 @@ def test_kill_leaves_no_half_picture_and_the_next_run_cleans_up(tmp_path):
     assert _files(tmp_path) == [running.name, "a.png", "a_x4.png"]
 
 
-def test_the_fast_form_is_made_once_and_made_again_when_broken(tiny, cache, monkeypatch):
-    made = []
-    write = exporting.write_tflite
+def test_the_fast_forms_are_made_once_and_made_again_when_broken(tiny, cache, monkeypatch):
+    made, said = [], []
+    build = openvino_model.build
     monkeypatch.setattr(
-        exporting, "write_tflite", lambda *a, **k: (made.append(1), write(*a, **k))[1]
+        openvino_model, "build", lambda *arguments: (made.append(1), build(*arguments))[1]
     )
-    said = []
     lr = photograph(30, 30)
     generator, _ = weights.load_generator(str(tiny))
     expected = upscaling.upscale(generator, lr).astype(int)
@@ -316,8 +324,8 @@ def test_the_fast_form_is_made_once_and_made_again_when_broken(tiny, cache, monk
     load()
     load()
     assert len(made) == 2 and said == ["making these weights' fast forms for this machine, once"]
-    [form], [figures] = cache.glob("*-int8.tflite"), cache.glob("*.json")
-    assert len(_files(cache)) == 3
+    [form], [figures] = cache.glob("*-int8.bin"), cache.glob("*.json")
+    assert len(_files(cache)) == 5
     known = json.loads(figures.read_text())
     assert known["loss"]["float32"] == 0 and known["seconds"].keys() == known["loss"].keys()
     form.write_bytes(form.read_bytes()[:-9])
@@ -356,13 +364,19 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(tiny, tmp_path, monkeypat
     assert upscaling.upscale(network, photograph(9, 9)).shape == (36, 36, 3)
 
 
-@pytest.mark.parametrize(("quantize", "most"), [("float32", 1), ("dynamic", 6)])
-def test_tiles_change_a_level_at_most_in_float32_and_little_in_8_bits(tmp_path, quantize, most):
-    generator, _ = weights.load_generator("srresnet_mse")
-    path = exporting.write_tflite(generator, tmp_path / "network.tflite", quantize=quantize)
-    network = upscaling.load_exported(path)
+@pytest.mark.parametrize(
+    ("form", "most"), [("float32", 1), ("int8", 2), ("tflite float32", 1), ("tflite dynamic", 6)]
+)
+def test_tiles_change_hardly_a_level(tmp_path, form, most):
+    if form.startswith("tflite"):
+        generator, _ = weights.load_generator("srresnet_mse")
+        path, quantize = tmp_path / "network.tflite", form.split()[1]
+        exporting.write_tflite(generator, path, quantize=quantize)
+        network = upscaling.load_exported(path)
+    else:
+        network, _ = inference.load_network("srresnet_mse", precision=form)
     small = {path.stem: pictures.read_rgb(path)[::4, ::4] for path in pictures.sample_pictures()}
-    # Dark beside bright: 8 bits get their ranges from what a tile holds of both.
+    # Dark beside bright: "dynamic" gets its ranges from what a tile holds of both.
     halves = [small[name][:96, :60] for name in ("hubble_deep_field", "astronaut")]
     lr = np.concatenate(halves, axis=1)
     whole = upscaling.upscale(network, lr).astype(int)
@@ -389,13 +403,10 @@ def test_sixteen_bit_pictures_go_through_float32(tiny):
     assert np.abs(deep.astype(int) - exact).max() <= 2 and len(np.unique(deep)) > 500
 
 
-def test_where_there_is_no_litert_tensorflow_does_it(tiny, monkeypatch):
-    def write_tflite(*_, **__):
-        raise ImportError("No module named 'ai_edge_litert'")
-
-    monkeypatch.setattr(exporting, "write_tflite", write_tflite)
+def test_where_there_is_no_openvino_tensorflow_does_it(tiny, cache, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
     assert inference.load_network(str(tiny))[1] == "float32"
-    with pytest.raises(ValueError, match="--precision=int8 needs LiteRT"):
+    with pytest.raises(ValueError, match="--precision=int8 cannot be had .*pip install openvino"):
         inference.load_network(str(tiny), precision="int8")
 
 
