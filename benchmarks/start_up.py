@@ -3,7 +3,7 @@ r"""Measures how long it takes from a command to its first result.
     python benchmarks/start_up.py
 
 To the end of a run of one step (`train.py` on sample pictures, without validation), to the first
-enlarged picture (`upscale.py`, its fast form made before or not), and to `--help`; beside it what
+enlarged picture (`upscale.py`, its fast forms made before or not), and to `--help`; beside it what
 importing TensorFlow alone takes, without which only `--help` can do. Commands take turns.
 """
 

@@ -3,10 +3,9 @@ r"""Measures enlarging by 4 beside the same network in PyTorch, ONNX Runtime and
     pip install -r requirements-benchmarks.txt
     python benchmarks/upscaling.py [--size=128,128]
 
-Contenders take turns, a picture at a time: what upscale.py chooses on this machine, our float32,
-and the others with the same weights and threads, all with their batch norms folded. We work in
-tiles, as upscale.py does. The others are given up to 512x512 pixels whole, which saves them the
-tiles' overlaps at the cost of at most 2 GB; larger pictures they get in our tiles.
+Contenders take turns, a picture at a time: what upscale.py chooses on this machine and its float32,
+both by OpenVINO, and the others with the same weights, all with their batch norms folded and on all
+cores. All work in upscale.py's tiles; up to 512x512 pixels a picture is one.
 
 On sample photographs those that compute in float32 must give what ours float32 gives, within a
 level. All are scored there: forms that cost more than 0.05 dB are marked, since they do not do the
@@ -39,7 +38,6 @@ flags.DEFINE_string("inputs", None, "Where the contender finds weights and pictu
 _MOST_LOSS = 0.05  # dB
 _FLOAT32 = ("ours float32", "PyTorch", "PyTorch compiled", "ONNX Runtime", "OpenVINO")
 _ROUNDING = 1  # level of 255, where sums in another order fall on the other side of a half
-_WHOLE = 512 * 512  # pixels of lr that the others are given at once
 _CALIBRATION = 32  # crops that OpenVINO's int8 learns its ranges from
 _REACH = 40
 
@@ -143,12 +141,9 @@ def take_part(name: str) -> None:
     pictures = np.load(Path(FLAGS.inputs, "pictures.npz"))
     answer = np.stack([network.call(lr[None])[0] for lr in pictures["validation_lr"]])
     lr = pictures["lr"]
-    height, width = lr.shape[:2]
-    whole = not name.startswith("ours") and height * width <= _WHOLE
-    tile = max(height, width) if whole else FLAGS.tile
     # All tiles have one shape: what is prepared for it is prepared with the first.
-    next(upscaling.upscaled_pieces(network, lr, tile=tile))
-    turns.serve(lambda: upscaling.upscale(network, lr, tile=tile), answer, **facts)
+    next(upscaling.upscaled_pieces(network, lr, tile=FLAGS.tile))
+    turns.serve(lambda: upscaling.upscale(network, lr, tile=FLAGS.tile), answer, **facts)
 
 
 def gflop_a_pixel(generator) -> float:

@@ -1,4 +1,6 @@
-"""The generator as a list of convolutions, for exports: batch norms folded, one pass to build it.
+"""The generator as a list of convolutions, batch norms folded, and one pass to build it of them.
+
+For exports, and for what `upscale.py` runs on a CPU.
 
 Folding is exact: at inference a batch norm is a factor and an offset for each channel, which go
 into the convolution before it.
@@ -9,6 +11,10 @@ from typing import Any, NamedTuple
 
 import keras
 import numpy as np
+
+# Layers that carry the picture from one end to the other. There the centre taps are so much larger
+# than the other weights that 8 bits of one step cannot hold both: `split_centre`.
+CARRIERS = ("upscale1_conv", "upscale2_conv", "conv_out")
 
 
 class Layer(NamedTuple):
@@ -23,6 +29,14 @@ class Layer(NamedTuple):
     kernel: np.ndarray
     bias: np.ndarray
     slope: np.ndarray | None
+
+
+class Statistics(NamedTuple):
+    """What calibration saw in a tensor: float64 [channels] each."""
+
+    low: np.ndarray
+    high: np.ndarray
+    mean: np.ndarray
 
 
 def fold(generator: keras.Model) -> dict[str, Layer]:

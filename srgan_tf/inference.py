@@ -1,6 +1,7 @@
 """A generator in the form that is fastest on this machine, made and measured once and then kept."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -22,8 +23,8 @@ DEFAULT_WEIGHTS = "srresnet_mse"
 # What a faster form may cost, in PSNR on photographs: far less than can be seen.
 MOST_LOSS = 0.05  # dB
 
-_KEPT = ("float32", "int8")
-# Of the sample photographs; the others are for calibration.
+_OPENVINO_FORMS = ("float32", "int8")
+# How many sample photographs forms are compared on; the others are for calibration.
 _COMPARED = 4
 
 # Part of each kept form's key: raise it when `_make` or what `openvino_model` builds changes.
@@ -64,21 +65,23 @@ def load_network(
         return upscaling.load_exported(spec), "as exported"
     if spec == DEFAULT_WEIGHTS and not Path(spec).exists() and spec not in weights.bundled():
         raise FileNotFoundError("no weights come with this version: give some by --weights")
-    generator, card = weights.load_generator(spec)
+    sha256 = weights.describe(spec)["sha256"]
+    # Building it takes a second, which a form that is kept does not need.
+    generator = functools.cache(lambda: weights.load_generator(spec)[0])
     if precision == "auto" and bits == 16:
         precision = "float32"
     gpus = tf.config.list_physical_devices("GPU")
     if gpus and precision == "auto":
         precision = _gpu_precision(gpus[0])
     if precision in ("bfloat16", "float16") or (gpus and precision == "float32"):
-        return _by_tensorflow(generator, precision), precision
+        return _by_tensorflow(generator(), precision), precision
     try:
-        return _kept(generator, card["sha256"], precision, say)
-    except ImportError as error:  # there is no OpenVINO for some systems
+        return _kept(generator, sha256, precision, say)
+    except ImportError as error:  # there is no OpenVINO or LiteRT for some systems
         if precision == "int8":
             needed = "pip install openvino ai-edge-litert"
             raise ValueError(f"--precision=int8 cannot be had ({error}): {needed}") from error
-        return _by_tensorflow(generator, "float32"), "float32"
+        return _by_tensorflow(generator(), "float32"), "float32"
 
 
 def _gpu_precision(gpu) -> str:
@@ -109,7 +112,7 @@ def _by_tensorflow(generator: keras.Model, precision: str) -> upscaling.Network:
 
 
 def _kept(
-    generator, sha256: str, precision: str, say: Callable[[str], None]
+    generator: Callable, sha256: str, precision: str, say: Callable[[str], None]
 ) -> tuple[upscaling.Network, str]:
     """Loads a form for the CPU by what is kept of it, and makes that if need be."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "srgan_tf")
@@ -124,14 +127,16 @@ def _kept(
         say(f"the fast forms cannot be kept in {folder} ({error.strerror})")
         making = tempfile.TemporaryDirectory()
         folder = Path(making.name)
-    with making:
-        _make(generator, Path(making.name), key)
-        for form in _KEPT:
-            for path in _files(Path(making.name), key, form):
+    with making as made:
+        _make(generator(), Path(made), key)
+        # Before another process puts its own there.
+        result = _load_kept(generator, Path(made), key, precision)
+        for form in _OPENVINO_FORMS:
+            for path in _files(Path(made), key, form):
                 os.replace(path, folder / path.name)
         # The last says that all is there.
-        os.replace(Path(making.name, f"{key}.json"), folder / f"{key}.json")
-        return _load_kept(generator, folder, key, precision)
+        os.replace(Path(made, f"{key}.json"), folder / f"{key}.json")
+        return result
 
 
 def _files(folder: Path, key: str, form: str) -> list[Path]:
@@ -139,7 +144,9 @@ def _files(folder: Path, key: str, form: str) -> list[Path]:
     return [folder / f"{key}-{form}.{ending}" for ending in ("xml", "bin")]
 
 
-def _load_kept(generator, folder: Path, key: str, precision: str) -> tuple[upscaling.Network, str]:
+def _load_kept(
+    generator: Callable, folder: Path, key: str, precision: str
+) -> tuple[upscaling.Network, str]:
     """Loads a form that is kept; any error says that it is missing or damaged."""
     # Here, so that the rest of the package runs without OpenVINO.
     from srgan_tf import openvino_model
@@ -148,11 +155,11 @@ def _load_kept(generator, folder: Path, key: str, precision: str) -> tuple[upsca
     if precision == "auto":
         precision = _choose(figures["loss"], figures["seconds"])
     if precision == "bfloat16":
-        return _by_tensorflow(generator, precision), precision
+        return _by_tensorflow(generator(), precision), precision
     files = _files(folder, key, precision)
     if [weights.file_sha256(path) for path in files] != figures["sha256"][precision]:
         raise ValueError(f"{files[0]}: damaged")
-    return openvino_model.load(files[0], upscaling.receptive_field(generator)), precision
+    return openvino_model.load(files[0], figures["reach"]), precision
 
 
 def _choose(loss: dict[str, float], seconds: dict[str, float]) -> str:
@@ -162,28 +169,25 @@ def _choose(loss: dict[str, float], seconds: dict[str, float]) -> str:
 
 def _make(generator: keras.Model, folder: Path, key: str) -> None:
     """Writes OpenVINO's forms, and as `key`.json how all forms compare."""
-    import openvino
-
     from srgan_tf import litert, openvino_model
 
-    layers = folding.fold(generator)
+    layers, reach = folding.fold(generator), upscaling.receptive_field(generator)
     samples = [pictures.read_rgb(path) for path in pictures.sample_pictures()]
     statistics = {
         "float32": None,
         "int8": litert.calibrate(layers, [_middle(s, 128) for s in samples[_COMPARED:]]),
     }
     networks, sha256 = {}, {}
-    for form in _KEPT:
+    for form in _OPENVINO_FORMS:
         files = _files(folder, key, form)
-        model = openvino_model.build(layers, statistics[form])
-        openvino.save_model(model, files[0], compress_to_fp16=False)
-        networks[form] = openvino_model.load(files[0], upscaling.receptive_field(generator))
+        openvino_model.write(openvino_model.build(layers, statistics[form]), files[0])
+        networks[form] = openvino_model.load(files[0], reach)
         sha256[form] = [weights.file_sha256(path) for path in files]
     if _has_bfloat16():
-        networks["bfloat16"] = _by_tensorflow(generator, "bfloat16")
+        networks["bfloat16"] = _by_tensorflow(generator(), "bfloat16")
     psnr, seconds = _compare(networks, [_middle(s, 256) for s in samples[:_COMPARED]])
     loss = {form: psnr["float32"] - value for form, value in psnr.items()}
-    figures = {"loss": loss, "seconds": seconds, "sha256": sha256}
+    figures = {"loss": loss, "seconds": seconds, "sha256": sha256, "reach": reach}
     (folder / f"{key}.json").write_text(json.dumps(figures, indent=2) + "\n")
 
 

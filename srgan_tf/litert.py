@@ -14,21 +14,10 @@ import numpy as np
 from ai_edge_litert import interpreter
 from ai_edge_litert import schema_py_generated as schema
 
-from srgan_tf.folding import Layer, network, split_centre
+from srgan_tf.folding import CARRIERS, Layer, Statistics, network, split_centre
 
-# Layers that carry the picture from one end to the other. There the centre taps are so much larger
-# than the other weights that one step size cannot hold both: they become a convolution of their
-# own, which is exact. In "int8", `equalised` does as much for the sub-pixel convolutions.
-_SPLIT_FLOAT = ("upscale1_conv", "upscale2_conv", "conv_out")
+# In "int8" `equalised` does for the sub-pixel convolutions what splitting does.
 _SPLIT_INT8 = ("conv_in", "conv_out")
-
-
-class Statistics(NamedTuple):
-    """What calibration saw in a tensor: float64 [channels] each."""
-
-    low: np.ndarray
-    high: np.ndarray
-    mean: np.ndarray
 
 
 def in_float(
@@ -72,7 +61,7 @@ def in_float(
 
     def conv(x, name):
         layer = layers[name]
-        if (weights == "int8" and name in _SPLIT_FLOAT) or (observed and name in _SPLIT_INT8):
+        if (weights == "int8" and name in CARRIERS) or (observed and name in _SPLIT_INT8):
             rest, centre = split_centre(layer)
             rest = convolution(x, f"{name}_rest", *rest)
             y = add(rest, convolution(x, f"{name}_centre", *centre, small=False), name)

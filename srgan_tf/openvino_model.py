@@ -8,30 +8,29 @@ import openvino
 from openvino import opset13 as ops
 
 from srgan_tf import folding, upscaling
-from srgan_tf.litert import Statistics
 
-# The first convolution, 1 % of the work, stays in float. Of the last three the centre taps do: they
-# carry the picture, and one step could not hold them and their small neighbours.
+# A hundredth of the work, and the picture itself comes in by it.
 _IN_FLOAT = "conv_in"
-_SPLIT = ("upscale1_conv", "upscale2_conv", "conv_out")
 # Room for pictures that go beyond what calibration saw.
 _MARGIN = 1.25
 
 
 def build(
-    layers: Mapping[str, folding.Layer], statistics: Mapping[str, Statistics] | None = None
+    layers: Mapping[str, folding.Layer], statistics: Mapping[str, folding.Statistics] | None = None
 ) -> openvino.Model:
-    """Builds the network, from lr float32 [1, h, w, 3] in [0, 1] to sr in [-1, 1], not clipped.
+    """Builds the network: lr float32 [1, h, w, 3] in [0, 1] to sr [1, 4h, 4w, 3], not clipped.
 
     Args:
         layers: As `folding.fold` gives them.
         statistics: From `litert.calibrate`, of these layers. With them convolutions are in 8 bits:
-            kernels, and activations as each convolution begins. Sums stay in float.
+            kernels, and activations as each convolution begins. Left in float are sums, the first
+            convolution, and the centre taps of those that carry the picture.
     """
 
-    def convolution(x, kernel, bias, small):
+    # A tensor goes through with the name that calibration gave it.
+    def convolution(x, kernel, bias, in_8_bits):
         values, name = x
-        if small and statistics:
+        if in_8_bits:
             weights, bias = _rounded(kernel, bias, statistics[name].mean)
             values = ops.fake_quantize(values, *_range(statistics[name]), levels=256)
         else:
@@ -42,11 +41,12 @@ def build(
 
     def conv(x, name):
         layer = layers[name]
-        if statistics and name in _SPLIT:
+        if statistics and name in folding.CARRIERS:
             rest, centre = folding.split_centre(layer)
-            y = ops.add(convolution(x, *rest, small=True), convolution(x, *centre, small=False))
+            y = ops.add(convolution(x, *rest, True), convolution(x, *centre, False))
         else:
-            y = convolution(x, layer.kernel, layer.bias, small=name != _IN_FLOAT)
+            in_8_bits = statistics is not None and name != _IN_FLOAT
+            y = convolution(x, layer.kernel, layer.bias, in_8_bits)
         if layer.slope is None:
             return y, name
         return ops.prelu(y, ops.constant(layer.slope)), f"{name}_prelu"
@@ -63,12 +63,15 @@ def build(
     return openvino.Model([ops.transpose(sr, np.array([0, 2, 3, 1]))], [lr], "generator")
 
 
-def _rounded(kernel: np.ndarray, bias: np.ndarray, mean: np.ndarray):
-    """Gives a kernel that is stored in int8, and the bias without what rounding adds to the mean.
+def _rounded(kernel: np.ndarray, bias: np.ndarray, mean: np.ndarray) -> tuple:
+    """Rounds a kernel [height, width, channels in, channels out] to int8.
 
-    Processors without VNNI multiply for two channels in at a time and keep the sum in 16 bits: 255
-    times the two weights must stay below 2**15, or bright textures come out wrong, by up to 35
-    levels. So the step is as large as that asks for, which costs little: few pairs are both large.
+    Processors without VNNI multiply two channels in at once and keep the sum in 16 bits: 255 times
+    the two weights must stay below 2**15, or bright textures come out wrong, by up to 35 levels. So
+    steps are as large as that asks for, which costs little: few pairs are both large.
+
+    Returns:
+        OpenVINO's kernel, and the bias without what rounding adds to the mean of the result.
     """
     pairs = np.pad(kernel, [(0, 0), (0, 0), (0, kernel.shape[2] % 2), (0, 0)])
     pairs = pairs.reshape(*kernel.shape[:2], -1, 2, kernel.shape[3])
@@ -82,7 +85,7 @@ def _rounded(kernel: np.ndarray, bias: np.ndarray, mean: np.ndarray):
     return ops.multiply(ops.convert(stored, np.float32), steps), bias
 
 
-def _range(statistics: Statistics) -> list:
+def _range(statistics: folding.Statistics) -> list:
     """The ends of what 256 levels cover, twice as `fake_quantize` takes them; 0 is a level."""
     low = _MARGIN * min(statistics.low.min(), 0)
     high = _MARGIN * max(statistics.high.max(), 0)
@@ -92,8 +95,20 @@ def _range(statistics: Statistics) -> list:
     return [*ends, *ends]
 
 
+def write(model: openvino.Model, path: str | os.PathLike) -> None:
+    """Writes what `build` gives as an .xml file, and a .bin file beside it.
+
+    Raises:
+        ValueError: That cannot be done.
+    """
+    try:
+        openvino.save_model(model, path, compress_to_fp16=False)
+    except RuntimeError as error:
+        raise ValueError(f"{path}: cannot be written ({error})") from error
+
+
 def load(path: str | os.PathLike, reach: int) -> upscaling.Network:
-    """Loads a file that `openvino.save_model` wrote of what `build` gives.
+    """Loads what `write` wrote.
 
     Args:
         path: The .xml file.
@@ -101,16 +116,23 @@ def load(path: str | os.PathLike, reach: int) -> upscaling.Network:
 
     Returns:
         The network; a tile that there is no memory for is a MemoryError.
+
+    Raises:
+        ValueError: It is no such file.
     """
     core = openvino.Core()
     # Without this, processors that have bfloat16 compute in it.
     core.set_property("CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    model = core.read_model(path)
+    core.set_property({"ENABLE_MMAP": False})  # files may be replaced while they are in use
+    try:
+        model = core.read_model(path)
+    except RuntimeError as error:
+        raise ValueError(f"{path}: not what srgan_tf wrote ({error})") from error
     shape, compiled = None, None
 
     def call(lr):
         nonlocal shape, compiled
-        white = np.iinfo(lr.dtype).max
+        white = upscaling.white_of(lr)
         try:
             if lr.shape != shape:
                 # For one shape at a time: a tenth faster, once 0.2 s have gone into it.
@@ -120,7 +142,7 @@ def load(path: str | os.PathLike, reach: int) -> upscaling.Network:
                 shape = lr.shape
             sr = compiled(lr / np.float32(white))[0]
         except RuntimeError as error:
-            if "bad_alloc" in str(error):
+            if "alloc" in str(error) or "memory" in str(error):
                 raise MemoryError(f"no memory for {lr.shape[2]}x{lr.shape[1]}") from error
             raise
         return upscaling.to_levels(sr, white).numpy().astype(lr.dtype)

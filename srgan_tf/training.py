@@ -30,7 +30,8 @@ MAY_CHANGE = frozenset({
 # version before are then not gone on with. 2: Adam's epsilon is 1e-8.
 _RECIPE = 2
 
-_PROBE_STEPS = 3
+# Steps that are timed before the first one, and undone: each costs its time.
+_PROBE_STEPS = {"a dry run": 3, "a run": 1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +160,8 @@ def train(config: Config, strategy: tf.distribute.Strategy | None = None) -> Pat
     # with a new iterator at the batch of its first step.
     iterator = iter(batches)
     terms = _probe_terms(strategy, model, next(iterator))
-    seconds = _probe_speed(checkpoint, run_steps, iterator)
+    timed = _PROBE_STEPS["a dry run" if config.dry_run else "a run"]
+    seconds = _probe_speed(checkpoint, run_steps, iterator, timed)
     facts |= {
         "variant": config.variant,
         "lr_operator": "Matlab's bicubic x1/4 of the crop, in 8 bits",
@@ -447,14 +449,14 @@ def _probe_terms(strategy, model: gan.SRGAN, batch) -> dict[str, dict[str, float
     }
 
 
-def _probe_speed(checkpoint: tf.train.Checkpoint, run_steps: Callable, iterator) -> float:
-    """Seconds that a step takes: some real ones, undone afterwards."""
+def _probe_speed(checkpoint: tf.train.Checkpoint, run_steps: Callable, iterator, count) -> float:
+    """Seconds that a step takes: `count` real ones after a first, all undone afterwards."""
     variables = _trained(checkpoint)
     before = [variable.numpy() for variable in variables]
     run_steps(iterator, 1)
     began = time.perf_counter()
-    run_steps(iterator, _PROBE_STEPS)
-    seconds = (time.perf_counter() - began) / _PROBE_STEPS
+    run_steps(iterator, count)
+    seconds = (time.perf_counter() - began) / count
     for variable, value in zip(variables, before, strict=True):
         variable.assign(value)
     return seconds

@@ -17,9 +17,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-# The paper's generator takes about 6 kB for each input pixel by OpenVINO, 1.6 GB for such a tile,
-# and 9 kB by TensorFlow and LiteRT. Smaller tiles take less, but cost more time, since each sees 40
-# pixels around the part that it fills.
+# For such a tile the paper's generator takes 1.6 GB by OpenVINO, 2.5 GB by TensorFlow or LiteRT.
+# Smaller tiles take less, but cost more time, since each sees 40 pixels around what it fills.
 DEFAULT_TILE = 512
 
 
@@ -44,10 +43,10 @@ def upscale(
 
     Tiles of a picture all have one size, the smallest that covers it with as few tiles. The result
     does not depend on `tile`, but for sums that float32 adds in another order when a convolution
-    has another shape: a value at a rounding edge may then differ by one level. LiteRT's "dynamic"
-    8 bits do depend on it, since their steps come from the range of activations in each tile: of a
-    picture half dark and half bright 1.4 % of the values differed by more than a level, by 4 at
-    most.
+    has another shape: a value at a rounding edge may then differ by one level, by two in OpenVINO's
+    8 bits, which round inside, too. LiteRT's "dynamic" 8 bits do depend on it, since their steps
+    come from the range of activations in each tile: of a picture half dark and half bright 1.4 % of
+    the values differed by more than a level, by 4 at most.
 
     Args:
         generator: A generator as `networks.build_generator` makes it, or `load_exported`'s result.
@@ -135,12 +134,12 @@ def compiled(generator: keras.Model) -> Network:
         return to_levels(generator(lr / white, training=False), white)
 
     def upscale(lr):
-        return call(lr.astype(np.float32), np.float32(_white(lr))).numpy().astype(lr.dtype)
+        return call(lr.astype(np.float32), np.float32(white_of(lr))).numpy().astype(lr.dtype)
 
     return Network(upscale, receptive_field(generator))
 
 
-def _white(lr: np.ndarray) -> int:
+def white_of(lr: np.ndarray) -> int:
     """The value of white in a picture, 255 or 65535 by its type."""
     return np.iinfo(lr.dtype).max
 
@@ -259,9 +258,11 @@ def _load_saved_model(path: Path) -> Network:
     def call(lr):
         given = tf.constant(lr)
         if spec.dtype == tf.float32:
-            given = tf.cast(given, tf.float32) / _white(lr)
+            given = tf.cast(given, tf.float32) / white_of(lr)
         sr = serve(**{argument: given})[result]
-        return (sr if sr.dtype == tf.uint8 else to_levels(sr, _white(lr))).numpy().astype(lr.dtype)
+        return (
+            (sr if sr.dtype == tf.uint8 else to_levels(sr, white_of(lr))).numpy().astype(lr.dtype)
+        )
 
     call.model = model  # the signature alone does not keep the variables alive
     frozen = convert_variables_to_constants_v2(serve)  # also unfolds calls of inner functions
@@ -314,12 +315,12 @@ def _load_tflite(path: Path) -> Network:
                 raise MemoryError(f"{path}: no memory for {lr.shape[2]}x{lr.shape[1]}") from error
             ready = lr.shape
         if given["dtype"] == np.float32:
-            interpreter.set_tensor(given["index"], lr.astype(np.float32) / _white(lr))
+            interpreter.set_tensor(given["index"], lr.astype(np.float32) / white_of(lr))
         else:
             interpreter.set_tensor(given["index"], lr)
         interpreter.invoke()
         sr = interpreter.get_tensor(result["index"])
-        return sr if sr.dtype == np.uint8 else to_levels(sr, _white(lr)).numpy().astype(lr.dtype)
+        return sr if sr.dtype == np.uint8 else to_levels(sr, white_of(lr)).numpy().astype(lr.dtype)
 
     shapes = {tensor["index"]: tensor["shape"] for tensor in interpreter.get_tensor_details()}
     steps = []
@@ -352,8 +353,8 @@ def _load_onnx(path: Path) -> Network:
     [given] = session.get_inputs()
 
     def call(lr):
-        [sr] = session.run(None, {given.name: lr.astype(np.float32) / _white(lr)})
-        return to_levels(sr, _white(lr)).numpy().astype(lr.dtype)
+        [sr] = session.run(None, {given.name: lr.astype(np.float32) / white_of(lr)})
+        return to_levels(sr, white_of(lr)).numpy().astype(lr.dtype)
 
     return Network(call, reach, 16)
 

@@ -35,7 +35,8 @@ def load_generator(spec: str) -> tuple[keras.Model, dict]:
         FileNotFoundError, ValueError: There is nothing of this name, or it is no generator; one
             line.
     """
-    path = _find(spec)
+    card = describe(spec)
+    path = Path(card["path"])
     try:
         if path.suffix == ".keras":
             generator = keras.models.load_model(path, compile=False)
@@ -44,8 +45,18 @@ def load_generator(spec: str) -> tuple[keras.Model, dict]:
     except Exception as error:  # h5py and Keras raise whatever the damage leads to.
         reason = pictures.one_line(error)
         raise ValueError(f"{path}: not a generator's weights: {reason}") from error
+    return generator, card
+
+
+def describe(spec: str) -> dict:
+    """Gives the card that `load_generator` gives, without loading the weights.
+
+    Raises:
+        FileNotFoundError, ValueError: As `load_generator`, but for what is wrong with the weights.
+    """
+    path = _find(spec)
     try:
-        return generator, _card(path)
+        return _card(path)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: the .json file beside it does not describe it") from error
 

@@ -367,7 +367,7 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(tiny, tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("form", "most"), [("float32", 1), ("int8", 2), ("tflite float32", 1), ("tflite dynamic", 6)]
 )
-def test_tiles_change_hardly_a_level(tmp_path, form, most):
+def test_tiles_change_a_level_in_float32_and_little_in_8_bits(tmp_path, form, most):
     if form.startswith("tflite"):
         generator, _ = weights.load_generator("srresnet_mse")
         path, quantize = tmp_path / "network.tflite", form.split()[1]
@@ -403,8 +403,11 @@ def test_sixteen_bit_pictures_go_through_float32(tiny):
     assert np.abs(deep.astype(int) - exact).max() <= 2 and len(np.unique(deep)) > 500
 
 
-def test_where_there_is_no_openvino_tensorflow_does_it(tiny, cache, monkeypatch):
-    monkeypatch.setitem(sys.modules, "openvino", None)
+@pytest.mark.parametrize("missing", ["openvino_model", "litert"])
+def test_where_a_package_is_missing_tensorflow_does_it(tiny, monkeypatch, missing):
+    # As when their own imports fail.
+    monkeypatch.setitem(sys.modules, f"srgan_tf.{missing}", None)
+    monkeypatch.delattr(f"srgan_tf.{missing}", raising=False)
     assert inference.load_network(str(tiny))[1] == "float32"
     with pytest.raises(ValueError, match="--precision=int8 cannot be had .*pip install openvino"):
         inference.load_network(str(tiny), precision="int8")
