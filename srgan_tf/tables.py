@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from srgan_tf import evaluation, run_folder
+from srgan_tf import evaluation, provenance, run_folder
 
 # The paper's tables 1 to 3 (arXiv 1609.04802v5): PSNR, SSIM and mean opinion score at x4.
 PAPER = {
@@ -132,7 +132,7 @@ def write_scores(results: evaluation.Results, out_dir: str | os.PathLike, flags:
     document = {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "flags": flags,
-        "versions": run_folder.versions(),
+        "versions": provenance.versions(),
         "measures": evaluation.MEASURES,
         "sets": {
             s.name: {"folder": s.folder, "pictures": counts[s.name], "lr": s.lr}

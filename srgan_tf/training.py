@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from srgan_tf import data, gan, losses, networks, pictures, run_folder, vgg, weights
+from srgan_tf import data, gan, pictures, recipe, run_folder
 
 # What may differ when a run goes on: it changes what is seen or how fast, not the weights. That
 # pictures are those of the start is seen by themselves, wherever they lie now.
@@ -32,53 +32,6 @@ _RECIPE = 2
 
 # Steps that are timed before the first one, and undone: each costs its time.
 _PROBE_STEPS = {"a dry run": 3, "a run": 1}
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """Everything that a run depends on. train.py's flags have the same names and say what they are.
-
-    Attributes:
-        content_loss: "mse" or a layer of `vgg.LAYERS`.
-        adversarial_weight: 0 trains without a discriminator.
-        learning_rate_drop_at: Share of the steps after which the rate is a tenth; 1 is never.
-        init_generator: Weights to start from, as `weights.load_generator` takes them; "none"
-            and "" for a fresh start, but SRGAN must be told "none".
-    """
-
-    run_dir: str
-    variant: str = "custom"
-    train_data: str = "sample"
-    val_data: str = ""
-    val_pictures: int = 8
-    steps: int = 1_000_000
-    batch_size: int = 16
-    crop_size: int = 96
-    content_loss: str = "mse"
-    vgg_weights: str = "auto"
-    adversarial_weight: float = 0.0
-    total_variation_weight: float = 0.0
-    residual_blocks: int = 16
-    filters: int = 64
-    init: str = "nearest"
-    init_generator: str = ""
-    learning_rate: float = 1e-4
-    learning_rate_schedule: str = "step"
-    learning_rate_drop_at: float = 1.0
-    warmup_steps: int = 0
-    augment: bool = False
-    sample_by_area: bool = False
-    cache: bool = False
-    mixed_precision: str = "float32"
-    jit_compile: bool = False
-    steps_per_call: int = 1
-    deterministic: bool = True
-    seed: int = 1
-    log_every: int = 20
-    validate_every: int = 1000
-    checkpoint_every: int = 1000
-    keep_checkpoints: int = 3
-    dry_run: bool = False
 
 
 class Stopped(Exception):
@@ -104,7 +57,7 @@ def make_strategy() -> tf.distribute.Strategy:
     return tf.distribute.get_strategy()
 
 
-def train(config: Config, strategy: tf.distribute.Strategy | None = None) -> Path:
+def train(config: recipe.Config, strategy: tf.distribute.Strategy | None = None) -> Path:
     """Trains to the last step, from where the run folder left off.
 
     Args:
@@ -201,8 +154,8 @@ def train(config: Config, strategy: tf.distribute.Strategy | None = None) -> Pat
     return run_dir
 
 
-def build_model(config: Config, *, synchronized: bool = False) -> tuple[gan.SRGAN, dict]:
-    """Builds and compiles the networks and losses of a run.
+def build_model(config: recipe.Config, *, synchronized: bool = False) -> tuple[gan.SRGAN, dict]:
+    """Builds and compiles the model of a run.
 
     Args:
         config: The run.
@@ -214,40 +167,7 @@ def build_model(config: Config, *, synchronized: bool = False) -> tuple[gan.SRGA
     Raises:
         ValueError, FileNotFoundError: Weights cannot be had or do not fit; one line.
     """
-    dtype = config.mixed_precision
-    facts = {"vgg": None, "generator": f"{config.init} start"}
-    generator = networks.build_generator(
-        residual_blocks=config.residual_blocks,
-        filters=config.filters,
-        init=config.init,
-        dtype=dtype,
-        synchronized=synchronized,
-    )
-    if config.init_generator not in ("", "none"):
-        start, card = weights.load_generator(config.init_generator)
-        if [w.shape for w in start.weights] != [w.shape for w in generator.weights]:
-            raise ValueError(
-                f"--init_generator={config.init_generator}: has another number of blocks or filters"
-                " than --residual_blocks and --filters say"
-            )
-        generator.set_weights(start.get_weights())
-        facts["generator"] = (
-            f"{card['path']} ({card['variant'] or 'unknown variant'}, {card['steps'] or 'unknown'}"
-            f" steps, sha256 {card['sha256'][:12]})"
-        )
-
-    if config.content_loss == "mse":
-        content = {"mse": losses.mse}
-    else:
-        features, loaded = vgg.build_features(config.content_loss, config.vgg_weights, dtype=dtype)
-        facts["vgg"] = loaded
-        content = {config.content_loss: losses.vgg_loss(features)}
-
-    discriminator = None
-    if config.adversarial_weight:
-        discriminator = networks.build_discriminator(
-            config.crop_size, dtype=dtype, synchronized=synchronized
-        )
+    generator, discriminator, content, facts = recipe.build(config, synchronized=synchronized)
     model = gan.SRGAN(
         generator,
         content,
@@ -255,46 +175,13 @@ def build_model(config: Config, *, synchronized: bool = False) -> tuple[gan.SRGA
         adversarial_weight=config.adversarial_weight,
         total_variation_weight=config.total_variation_weight,
     )
-    model.compile(_optimizer(config), None if discriminator is None else _optimizer(config))
+    model.compile(
+        recipe.optimizer(config), None if discriminator is None else recipe.optimizer(config)
+    )
     return model, facts
 
 
-def learning_rates(config: Config) -> Callable | float:
-    """The learning rate over the steps, for a Keras optimizer.
-
-    Args:
-        config: The run.
-
-    Returns:
-        A Keras schedule, from the number of steps done to the rate of the next one, or the rate
-        itself where it never changes.
-    """
-    if config.learning_rate_schedule == "cosine":
-        return keras.optimizers.schedules.CosineDecay(
-            0.0 if config.warmup_steps else config.learning_rate,
-            config.steps - config.warmup_steps,
-            warmup_target=config.learning_rate if config.warmup_steps else None,
-            warmup_steps=config.warmup_steps,
-        )
-    drop_at = round(config.learning_rate_drop_at * config.steps)
-    if drop_at >= config.steps:
-        return config.learning_rate
-    # The rate of Keras' boundary itself is the higher one, and the first step is step 0.
-    return keras.optimizers.schedules.PiecewiseConstantDecay(
-        [drop_at - 1], [config.learning_rate, config.learning_rate / 10]
-    )
-
-
-def _optimizer(config: Config) -> keras.optimizers.Optimizer:
-    # 1e-8 is Adam's own epsilon (Kingma and Ba). Keras' 1e-7 is large beside these gradients, which
-    # are means over pixels, and slows the first thousand steps down.
-    adam = keras.optimizers.Adam(learning_rates(config), beta_1=0.9, epsilon=1e-8)
-    if config.mixed_precision == "mixed_float16":
-        return keras.optimizers.LossScaleOptimizer(adam)
-    return adam
-
-
-def _check(config: Config, strategy: tf.distribute.Strategy) -> None:
+def _check(config: recipe.Config, strategy: tf.distribute.Strategy) -> None:
     replicas = strategy.num_replicas_in_sync
     if config.batch_size % replicas:
         raise ValueError(
@@ -318,11 +205,11 @@ def _check(config: Config, strategy: tf.distribute.Strategy) -> None:
         )
 
 
-def _settings(config: Config) -> dict:
+def _settings(config: recipe.Config) -> dict:
     return {k: v for k, v in dataclasses.asdict(config).items() if k not in MAY_CHANGE}
 
 
-def _refuse_other_run(config: Config, run_dir: Path) -> None:
+def _refuse_other_run(config: recipe.Config, run_dir: Path) -> None:
     """Refuses to go on with other settings than those a run folder was started with."""
     if not (run_dir / "run.json").exists():
         return
@@ -365,7 +252,7 @@ def _refuse_other_findings(facts: dict, run_dir: Path) -> None:
         )
 
 
-def _open_data(config: Config) -> tuple[data.Source, data.Source | None]:
+def _open_data(config: recipe.Config) -> tuple[data.Source, data.Source | None]:
     source = data.open_source(config.train_data, min_size=config.crop_size)
     if config.train_data == "sample":
         logging.warning(
@@ -403,7 +290,7 @@ def _distribute(config, strategy, source, first_step):
     return strategy.distribute_datasets_from_function(share)
 
 
-def _step_function(config: Config, strategy, model: gan.SRGAN) -> Callable:
+def _step_function(config: recipe.Config, strategy, model: gan.SRGAN) -> Callable:
     """Makes the function that trains.
 
     Returns:
@@ -466,7 +353,7 @@ def _loop(config, model, checkpoint, manager, iterator, run_steps, pairs, log, s
     """Trains from the checkpoint's step to the last; `log` is None but for the chief."""
     step = int(checkpoint.step.numpy())
     periods = (config.log_every, config.validate_every, config.checkpoint_every)
-    rates = learning_rates(config)
+    rates = recipe.learning_rates(config)
     unlogged = []
 
     def validate():

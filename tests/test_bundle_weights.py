@@ -12,10 +12,10 @@ from srgan_tf import (
     metrics,
     networks,
     pictures,
+    recipe,
     resize,
     run_folder,
     tables,
-    training,
     upscaling,
     weights,
 )
@@ -42,7 +42,7 @@ def scored_run(tmp_path, monkeypatch):
     """In the current folder: `run` as training leaves it, and `scores` as evaluation does."""
     monkeypatch.chdir(tmp_path)
     generator = networks.build_generator(residual_blocks=1, filters=8)
-    config = training.Config(run_dir="run", variant="SRResNet-MSE", steps=7, augment=True)
+    config = recipe.Config(run_dir="run", variant="SRResNet-MSE", steps=7, augment=True)
     facts = {
         "variant": config.variant,
         "vgg": None,

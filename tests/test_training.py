@@ -210,12 +210,12 @@ def test_what_a_user_gets_wrong_is_one_line(photo_folder, tmp_path):
     ],
 )
 def test_what_cannot_be_trained_is_named(message, wrong, photo_folder, tmp_path, monkeypatch):
-    from srgan_tf import training
+    from srgan_tf import recipe, training
 
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
     options = {"train_data": str(photo_folder), "residual_blocks": 1, "filters": 8} | wrong
-    config = training.Config(run_dir="run", deterministic=False, **options)
+    config = recipe.Config(run_dir="run", deterministic=False, **options)
     with pytest.raises((ValueError, FileNotFoundError), match=message) as raised:
         training.train(config)
     assert "\n" not in str(raised.value)
@@ -223,7 +223,7 @@ def test_what_cannot_be_trained_is_named(message, wrong, photo_folder, tmp_path,
 
 
 def test_a_run_goes_on_with_what_it_was_started_with_or_not_at_all(photo_folder, tmp_path):
-    from srgan_tf import training
+    from srgan_tf import recipe, training
 
     pictures, run_dir = tmp_path / "pictures", tmp_path / "run"
     shutil.copytree(photo_folder, pictures)
@@ -234,7 +234,7 @@ def test_a_run_goes_on_with_what_it_was_started_with_or_not_at_all(photo_folder,
 
     record = run_dir / "run.json"
     text = record.read_text()
-    config = training.Config(**json.loads(text)["config"])
+    config = recipe.Config(**json.loads(text)["config"])
 
     def refused(message):
         with pytest.raises(ValueError, match=message):
@@ -252,7 +252,7 @@ def test_a_run_goes_on_with_what_it_was_started_with_or_not_at_all(photo_folder,
 
 
 def test_a_run_keeps_the_vgg_that_auto_found_at_its_start(photo_folder, tmp_path, monkeypatch):
-    from srgan_tf import training, vgg
+    from srgan_tf import recipe, training, vgg
 
     def refuse(vgg19):
         raise ValueError("no network")
@@ -260,11 +260,11 @@ def test_a_run_keeps_the_vgg_that_auto_found_at_its_start(photo_folder, tmp_path
     monkeypatch.setattr(vgg, "_load_imagenet", refuse)
     options = {"content_loss": "block1_conv2", "residual_blocks": 1, "filters": 8, "crop_size": 32}
     options |= {"train_data": str(photo_folder), "val_pictures": 0, "deterministic": False}
-    training.train(training.Config(run_dir=str(tmp_path), steps=2, checkpoint_every=1, **options))
+    training.train(recipe.Config(run_dir=str(tmp_path), steps=2, checkpoint_every=1, **options))
     # As if killed after the first step, with the network back before it goes on.
     (tmp_path / "checkpoints" / "ckpt-2.index").unlink()
     monkeypatch.setattr(vgg, "_load_imagenet", lambda vgg19: None)
-    training.train(training.Config(run_dir=str(tmp_path), steps=2, checkpoint_every=1, **options))
+    training.train(recipe.Config(run_dir=str(tmp_path), steps=2, checkpoint_every=1, **options))
     record = json.loads((tmp_path / "run.json").read_text())
     assert record["vgg"] == "hed" and record["went_on"][0]["step"] == 1
 
@@ -329,8 +329,8 @@ import sys
 import tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, 2 * [tf.config.LogicalDeviceConfiguration()])
-from srgan_tf import training
-config = training.Config(
+from srgan_tf import recipe, training
+config = recipe.Config(
     run_dir=sys.argv[1], train_data=sys.argv[2], steps=6, log_every=1, batch_size=4, crop_size=32,
     residual_blocks=1, filters=8, val_pictures=1, adversarial_weight=1e-3, init_generator="none",
     checkpoint_every=1, keep_checkpoints=6,
@@ -493,17 +493,17 @@ def test_the_five_flagfiles_are_the_papers_five_variants():
 
 
 def test_learning_rates_drop_as_the_paper_says():
-    from srgan_tf import training
+    from srgan_tf import recipe
 
-    config = training.Config(run_dir="", steps=200_000, learning_rate_drop_at=0.5)
-    rates = training.learning_rates(config)
+    config = recipe.Config(run_dir="", steps=200_000, learning_rate_drop_at=0.5)
+    rates = recipe.learning_rates(config)
     steps = (0, 99_999, 100_000, 199_999)
     np.testing.assert_allclose([float(rates(s)) for s in steps], [1e-4, 1e-4, 1e-5, 1e-5])
-    assert training.learning_rates(training.Config(run_dir="", steps=1000)) == 1e-4
-    config = training.Config(
+    assert recipe.learning_rates(recipe.Config(run_dir="", steps=1000)) == 1e-4
+    config = recipe.Config(
         run_dir="", steps=1000, learning_rate_schedule="cosine", warmup_steps=100
     )
-    rates = training.learning_rates(config)
+    rates = recipe.learning_rates(config)
     values = [float(rates(step)) for step in (0, 50, 100, 550, 1000)]
     np.testing.assert_allclose(values, [0, 5e-5, 1e-4, 5e-5, 0], atol=1e-10)
 

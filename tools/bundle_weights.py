@@ -107,7 +107,7 @@ def make_card(record: dict, scores: dict, final: Path) -> dict:
         OSError: There are no weights.
         ValueError: The scores are of other weights.
     """
-    from srgan_tf import training, weights
+    from srgan_tf import recipe, weights
 
     digest = weights.file_sha256(final)
     scored = [name for name, known in scores["methods"].items() if known.get("sha256") == digest]
@@ -116,20 +116,21 @@ def make_card(record: dict, scores: dict, final: Path) -> dict:
             f"{FLAGS.scores}: no scores of {final} as it is now, run evaluate.py on it (again)"
         )
     config = record["config"]
-    usual = {field.name: field.default for field in dataclasses.fields(training.Config)}
+    usual = {field.name: field.default for field in dataclasses.fields(recipe.Config)}
     flags_given = [
         f"--{name}={str(value).lower() if isinstance(value, bool) else value}"
         for name, value in config.items()
         if value != usual[name] and name not in ("run_dir", "train_data", "val_data")
     ]
     variant = f"--variant={record['variant']}"
+    script = record.get("script", "train.py")
     flagfiles = [p.name for p in ROOT.glob("*.flags") if variant in p.read_text().splitlines()]
     return {
         "variant": record["variant"],
         "steps": config["steps"],
         "vgg": record["vgg"],
         "flagfile": flagfiles[0] if flagfiles else None,
-        "command": " ".join(["python train.py --train_data=FOLDER", *flags_given]),
+        "command": " ".join([f"python {script} --train_data=FOLDER", *flags_given]),
         "commit": record["commit"],
         "data": {
             "description": FLAGS.data,
