@@ -30,9 +30,6 @@ MAY_CHANGE = frozenset({
 # version before are then not gone on with. 2: Adam's epsilon is 1e-8.
 _RECIPE = 2
 
-# Steps that are timed before the first one, and undone: each costs its time.
-_PROBE_STEPS = {"a dry run": 3, "a run": 1}
-
 
 class Stopped(Exception):
     """A signal ended the run; what was reached is saved. `signum` says which."""
@@ -113,8 +110,8 @@ def train(config: recipe.Config, strategy: tf.distribute.Strategy | None = None)
     # with a new iterator at the batch of its first step.
     iterator = iter(batches)
     terms = _probe_terms(strategy, model, next(iterator))
-    timed = _PROBE_STEPS["a dry run" if config.dry_run else "a run"]
-    seconds = _probe_speed(checkpoint, run_steps, iterator, timed)
+    # Each step that is timed delays the first that counts.
+    seconds = _probe_speed(checkpoint, run_steps, iterator, 3 if config.dry_run else 1)
     facts |= {
         "variant": config.variant,
         "lr_operator": "Matlab's bicubic x1/4 of the crop, in 8 bits",
