@@ -63,7 +63,7 @@ def main(argv):
     # Here, so that --help need not wait for TensorFlow.
     command_line.load_tensorflow()
     logging.set_verbosity(logging.WARNING)  # TensorFlow tells each detail of a SavedModel
-    from srgan_tf import exporting, provenance, weights
+    from srgan_tf import exporting, records, weights
 
     _check("format", FLAGS.format, exporting.FORMATS)
     _check("quantize", FLAGS.quantize, exporting.QUANTIZE)
@@ -83,8 +83,8 @@ def main(argv):
         facts={
             "data": FLAGS.data,
             "calibration_data": FLAGS.calibration_data,
-            "commit": provenance.commit(),
-            "versions": provenance.versions(),
+            "commit": records.commit(),
+            "versions": records.versions(),
         },
     )
     print(f"On {len(written[0].parity.changes)} pictures of {FLAGS.data}, against the Keras model:")

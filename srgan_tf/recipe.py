@@ -1,4 +1,4 @@
-"""What a run's flags stand for: networks, losses, optimizers. Keras alone, on any backend."""
+"""What a run's flags stand for: networks, losses, optimizers. On any of Keras' backends."""
 
 import dataclasses
 from collections.abc import Callable
@@ -6,6 +6,13 @@ from collections.abc import Callable
 import keras
 
 from srgan_tf import losses, networks, vgg, weights
+
+# What may differ when a run goes on: it changes what is seen or how fast, not the weights. That
+# pictures are those of the start is seen by themselves, wherever they lie now.
+MAY_CHANGE = frozenset({
+    "cache", "checkpoint_every", "dry_run", "keep_checkpoints", "log_every", "run_dir",
+    "steps_per_call", "train_data", "val_data", "validate_every",
+})  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +60,51 @@ class Config:
     checkpoint_every: int = 1000
     keep_checkpoints: int = 3
     dry_run: bool = False
+
+
+def check(config: Config) -> None:
+    """Refuses what does not fit together.
+
+    Raises:
+        ValueError: It does not; one line.
+    """
+    if config.warmup_steps and config.learning_rate_schedule != "cosine":
+        raise ValueError("--warmup_steps belongs to --learning_rate_schedule=cosine")
+    if config.warmup_steps >= config.steps:
+        raise ValueError(
+            f"--warmup_steps={config.warmup_steps} is not below --steps={config.steps}"
+        )
+    if config.crop_size % 4:
+        raise ValueError(f"--crop_size={config.crop_size}: must be a multiple of 4")
+    if config.adversarial_weight and config.crop_size % 16:
+        raise ValueError(f"--crop_size={config.crop_size}: SRGAN needs a multiple of 16")
+    if config.adversarial_weight and not config.init_generator:
+        raise ValueError(
+            "--init_generator: SRGAN starts from SRResNet-MSE; give its run folder or weights, or"
+            " ask for a start from nothing with --init_generator=none"
+        )
+
+
+def refuse_changes(config: Config, before: dict) -> None:
+    """Refuses to go on with a run by other flags than those that it was started with.
+
+    Args:
+        config: The run as it is asked for.
+        before: The config of its start, as run.json has it.
+
+    Raises:
+        ValueError: They differ; one line.
+    """
+    changed = [
+        f"--{name}={value} (was {before[name]})"
+        for name, value in dataclasses.asdict(config).items()
+        if name not in MAY_CHANGE and name in before and before[name] != value
+    ]
+    if changed:
+        raise ValueError(
+            f"--run_dir={config.run_dir} holds a run with other flags: {', '.join(changed)}; "
+            "give these as they were, or another --run_dir"
+        )
 
 
 def build(

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from srgan_tf import evaluation, pictures, run_folder, tables
+from srgan_tf import evaluation, pictures, records, tables
 
 # Above this the page refers to the pictures in the folder beside it instead of containing them.
 SELF_CONTAINED_BYTES = 30_000_000
@@ -45,7 +45,7 @@ def write_report(results: evaluation.Results, out_dir: str | os.PathLike) -> Pat
     for name, text in parts.items():
         page = page.replace(f"<!-- {name} -->", text)
     path = out_dir / "report.html"
-    run_folder.write_text(path, page)
+    records.write_text(path, page)
     return path
 
 

@@ -1,7 +1,6 @@
-"""What a run leaves in its folder besides checkpoints: records, logs, pictures, weights.
+"""What a run leaves in its folder besides checkpoints: logs, pictures, scores.
 
-flags.txt                   a flagfile that repeats the run
-run.json                    flags, versions, data, losses at the start; when it went on, and where
+flags.txt, run.json         see `records`
 metrics.jsonl               losses and validation scores by step
 tensorboard/                the same, and validation pictures
 validation.png              bicubic, SR and HR of three validation pictures, the newest
@@ -10,7 +9,6 @@ generator.best.weights.h5   those of the lowest content loss on the validation p
 scores.json                 how they score there
 """
 
-import contextlib
 import datetime
 import json
 import os
@@ -25,7 +23,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from srgan_tf import gan, metrics, provenance, resize, upscaling
+from srgan_tf import gan, metrics, records, resize, upscaling
 
 # (name, lr uint8 [h, w, 3], hr uint8 [4h, 4w, 3]) of each validation picture.
 Pairs = Sequence[tuple[str, np.ndarray, np.ndarray]]
@@ -35,64 +33,6 @@ _LABELS = {"d_hr": "D(HR)", "d_sr": "D(SR)"}
 # Pictures to show, and seconds between two repaints of the progress line.
 _SHOWN = 3
 _REPAINT = 0.2
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 beside and renames, so that a kill leaves the old text or the new one."""
-    beside = path.with_name(f"{path.name}.tmp")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
-
-
-def save_weights(generator: keras.Model, path: Path) -> None:
-    """Writes a .weights.h5 file beside and renames it."""
-    beside = path.with_name(f"tmp.{path.name}")
-    generator.save_weights(beside)
-    os.replace(beside, path)
-
-
-def write_start(run_dir: Path, config: dict, facts: dict) -> None:
-    """Writes flags.txt and run.json.
-
-    Args:
-        run_dir: The run folder.
-        config: Flags by name.
-        facts: What was found out before the first step, for `json.dumps`.
-    """
-    flags = "".join(f"--{name}={_flag_text(value)}\n" for name, value in config.items())
-    write_text(run_dir / "flags.txt", flags)
-    record = {"config": config, **provenance.here(), **facts}
-    write_text(run_dir / "run.json", json.dumps(record, indent=2) + "\n")
-
-
-def read_start(run_dir: Path) -> dict:
-    """Reads what `write_start` wrote; raises ValueError, one line, where it is something else."""
-    path = run_dir / "run.json"
-    try:
-        record = json.loads(path.read_text())
-        record["config"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not a run's record; give another --run_dir") from error
-    return record
-
-
-def add_resumption(run_dir: Path, step: int, facts: dict) -> None:
-    """Adds to run.json that the run goes on: other versions or devices round otherwise.
-
-    Args:
-        run_dir: The run folder.
-        step: Where it goes on.
-        facts: As in `write_start`.
-    """
-    record = read_start(run_dir)
-    here = {name: facts[name] for name in ("device", "replicas")}
-    resumption = {"step": step, **provenance.here(), **here}
-    record.setdefault("went_on", []).append(resumption)
-    write_text(run_dir / "run.json", json.dumps(record, indent=2) + "\n")
-
-
-def _flag_text(value) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def start_report(config: dict, facts: dict) -> str:
@@ -159,16 +99,7 @@ class RunLog:
         self._first_step = first_step
         self._steps = steps
         self._is_terminal = sys.stderr.isatty()
-        # Lines of steps that will be done again go; so does a line that a kill cut short.
-        path = run_dir / "metrics.jsonl"
-        kept = []
-        for line in path.read_text().splitlines() if path.exists() else ():
-            with contextlib.suppress(ValueError):
-                # A run that begins anew also validates anew at step 0.
-                if 0 < first_step >= json.loads(line)["step"]:
-                    kept.append(line + "\n")
-        write_text(path, "".join(kept))
-        self._file = path.open("a")
+        self._file = records.open_metrics(run_dir, first_step)
         self._writer = tf.summary.create_file_writer(os.fspath(run_dir / "tensorboard"))
         # Of the whole run and since the last line of the log: when it began, pictures since.
         self._started = self._line_started = time.perf_counter()

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from srgan_tf import evaluation, provenance, run_folder
+from srgan_tf import evaluation, records
 
 # The paper's tables 1 to 3 (arXiv 1609.04802v5): PSNR, SSIM and mean opinion score at x4.
 PAPER = {
@@ -127,12 +127,12 @@ def write_scores(results: evaluation.Results, out_dir: str | os.PathLike, flags:
     for row in results.rows:
         values = [f"{row.scores[m]:.6f}" for m in measures]
         writer.writerow([row.set, row.picture, row.method, *values])
-    run_folder.write_text(out_dir / "scores.csv", table.getvalue())
+    records.write_text(out_dir / "scores.csv", table.getvalue())
     means, counts = results.means(), results.counts()
     document = {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "flags": flags,
-        "versions": provenance.versions(),
+        "versions": records.versions(),
         "measures": evaluation.MEASURES,
         "sets": {
             s.name: {"folder": s.folder, "pictures": counts[s.name], "lr": s.lr}
@@ -147,7 +147,7 @@ def write_scores(results: evaluation.Results, out_dir: str | os.PathLike, flags:
         "left_out": results.left_out,
     }
     text = json.dumps(finite(document), indent=2) + "\n"
-    run_folder.write_text(out_dir / "scores.json", text)
+    records.write_text(out_dir / "scores.json", text)
 
 
 def finite(value):

@@ -17,14 +17,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from srgan_tf import data, gan, pictures, recipe, run_folder
-
-# What may differ when a run goes on: it changes what is seen or how fast, not the weights. That
-# pictures are those of the start is seen by themselves, wherever they lie now.
-MAY_CHANGE = frozenset({
-    "cache", "checkpoint_every", "dry_run", "keep_checkpoints", "log_every", "run_dir",
-    "steps_per_call", "train_data", "val_data", "validate_every",
-})  # fmt: skip
+from srgan_tf import data, gan, pictures, recipe, records, run_folder
 
 # Raise it with a change after which the same flags and pictures give other weights: runs of the
 # version before are then not gone on with. 2: Adam's epsilon is 1e-8.
@@ -86,7 +79,7 @@ def train(config: recipe.Config, strategy: tf.distribute.Strategy | None = None)
         # stays the one that was found then, though "auto" might find another now.
         building = dataclasses.replace(config, init_generator="none")
         if config.vgg_weights == "auto":
-            vgg_weights = run_folder.read_start(run_dir)["vgg"] or "auto"
+            vgg_weights = records.read_start(run_dir)["vgg"] or "auto"
             building = dataclasses.replace(building, vgg_weights=vgg_weights)
     with strategy.scope():
         model, facts = build_model(building, synchronized=strategy.num_replicas_in_sync > 1)
@@ -135,9 +128,9 @@ def train(config: recipe.Config, strategy: tf.distribute.Strategy | None = None)
         if is_chief:
             checkpoints.mkdir(parents=True, exist_ok=True)
             if restored:
-                run_folder.add_resumption(run_dir, first_step, facts)
+                records.add_resumption(run_dir, first_step, facts)
             else:
-                run_folder.write_start(run_dir, dataclasses.asdict(config), facts)
+                records.write_start(run_dir, dataclasses.asdict(config), facts)
             log = stack.enter_context(run_folder.RunLog(run_dir, first_step, config.steps))
         else:
             checkpoints = stack.enter_context(tempfile.TemporaryDirectory())
@@ -179,6 +172,7 @@ def build_model(config: recipe.Config, *, synchronized: bool = False) -> tuple[g
 
 
 def _check(config: recipe.Config, strategy: tf.distribute.Strategy) -> None:
+    recipe.check(config)
     replicas = strategy.num_replicas_in_sync
     if config.batch_size % replicas:
         raise ValueError(
@@ -187,45 +181,23 @@ def _check(config: recipe.Config, strategy: tf.distribute.Strategy) -> None:
         )
     if config.jit_compile and replicas > 1:
         raise ValueError("--jit_compile does not work with several replicas: leave it out")
-    if config.warmup_steps and config.learning_rate_schedule != "cosine":
-        raise ValueError("--warmup_steps belongs to --learning_rate_schedule=cosine")
-    if config.warmup_steps >= config.steps:
-        raise ValueError(
-            f"--warmup_steps={config.warmup_steps} is not below --steps={config.steps}"
-        )
-    if config.adversarial_weight and config.crop_size % 16:
-        raise ValueError(f"--crop_size={config.crop_size}: SRGAN needs a multiple of 16")
-    if config.adversarial_weight and not config.init_generator:
-        raise ValueError(
-            "--init_generator: SRGAN starts from SRResNet-MSE; give its run folder or weights, or"
-            " ask for a start from nothing with --init_generator=none"
-        )
-
-
-def _settings(config: recipe.Config) -> dict:
-    return {k: v for k, v in dataclasses.asdict(config).items() if k not in MAY_CHANGE}
 
 
 def _refuse_other_run(config: recipe.Config, run_dir: Path) -> None:
     """Refuses to go on with other settings than those a run folder was started with."""
     if not (run_dir / "run.json").exists():
         return
-    before = run_folder.read_start(run_dir)["config"]
-    changed = [
-        f"--{name}={value} (was {before[name]})"
-        for name, value in _settings(config).items()
-        if name in before and before[name] != value
-    ]
-    if changed:
+    record = records.read_start(run_dir)
+    if "script" in record:
         raise ValueError(
-            f"--run_dir={run_dir} holds a run with other flags: {', '.join(changed)}; "
-            "give these as they were, or another --run_dir"
+            f"--run_dir={run_dir} holds a run of {record['script']}: give another --run_dir"
         )
+    recipe.refuse_changes(config, record["config"])
 
 
 def _refuse_other_findings(facts: dict, run_dir: Path) -> None:
     """Refuses to go on where the same flags now mean other steps, pictures or another VGG."""
-    before = run_folder.read_start(run_dir)
+    before = records.read_start(run_dir)
     if before.get("recipe") != _RECIPE:
         raise ValueError(
             f"--run_dir={run_dir}: started by a version of this program (commit"
@@ -359,7 +331,7 @@ def _loop(config, model, checkpoint, manager, iterator, run_steps, pairs, log, s
         if loss < float(checkpoint.best_loss.numpy()):
             checkpoint.best_loss.assign(loss)
             path = Path(config.run_dir, "generator.best.weights.h5")
-            run_folder.save_weights(model.generator, path)
+            records.save_weights(model.generator, path)
 
     if log and pairs and step == 0:
         validate()
@@ -492,11 +464,11 @@ def _device() -> str:
 def _finish(config, model: gan.SRGAN, checkpoint, pairs, run_dir: Path) -> None:
     """Writes the last weights and their scores."""
     path = run_dir / "generator.weights.h5"
-    run_folder.save_weights(model.generator, path)
+    records.save_weights(model.generator, path)
     scores = {"steps": config.steps}
     if pairs:
         (content,) = model.content.values()
         values, _ = run_folder.score(model.generator, content, pairs)
         scores |= values | {"best_validation_loss": float(checkpoint.best_loss.numpy())}
-    run_folder.write_text(run_dir / "scores.json", json.dumps(scores, indent=2) + "\n")
+    records.write_text(run_dir / "scores.json", json.dumps(scores, indent=2) + "\n")
     print(f"done: {path}")

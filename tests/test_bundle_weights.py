@@ -13,8 +13,8 @@ from srgan_tf import (
     networks,
     pictures,
     recipe,
+    records,
     resize,
-    run_folder,
     tables,
     upscaling,
     weights,
@@ -52,7 +52,7 @@ def scored_run(tmp_path, monkeypatch):
     }
     for folder in ("run", "Set5", "scores"):
         Path(folder).mkdir()
-    run_folder.write_start(Path("run"), dataclasses.asdict(config), facts)
+    records.write_start(Path("run"), dataclasses.asdict(config), facts)
     generator.save_weights("run/generator.weights.h5")
     save_photograph(Path("Set5/one.png"), 32, 32)
     methods = evaluation.load_methods([f"{tmp_path}/run"], tile=64)

@@ -60,6 +60,7 @@ assert ("tensorflow" in sys.modules) == (sys.argv[1] == "tensorflow")
 # Dies like a machine that is taken away, right after the first checkpoint.
 KILLED = """
 import os, runpy, sys
+sys.modules["tensorflow"] = None  # as where there is none
 replace = os.replace
 def die(source, target):
     replace(source, target)
@@ -76,24 +77,34 @@ import numpy as np
 sys.path.insert(0, "tools")
 import train_jax
 from srgan_tf import recipe, resize
+
+def place(crop, turns):
+    for i, picture in enumerate(pictures):
+        for top, left in np.ndindex(picture.shape[0] - 31, 19):
+            for turn in turns:
+                turned = turn(picture[top : top + 32, left : left + 32])
+                if np.array_equal(turned[0, :4], crop[0, :4]) and np.array_equal(turned, crop):
+                    return i, top, left
+    raise SystemExit("a crop of no picture")
+
 rng = np.random.default_rng(1)
 pictures = [rng.integers(0, 256, [40 + i, 50, 3], np.uint8) for i in range(5)]
-for options in ({}, {"augment": True}, {"sample_by_area": True}):
-    config = recipe.Config(run_dir="", batch_size=5, crop_size=32, **options)
-    draw = train_jax.make_draw(config, pictures)
-    lr, hr = map(np.asarray, draw(7))
-    assert lr.shape == (5, 8, 8, 3) and hr.shape == (5, 32, 32, 3)
-    for small, large in zip(np.round(lr * 255), np.round((hr + 1) * 127.5).astype(np.uint8)):
+upright = [lambda a: a]
+eight = [lambda a, k=k, f=f: np.rot90(a[:, ::f], k) for k in range(4) for f in (1, -1)]
+for options in ({}, {"augment": True}, {"sample_by_area": True}, {"batch_size": 7}):
+    config = recipe.Config(run_dir="", crop_size=32, **{"batch_size": 5} | options)
+    draw, pixels = train_jax.make_draw(config, pictures)
+    lr, hr = (np.asarray(x) for x in draw(pixels, 7))
+    levels = np.round((hr + 1) * 127.5).astype(np.uint8)
+    for small, large in zip(np.round(lr * 255), levels, strict=True):
         np.testing.assert_array_equal(small, resize.imresize(large, (8, 8)))
-        turned = [np.rot90(a, k) for a in (large, large[:, ::-1]) for k in range(4)]
-        turned = turned if "augment" in options else [large]
-        assert any(
-            np.array_equal(p[t : t + 32, l : l + 32], crop)
-            for crop in turned for p in pictures
-            for t in range(p.shape[0] - 31) for l in range(19)
-            if np.array_equal(p[t, l : l + 4], crop[0, :4])
-        )
-    assert np.array_equal(lr, draw(7)[0]) and not np.array_equal(lr, draw(8)[0])
+    found = [place(crop, eight if "augment" in options else upright) for crop in levels]
+    assert {i for i, _, _ in found} == set(range(5)) and len({p[1:] for p in found}) > 2
+    if "augment" in options:
+        assert any(not np.array_equal(c, pictures[i][t : t + 32, l : l + 32])
+                   for c, (i, t, l) in zip(levels, found))
+    again, other = draw(pixels, 7)[1], draw(pixels, 8)[1]
+    assert np.array_equal(hr, again) and not np.array_equal(hr, other)
 """
 
 
@@ -128,28 +139,51 @@ def test_batches_are_crops_of_the_pictures_and_what_matlab_makes_of_them():
 def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
     (tmp_path / "photos").mkdir()
     for i in range(5):
-        save_photograph(tmp_path / "photos" / f"{i}.png", 40 + i, 50)
-    flags = ["--flagfile=srresnet_mse.flags", "--steps=4"]
-    flags += [f"--train_data={tmp_path / 'photos'}", "--residual_blocks=1", "--filters=8"]
-    flags += ["--crop_size=32", "--batch_size=2", "--checkpoint_every=2", "--steps_per_call=3"]
-    flags += ["--log_every=2"]
+        save_photograph(tmp_path / "photos" / f"{i}.png", 256 + i, 256)
+    flags = ["--flagfile=srresnet_mse.flags", "--steps=5", f"--train_data={tmp_path / 'photos'}"]
+    flags += ["--residual_blocks=1", "--filters=8", "--crop_size=32", "--batch_size=2"]
+    flags += ["--steps_per_call=3", "--checkpoint_every=3", "--log_every=2", "--validate_every=2"]
     out = _python("tools/train_jax.py", *flags, f"--run_dir={tmp_path}/whole").stdout
-    assert "step 2 " in out and "val_psnr" not in out and "done: " in out
+    assert "step 2  loss " in out and "step 4  validation_psnr " in out and "done: " in out
     _python("-c", KILLED, *flags, f"--run_dir={tmp_path}/killed", code=9)
+    assert (tmp_path / "killed/generator.newest.weights.h5").exists()
     _python("tools/train_jax.py", *flags, f"--run_dir={tmp_path}/killed")
-    states = [dict(np.load(tmp_path / run / "state.npz")) for run in ("whole", "killed")]
-    assert states[0]["step"] == 4
-    for name, value in states[0].items():
-        np.testing.assert_array_equal(states[1][name], value)
+    assert not (tmp_path / "killed/generator.newest.weights.h5").exists()
+
+    whole, killed = ({**np.load(tmp_path / run / "state.npz")} for run in ("whole", "killed"))
+    assert whole["step"] == 5
+    for name, value in whole.items():
+        np.testing.assert_array_equal(killed[name], value)
+    rows = [_rows(tmp_path / run / "metrics.jsonl") for run in ("whole", "killed")]
+    assert (
+        [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]] == [2, 2, 4, 4, 5, 5]
+    )
+    # But for the losses of step 4, where the mean is of what was done after the kill.
+    assert all(
+        a == b for a, b in zip(*rows, strict=True) if "validation_psnr" in a or a["step"] != 4
+    )
 
     from srgan_tf import weights
 
     generator, card = weights.load_generator(str(tmp_path / "whole"))
-    assert len(generator.weights) and card["variant"] == "SRResNet-MSE" and card["steps"] == 4
-    rows = [json.loads(line) for line in (tmp_path / "whole/metrics.jsonl").open()]
-    assert [row["step"] for row in rows] == [2, 4] and rows[1]["loss"] > 0
+    assert len(generator.weights) and card["variant"] == "SRResNet-MSE" and card["steps"] == 5
 
-    done = _python("tools/train_jax.py", *flags, f"--run_dir={tmp_path}/whole", "--seed=2", code=1)
-    assert "error: --seed=2: " in done.stderr
-    done = _python("tools/train_jax.py", "--cache", code=1)
-    assert done.stderr == "error: --cache: tools/train_jax.py has no such choice, leave it out\n"
+    # Neither script goes on with the other's run, nor with other flags.
+    _refused(*flags, f"--run_dir={tmp_path}/whole", "--seed=2", message="other flags: --seed=2")
+    _refused(*flags, "--cache", message="--cache: tools/train_jax.py has no such choice")
+    _refused("--flagfile=vgg54.flags", "--init_generator=", message="SRGAN starts from")
+    done = _python("train.py", *flags, f"--run_dir={tmp_path}/whole", code=1, backend="tensorflow")
+    assert "holds a run of tools/train_jax.py" in done.stderr
+    record = tmp_path / "whole/run.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"script": None}))
+    _refused(*flags, f"--run_dir={tmp_path}/whole", message="holds a run of train.py")
+
+
+def _rows(path):
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{name: row[name] for name in row if name != "images_per_second"} for row in rows]
+
+
+def _refused(*flags, message):
+    last = _python("tools/train_jax.py", *flags, code=1).stderr.splitlines()[-1]
+    assert last.startswith("error: ") and message in last

