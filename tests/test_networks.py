@@ -1,12 +1,8 @@
-from pathlib import Path
-
 import keras
 import numpy as np
 import pytest
 
 from srgan_tf import networks
-
-ROOT = Path(__file__).parents[1]
 
 
 def small_generator(**options):
@@ -123,43 +119,3 @@ def test_wrong_arguments_are_named():
         networks.build_generator(init="zeros")
     with pytest.raises(ValueError, match="crop_size is 40"):
         networks.build_discriminator(40)
-
-
-ON_ANY_BACKEND = """
-import sys
-import numpy as np
-from srgan_tf import losses, networks, vgg
-
-lr = np.linspace(0, 1, 8 * 8 * 3, dtype="float32").reshape(1, 8, 8, 3)
-generator = networks.build_generator(residual_blocks=1, filters=4)
-kernels = np.random.default_rng(0)
-# Variances among them must not be negative.
-generator.set_weights([kernels.uniform(0, 0.1, w.shape) for w in generator.weights])
-sr = generator(lr, training=False)
-logits = networks.build_discriminator(32, filters=4)(sr)
-vgg22 = losses.vgg_loss(vgg.build_features("block2_conv2", "hed")[0])
-found = losses.mse(-sr, sr), losses.total_variation(sr), vgg22(-sr, sr)
-assert losses.adversarial(logits).shape == losses.discriminator(logits, logits).shape == ()
-print(*(float(loss) for loss in found))
-assert ("tensorflow" in sys.modules) == (sys.argv[1] == "tensorflow")
-"""
-
-
-def test_networks_and_losses_are_the_same_on_another_backend():
-    pytest.importorskip("jax")
-    import os
-    import subprocess
-    import sys
-
-    found = {}
-    for backend in ("tensorflow", "jax"):
-        done = subprocess.run(
-            [sys.executable, "-c", ON_ANY_BACKEND, backend],
-            env={**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-        found[backend] = [float(loss) for loss in done.stdout.split()]
-    assert len(found["jax"]) == 3 and min(found["jax"]) > 0
-    np.testing.assert_allclose(found["jax"], found["tensorflow"], rtol=1e-4)
