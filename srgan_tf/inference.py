@@ -184,7 +184,7 @@ def _make(generator: keras.Model, folder: Path, key: str) -> None:
         networks[form] = openvino_model.load(files[0], reach)
         sha256[form] = [weights.file_sha256(path) for path in files]
     if _has_bfloat16():
-        networks["bfloat16"] = _by_tensorflow(generator(), "bfloat16")
+        networks["bfloat16"] = _by_tensorflow(generator, "bfloat16")
     psnr, seconds = _compare(networks, [_middle(s, 256) for s in samples[:_COMPARED]])
     loss = {form: psnr["float32"] - value for form, value in psnr.items()}
     figures = {"loss": loss, "seconds": seconds, "sha256": sha256, "reach": reach}

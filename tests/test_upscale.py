@@ -346,6 +346,18 @@ def test_the_fastest_form_that_costs_little_is_chosen():
     assert inference._choose(loss, seconds | {"bfloat16": 9.0}) == "float32"
 
 
+def test_a_processor_with_bfloat16_tries_that_too(tiny, cache, monkeypatch):
+    monkeypatch.setattr(inference, "_has_bfloat16", lambda: True)
+    # Once with nothing kept and once with what that kept.
+    monkeypatch.setattr(inference, "_choose", lambda loss, seconds: "bfloat16")
+    for _ in range(2):
+        network, precision = inference.load_network(str(tiny))
+        assert precision == "bfloat16"
+        assert upscaling.upscale(network, photograph(9, 9)).shape == (36, 36, 3)
+    [figures] = cache.glob("*.json")
+    assert json.loads(figures.read_text())["seconds"].keys() == {"float32", "int8", "bfloat16"}
+
+
 def test_a_kept_form_belongs_to_weights_versions_and_machine(monkeypatch):
     keys = {inference._key("a"), inference._key("b")}
     monkeypatch.setattr(inference, "_processor", lambda: "another")
