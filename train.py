@@ -122,18 +122,22 @@ def main(argv):
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     # It takes seconds to import: not before the flags are known to be right.
     command_line.load_tensorflow()
-    from srgan_tf import recipe, training
+    from srgan_tf import training
 
-    names = [field.name for field in dataclasses.fields(recipe.Config)]
-    values = {name: FLAGS[name].value for name in names}
-    values["run_dir"] = FLAGS.run_dir or f"runs/{FLAGS.variant.lower()}"
-    config = recipe.Config(**values)
     try:
-        training.train(config)
+        training.train(read_config(f"runs/{FLAGS.variant.lower()}"))
     except training.Stopped as stopped:
         print(stopped, file=sys.stderr)
         return 128 + stopped.signum
     return 0
+
+
+def read_config(run_dir: str):
+    """Gives the `recipe.Config` that the flags make, with the run folder if none is given."""
+    from srgan_tf import recipe
+
+    values = {field.name: FLAGS[field.name].value for field in dataclasses.fields(recipe.Config)}
+    return recipe.Config(**values | {"run_dir": FLAGS.run_dir or run_dir})
 
 
 def run(argv):

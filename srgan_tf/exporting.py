@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from srgan_tf import folding, networks, parity, upscaling
+from srgan_tf import folding, networks, parity, pictures, upscaling
 
 FORMATS = ("savedmodel", "tflite", "onnx")
 QUANTIZE = ("float32", "float16", "dynamic", "int8")
@@ -98,7 +98,7 @@ def write_tflite(
     from srgan_tf import litert
 
     layers = folding.fold(generator)
-    calibration = [_middle(picture) for picture in calibration]
+    calibration = [pictures.middle(picture, _CALIBRATION_SIZE) for picture in calibration]
     if quantize == "int8":
         # The last layer's result in [0, 1], of which uint8 is a multiple.
         last = layers["conv_out"]
@@ -121,11 +121,6 @@ def _refuse_form(quantize: str, calibration: Sequence[np.ndarray]) -> None:
         raise ValueError(f"quantize is {quantize!r}: give one of {', '.join(QUANTIZE)}")
     if quantize == "int8" and not len(calibration):
         raise ValueError("int8 needs calibration pictures, and there are none")
-
-
-def _middle(picture: np.ndarray) -> np.ndarray:
-    top, left = (max(side - _CALIBRATION_SIZE, 0) // 2 for side in picture.shape[:2])
-    return picture[top : top + _CALIBRATION_SIZE, left : left + _CALIBRATION_SIZE]
 
 
 def write_saved_model(generator: keras.Model, folder: str | os.PathLike) -> Path:

@@ -122,6 +122,27 @@ def split_centre(
     return (rest, np.zeros_like(layer.bias)), (centre, layer.bias)
 
 
+def rounded(
+    kernel: np.ndarray, bias: np.ndarray, steps: np.ndarray, mean: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rounds a kernel to int8.
+
+    Args:
+        kernel: [height, width, channels in, channels out].
+        bias: [channels out].
+        steps: [channels out].
+        mean: Of each channel in, where it is known: what rounding adds to the mean of the result is
+            then taken off the bias.
+
+    Returns:
+        The kernel in steps, int8, and the bias.
+    """
+    values = np.round(kernel / steps)
+    if mean is not None:
+        bias = bias + mean @ (kernel - values * steps).sum(axis=(0, 1))
+    return values.astype(np.int8), bias
+
+
 def network(x: Any, layers: Mapping[str, Layer], conv: Callable, add: Callable, shuffle: Callable):
     """Goes through the generator once, for whoever builds it of which operations.
 

@@ -175,7 +175,7 @@ def _make(generator: keras.Model, folder: Path, key: str) -> None:
     samples = [pictures.read_rgb(path) for path in pictures.sample_pictures()]
     statistics = {
         "float32": None,
-        "int8": litert.calibrate(layers, [_middle(s, 128) for s in samples[_COMPARED:]]),
+        "int8": litert.calibrate(layers, [pictures.middle(s, 128) for s in samples[_COMPARED:]]),
     }
     networks, sha256 = {}, {}
     for form in _OPENVINO_FORMS:
@@ -185,15 +185,10 @@ def _make(generator: keras.Model, folder: Path, key: str) -> None:
         sha256[form] = [weights.file_sha256(path) for path in files]
     if _has_bfloat16():
         networks["bfloat16"] = _by_tensorflow(generator, "bfloat16")
-    psnr, seconds = _compare(networks, [_middle(s, 256) for s in samples[:_COMPARED]])
+    psnr, seconds = _compare(networks, [pictures.middle(s, 256) for s in samples[:_COMPARED]])
     loss = {form: psnr["float32"] - value for form, value in psnr.items()}
     figures = {"loss": loss, "seconds": seconds, "sha256": sha256, "reach": reach}
     (folder / f"{key}.json").write_text(json.dumps(figures, indent=2) + "\n")
-
-
-def _middle(picture: np.ndarray, size: int) -> np.ndarray:
-    top, left = ((side - size) // 2 for side in picture.shape[:2])
-    return picture[top : top + size, left : left + size]
 
 
 def _compare(

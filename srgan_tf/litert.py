@@ -14,7 +14,7 @@ import numpy as np
 from ai_edge_litert import interpreter
 from ai_edge_litert import schema_py_generated as schema
 
-from srgan_tf.folding import CARRIERS, Layer, Statistics, network, split_centre
+from srgan_tf.folding import CARRIERS, Layer, Statistics, network, rounded, split_centre
 
 # In "int8" `equalised` does for the sub-pixel convolutions what splitting does.
 _SPLIT_INT8 = ("conv_in", "conv_out")
@@ -240,16 +240,10 @@ def equalised(
 
 
 def _rounded(kernel: np.ndarray, bias: np.ndarray, mean: np.ndarray | None):
-    """Rounds a kernel to int8 in LiteRT's order of axes, with a step for each channel out.
-
-    Where the mean of each channel in is known, what rounding adds to the mean of the result is
-    taken off the bias.
-    """
+    """Rounds a kernel to int8 in LiteRT's order of axes, with a step for each channel out."""
     steps = np.maximum(np.abs(kernel).max(axis=(0, 1, 2)), 1e-9) / 127
-    values = np.round(kernel / steps)
-    if mean is not None:
-        bias = bias + mean @ (kernel - values * steps).sum(axis=(0, 1))
-    return values.transpose(3, 0, 1, 2).astype(np.int8), np.float32(steps), np.float32(bias)
+    values, bias = rounded(kernel, bias, steps, mean)
+    return values.transpose(3, 0, 1, 2), np.float32(steps), np.float32(bias)
 
 
 def _range(statistics: Statistics) -> tuple[float, int]:

@@ -225,3 +225,9 @@ def _header(image: Image.Image) -> Header:
         # MPO is a JPEG with more pictures behind it, as phones make them.
         coding = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png"}.get(image.format, "other")
     return Header(height, width, orientation, coding)
+
+
+def middle(picture: np.ndarray, size: int) -> np.ndarray:
+    """Cuts the middle out of a picture [h, w, c]: [size, size, c], less where it is smaller."""
+    top, left = (max(side - size, 0) // 2 for side in picture.shape[:2])
+    return picture[top : top + size, left : left + size]

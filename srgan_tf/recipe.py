@@ -107,6 +107,25 @@ def refuse_changes(config: Config, before: dict) -> None:
         )
 
 
+def going_on(config: Config, vgg_found: str | None) -> Config:
+    """Gives the config to `build` a run that goes on by.
+
+    It has its weights, and does not need those that it started from. Its VGG stays the one that was
+    found at its start, though "auto" might find another now.
+    """
+    vgg_weights = config.vgg_weights
+    if vgg_weights == "auto":
+        vgg_weights = vgg_found or "auto"
+    return dataclasses.replace(config, init_generator="none", vgg_weights=vgg_weights)
+
+
+def next_return(config: Config, step: int) -> int:
+    """The step after `step` at which there is something to do besides training, or no more."""
+    periods = (config.log_every, config.validate_every, config.checkpoint_every)
+    events = [(step // period + 1) * period for period in periods]
+    return min(config.steps, step + config.steps_per_call, *events)
+
+
 def build(
     config: Config, *, synchronized: bool = False
 ) -> tuple[keras.Model, keras.Model | None, dict[str, Callable], dict]:
@@ -184,6 +203,12 @@ def learning_rates(config: Config) -> Callable | float:
     return keras.optimizers.schedules.PiecewiseConstantDecay(
         [drop_at - 1], [config.learning_rate, config.learning_rate / 10]
     )
+
+
+def learning_rate(config: Config, step: int) -> float:
+    """The rate by which the step of this number, from 1, is made."""
+    rates = learning_rates(config)
+    return float(rates(step - 1)) if callable(rates) else rates
 
 
 def optimizer(config: Config) -> keras.optimizers.Optimizer:

@@ -6,10 +6,9 @@ import json
 import os
 import platform
 import signal
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import keras
@@ -17,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from srgan_tf import data, gan, pictures, recipe, records, run_folder
+from srgan_tf import data, gan, pictures, recipe, records, run_folder, signals
 
 # Raise it with a change after which the same flags and pictures give other weights: runs of the
 # version before are then not gone on with. 2: Adam's epsilon is 1e-8.
@@ -75,12 +74,7 @@ def train(config: recipe.Config, strategy: tf.distribute.Strategy | None = None)
 
     building = config
     if tf.train.get_checkpoint_state(os.fspath(run_dir / "checkpoints")):
-        # A run that goes on has its weights, and does not need those that it started from. Its VGG
-        # stays the one that was found then, though "auto" might find another now.
-        building = dataclasses.replace(config, init_generator="none")
-        if config.vgg_weights == "auto":
-            vgg_weights = records.read_start(run_dir)["vgg"] or "auto"
-            building = dataclasses.replace(building, vgg_weights=vgg_weights)
+        building = recipe.going_on(config, records.read_start(run_dir)["vgg"])
     with strategy.scope():
         model, facts = build_model(building, synchronized=strategy.num_replicas_in_sync > 1)
         checkpoint = _checkpoint(model)
@@ -137,8 +131,8 @@ def train(config: recipe.Config, strategy: tf.distribute.Strategy | None = None)
         manager = tf.train.CheckpointManager(
             checkpoint, os.fspath(checkpoints), config.keep_checkpoints
         )
-        signals = stack.enter_context(_caught_signals())
-        _loop(config, model, checkpoint, manager, iter(batches), run_steps, pairs, log, signals)
+        received = stack.enter_context(signals.caught())
+        _loop(config, model, checkpoint, manager, iter(batches), run_steps, pairs, log, received)
     if is_chief:
         _finish(config, model, checkpoint, pairs, run_dir)
     return run_dir
@@ -318,11 +312,9 @@ def _probe_speed(checkpoint: tf.train.Checkpoint, run_steps: Callable, iterator,
     return seconds
 
 
-def _loop(config, model, checkpoint, manager, iterator, run_steps, pairs, log, signals) -> None:
+def _loop(config, model, checkpoint, manager, iterator, run_steps, pairs, log, received) -> None:
     """Trains from the checkpoint's step to the last; `log` is None but for the chief."""
     step = int(checkpoint.step.numpy())
-    periods = (config.log_every, config.validate_every, config.checkpoint_every)
-    rates = recipe.learning_rates(config)
     unlogged = []
 
     def validate():
@@ -336,9 +328,8 @@ def _loop(config, model, checkpoint, manager, iterator, run_steps, pairs, log, s
     if log and pairs and step == 0:
         validate()
     while step < config.steps:
-        next_events = [(step // period + 1) * period for period in periods]
-        count = min(config.steps, step + config.steps_per_call, *next_events) - step
-        names, rows, stop = run_steps(iterator, count, bool(signals))
+        count = recipe.next_return(config, step) - step
+        names, rows, stop = run_steps(iterator, count, bool(received))
         _require_finite(names, rows, step, manager)
         step += count
         checkpoint.step.assign(step)
@@ -350,7 +341,7 @@ def _loop(config, model, checkpoint, manager, iterator, run_steps, pairs, log, s
             if step % config.log_every == 0 or is_last:
                 means = np.concatenate(unlogged).mean(axis=0, dtype=np.float64).tolist()
                 unlogged.clear()
-                rate = float(rates(step - 1)) if callable(rates) else rates
+                rate = recipe.learning_rate(config, step)
                 log.means(step, dict(zip(names, means, strict=True)), rate)
             if pairs and (step % config.validate_every == 0 or is_last):
                 validate()
@@ -365,7 +356,7 @@ def _loop(config, model, checkpoint, manager, iterator, run_steps, pairs, log, s
                     " command goes on from the checkpoint before"
                 ) from error
         if stop and not is_last:
-            raise Stopped(signals[0] if signals else signal.SIGTERM, step)
+            raise Stopped(received[0] if received else signal.SIGTERM, step)
 
 
 def _require_finite(names: list[str], rows: np.ndarray, step: int, manager) -> None:
@@ -433,24 +424,6 @@ def _is_chief(strategy) -> bool:
         return True
     has_chief = "chief" in resolver.cluster_spec().as_dict()
     return resolver.task_type == "chief" or (not has_chief and resolver.task_id == 0)
-
-
-@contextlib.contextmanager
-def _caught_signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM instead of dying of them; a second one is obeyed at once."""
-    received = []
-
-    def handler(signum, _):
-        received.append(signum)
-        signal.signal(signum, signal.SIG_DFL)
-        print("\nstopping after this step; once more to stop at once", file=sys.stderr)
-
-    before = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for signum, old in before.items():
-            signal.signal(signum, old)
 
 
 def _device() -> str:

@@ -131,22 +131,33 @@ def compiled(generator: keras.Model) -> Network:
         input_signature=[tf.TensorSpec([None, None, None, 3]), tf.TensorSpec([], tf.float32)]
     )
     def call(lr, white):
-        return to_levels(generator(lr / white, training=False), white)
+        return _to_levels(generator(lr / white, training=False), white)
 
     def upscale(lr):
-        return call(lr.astype(np.float32), np.float32(white_of(lr))).numpy().astype(lr.dtype)
+        return call(lr.astype(np.float32), np.float32(_white(lr))).numpy().astype(lr.dtype)
 
     return Network(upscale, receptive_field(generator))
 
 
-def white_of(lr: np.ndarray) -> int:
+def _white(lr: np.ndarray) -> int:
     """The value of white in a picture, 255 or 65535 by its type."""
     return np.iinfo(lr.dtype).max
 
 
-def to_levels(sr: tf.Tensor, white: float | tf.Tensor) -> tf.Tensor:
+def _to_levels(sr: tf.Tensor, white: float | tf.Tensor) -> tf.Tensor:
     """Converts [-1, 1] to whole numbers in 0..white, rounded and clipped, still as floats."""
     return tf.clip_by_value(tf.round((sr + 1) * (white / 2)), 0, white)
+
+
+def as_float(lr: np.ndarray) -> np.ndarray:
+    """Converts a picture, uint8 or uint16, to float32 in [0, 1]."""
+    return lr.astype(np.float32) / _white(lr)
+
+
+def as_picture(sr: np.ndarray | tf.Tensor, lr: np.ndarray) -> np.ndarray:
+    """Converts sr in [-1, 1] to a picture of lr's type; one that is a picture already stays."""
+    sr = sr if sr.dtype in (np.uint8, tf.uint8) else _to_levels(sr, _white(lr))
+    return np.asarray(sr).astype(lr.dtype)
 
 
 def receptive_field(generator: keras.Model) -> int:
@@ -256,13 +267,8 @@ def _load_saved_model(path: Path) -> Network:
         )
 
     def call(lr):
-        given = tf.constant(lr)
-        if spec.dtype == tf.float32:
-            given = tf.cast(given, tf.float32) / white_of(lr)
-        sr = serve(**{argument: given})[result]
-        return (
-            (sr if sr.dtype == tf.uint8 else to_levels(sr, white_of(lr))).numpy().astype(lr.dtype)
-        )
+        given = tf.constant(as_float(lr) if spec.dtype == tf.float32 else lr)
+        return as_picture(serve(**{argument: given})[result], lr)
 
     call.model = model  # the signature alone does not keep the variables alive
     frozen = convert_variables_to_constants_v2(serve)  # also unfolds calls of inner functions
@@ -315,12 +321,11 @@ def _load_tflite(path: Path) -> Network:
                 raise MemoryError(f"{path}: no memory for {lr.shape[2]}x{lr.shape[1]}") from error
             ready = lr.shape
         if given["dtype"] == np.float32:
-            interpreter.set_tensor(given["index"], lr.astype(np.float32) / white_of(lr))
+            interpreter.set_tensor(given["index"], as_float(lr))
         else:
             interpreter.set_tensor(given["index"], lr)
         interpreter.invoke()
-        sr = interpreter.get_tensor(result["index"])
-        return sr if sr.dtype == np.uint8 else to_levels(sr, white_of(lr)).numpy().astype(lr.dtype)
+        return as_picture(interpreter.get_tensor(result["index"]), lr)
 
     shapes = {tensor["index"]: tensor["shape"] for tensor in interpreter.get_tensor_details()}
     steps = []
@@ -353,8 +358,8 @@ def _load_onnx(path: Path) -> Network:
     [given] = session.get_inputs()
 
     def call(lr):
-        [sr] = session.run(None, {given.name: lr.astype(np.float32) / white_of(lr)})
-        return to_levels(sr, white_of(lr)).numpy().astype(lr.dtype)
+        [sr] = session.run(None, {given.name: as_float(lr)})
+        return as_picture(sr, lr)
 
     return Network(call, reach, 16)
 

@@ -5,7 +5,6 @@ from PIL import Image, ImageDraw
 
 from srgan_tf import (
     folding,
-    inference,
     litert,
     metrics,
     networks,
@@ -30,7 +29,7 @@ def forms(tmp_path_factory):
     folder = tmp_path_factory.mktemp("forms")
     generator, _ = weights.load_generator("srresnet_mse")
     samples = [pictures.read_rgb(path) for path in pictures.sample_pictures()[4:]]
-    calibration = [inference._middle(sample, 128) for sample in samples]
+    calibration = [pictures.middle(sample, 128) for sample in samples]
     return _network(generator, folder / "a.xml"), _network(generator, folder / "b.xml", calibration)
 
 
@@ -50,7 +49,7 @@ def test_float32_gives_what_keras_gives(tmp_path, filters, bits):
 def test_8_bits_come_within_a_few_levels_of_float_on_photographs(forms):
     losses = []
     for path in pictures.sample_pictures()[:4]:
-        hr = inference._middle(pictures.read_rgb(path), 256)
+        hr = pictures.middle(pictures.read_rgb(path), 256)
         lr = resize.imresize(hr, (64, 64))
         expected, sr = (upscaling.upscale(network, lr) for network in forms)
         # Sums that overflow 16 bits would be off by dozens.

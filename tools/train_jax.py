@@ -15,10 +15,9 @@ import dataclasses
 import hashlib
 import json
 import os
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,27 +53,27 @@ def main(argv) -> int:
             raise ValueError(f"--{name}: {_SCRIPT} has no such choice, leave it out")
     if FLAGS.mixed_precision == "mixed_float16":
         raise ValueError("--mixed_precision=mixed_float16: use mixed_bfloat16 here")
-    from srgan_tf import recipe
+    from srgan_tf import recipe, signals
 
-    values = {field.name: FLAGS[field.name].value for field in dataclasses.fields(recipe.Config)}
-    values["run_dir"] = FLAGS.run_dir or f"runs/{FLAGS.variant.lower()}-jax"
-    config = recipe.Config(**values)
+    config = train.read_config(f"runs/{FLAGS.variant.lower()}-jax")
     recipe.check(config)
-    with caught_signals() as signals:
-        return run_training(config, signals)
+    with signals.caught() as received:
+        return run_training(config, received)
 
 
-def run_training(config, signals: list[int]) -> int:
-    """Trains to the last step, or until `signals` is no longer empty; returns the exit code.
+def run_training(config, received: list[int]) -> int:
+    """Trains to the last step, or until `received` is no longer empty; returns the exit code.
 
     Args:
         config: A `recipe.Config`.
-        signals: Filled from outside.
+        received: From `signals.caught`.
 
     Raises:
         ValueError, FileNotFoundError: It cannot be done; one line.
     """
     import keras
+
+    from srgan_tf import recipe
 
     keras.utils.set_random_seed(config.seed)
     run_dir = Path(config.run_dir)
@@ -88,12 +87,10 @@ def run_training(config, signals: list[int]) -> int:
     rows = Rows(config, run_dir, step)
     with contextlib.closing(rows):
         while step < config.steps:
-            periods = (config.log_every, config.validate_every, config.checkpoint_every)
-            events = [(step // period + 1) * period for period in periods]
-            end = min(config.steps, step + config.steps_per_call, *events)
+            end = recipe.next_return(config, step)
             state, sums = many(state, pixels, step, end)
             step = end
-            is_last, stopped = step == config.steps, bool(signals)
+            is_last, stopped = step == config.steps, bool(received)
             rows.add(step, sums, is_last or step % config.log_every == 0)
             if validation and (is_last or step % config.validate_every == 0):
                 rows.write(step, {"validation_psnr": model.psnr(state, validation)})
@@ -101,24 +98,9 @@ def run_training(config, signals: list[int]) -> int:
                 save(run_dir, state, step, generator, model, is_last)
             if stopped and not is_last:
                 print(f"stopped at step {step}: the same command goes on from there")
-                return 128 + signals[0]
+                return 128 + received[0]
     print(f"done: {run_dir / 'generator.weights.h5'}")
     return 0
-
-
-@contextlib.contextmanager
-def caught_signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM instead of dying of them; a second one is obeyed at once."""
-    received = []
-
-    def handler(signum, _):
-        received.append(signum)
-        signal.signal(signum, signal.SIG_DFL)
-        print("stopping after these steps; once more to stop at once", file=sys.stderr)
-
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, handler)
-    yield received
 
 
 def read_pictures(config) -> tuple[list, list, int]:
@@ -147,10 +129,7 @@ def read_pictures(config) -> tuple[list, list, int]:
     large = [i for i, p in enumerate(found) if min(p.shape[:2]) >= _VALIDATION_SIZE]
     count = min(config.val_pictures, len(large), len(found) // 4)
     held = sorted(np.random.default_rng(config.seed).permutation(large)[:count].tolist())
-    validation = []
-    for i in held:
-        top, left = ((side - _VALIDATION_SIZE) // 2 for side in found[i].shape[:2])
-        validation.append(found[i][top:, left:][:_VALIDATION_SIZE, :_VALIDATION_SIZE])
+    validation = [pictures.middle(found[i], _VALIDATION_SIZE) for i in held]
     training = [picture for i, picture in enumerate(found) if i not in held]
     if not training:
         raise ValueError(f"--train_data={config.train_data}: no picture to train on")
@@ -205,11 +184,8 @@ def start_or_go_on(config, record: dict | None, found: dict) -> tuple:
 
     from srgan_tf import recipe, records
 
-    run_dir, building = Path(config.run_dir), config
-    if record:  # its weights are in the state, and its VGG stays what "auto" found then
-        vgg = record["vgg"] if config.vgg_weights == "auto" and record["vgg"] else None
-        vgg = vgg or config.vgg_weights
-        building = dataclasses.replace(config, init_generator="none", vgg_weights=vgg)
+    run_dir = Path(config.run_dir)
+    building = recipe.going_on(config, record["vgg"]) if record else config
     generator, discriminator, content, facts = recipe.build(building)
     model = make_model(config, generator, discriminator, content)
     facts |= {"variant": config.variant, "script": _SCRIPT, "train_data": found}
@@ -249,11 +225,10 @@ class Rows:
 
     def __init__(self, config, run_dir: Path, step: int):
         """Opens the file of a run that starts, or goes on, after a step."""
-        from srgan_tf import recipe, records
+        from srgan_tf import records
 
-        self._rates = recipe.learning_rates(config)
+        self._config = config
         self._file = records.open_metrics(run_dir, step)
-        self._batch_size = config.batch_size
         self._start(step)
 
     def _start(self, step: int) -> None:
@@ -269,6 +244,8 @@ class Rows:
         Raises:
             ValueError: The loss is not finite.
         """
+        from srgan_tf import recipe
+
         for name, value in sums.items():  # float() waits for the device
             self._sums[name] = self._sums.get(name, 0.0) + float(value)
         bad = [name for name, value in self._sums.items() if not abs(value) < float("inf")]
@@ -281,9 +258,9 @@ class Rows:
             count = step - self._step
             seconds = time.perf_counter() - self._began
             row = {name: value / count for name, value in self._sums.items()}
-            rate = float(self._rates(step - 1)) if callable(self._rates) else self._rates
-            speed = count * self._batch_size / seconds
-            self.write(step, row | {"learning_rate": rate, "images_per_second": speed})
+            row["learning_rate"] = recipe.learning_rate(self._config, step)
+            row["images_per_second"] = count * self._config.batch_size / seconds
+            self.write(step, row)
             self._start(step)
 
     def write(self, step: int, row: dict) -> None:

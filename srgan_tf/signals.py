@@ -1,0 +1,24 @@
+"""Signals that end a run: what is being done is finished first."""
+
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def caught() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM instead of dying of them; a second one is obeyed at once."""
+    received = []
+
+    def handler(signum, _):
+        received.append(signum)
+        signal.signal(signum, signal.SIG_DFL)
+        print("\nstopping after this step; once more to stop at once", file=sys.stderr)
+
+    before = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for signum, old in before.items():
+            signal.signal(signum, old)
