@@ -38,9 +38,9 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_integer(
     "tile",
-    512,
+    None,
     "Largest side, in pixels of the photograph, that the network is given at once. Smaller takes "
-    "less memory and more time.",
+    "less memory and more time. Default: 768 on a CPU, 512 on a GPU and for exported files.",
     lower_bound=1,
 )
 flags.DEFINE_enum(

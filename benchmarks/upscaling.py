@@ -5,7 +5,8 @@ r"""Measures enlarging by 4 beside the same network in PyTorch, ONNX Runtime and
 
 Contenders take turns, a picture at a time: what upscale.py chooses on this machine and its float32,
 both by OpenVINO, and the others with the same weights, all with their batch norms folded and on all
-cores. All work in upscale.py's tiles; up to 512x512 pixels a picture is one.
+cores. Pictures above 512x512 are cut into tiles: ours as upscale.py cuts them, the others' as
+--peers_tile says. Larger tiles cost them fewer overlaps, and 4 to 9 kB of memory for each pixel.
 
 On sample photographs those that compute in float32 must give what ours float32 gives, within a
 level. All are scored there: forms that cost more than 0.05 dB are marked, since they do not do the
@@ -29,7 +30,7 @@ from absl import app, flags
 FLAGS = flags.FLAGS
 flags.DEFINE_list("size", "128,128", "Height and width of lr: 128,128 or 339,510 or 1356,2040.")
 flags.DEFINE_string("weights", "srresnet_mse", "As upscale.py takes them.")
-flags.DEFINE_integer("tile", 512, "As in upscale.py.", lower_bound=1)
+flags.DEFINE_integer("peers_tile", 512, "Largest side that peers are given.", lower_bound=81)
 flags.DEFINE_integer("rounds", 5, "Turns of each contender.", lower_bound=1)
 flags.DEFINE_list("contenders", None, "Which take part; by default all that the processor has.")
 flags.DEFINE_string("contender", None, "Be this one (the benchmark calls itself).")
@@ -46,8 +47,8 @@ def ours(precision: str):
     """What upscale.py uses."""
     from srgan_tf import inference
 
-    network, chosen = inference.load_network(FLAGS.weights, precision=precision)
-    return network.call, {"form": chosen}
+    network, form = inference.load_network(FLAGS.weights, precision=precision)
+    return network, {"form": form}
 
 
 def pytorch(bfloat16: bool = False, compiled: bool = False):
@@ -136,14 +137,15 @@ def take_part(name: str) -> None:
     """Takes turns; all go through `upscaling.upscale`, which loads TensorFlow in each process."""
     from srgan_tf import upscaling
 
-    call, facts = CONTENDERS[name]()
-    network = upscaling.Network(call, _REACH, 8)
+    network, facts = CONTENDERS[name]()
+    if not isinstance(network, upscaling.Network):
+        network = upscaling.Network(network, _REACH, 8, FLAGS.peers_tile)
     pictures = np.load(Path(FLAGS.inputs, "pictures.npz"))
-    answer = np.stack([network.call(lr[None])[0] for lr in pictures["validation_lr"]])
+    answer = np.stack([upscaling.upscale(network, lr) for lr in pictures["validation_lr"]])
     lr = pictures["lr"]
     # All tiles have one shape: what is prepared for it is prepared with the first.
-    next(upscaling.upscaled_pieces(network, lr, tile=FLAGS.tile))
-    turns.serve(lambda: upscaling.upscale(network, lr, tile=FLAGS.tile), answer, **facts)
+    next(upscaling.upscaled_pieces(network, lr))
+    turns.serve(lambda: upscaling.upscale(network, lr), answer, **facts)
 
 
 def gflop_a_pixel(generator) -> float:
@@ -200,7 +202,7 @@ def main(_) -> int:
     with tempfile.TemporaryDirectory() as folder:
         hrs, gflop = write_inputs(Path(folder), height, width)
         command = [sys.executable, __file__, f"--inputs={folder}", f"--weights={FLAGS.weights}"]
-        command += [f"--tile={FLAGS.tile}"]
+        command += [f"--peers_tile={FLAGS.peers_tile}"]
         results = turns.compare({n: [*command, f"--contender={n}"] for n in names}, FLAGS.rounds)
     megapixels = 16 * height * width / 1e6
     print(f"{height}x{width} to {4 * height}x{4 * width}: seconds a picture of {megapixels:.1f} MP")

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-# Layers that carry the picture from one end to the other. There the centre taps are so much larger
-# than the other weights that 8 bits of one step cannot hold both: `split_centre`.
+# Layers that carry the picture from one end to the other. There some centre taps are so much larger
+# than the other weights that 8 bits of one step cannot hold both.
 CARRIERS = ("upscale1_conv", "upscale2_conv", "conv_out")
 
 
@@ -104,22 +104,6 @@ def _before_shuffle(kernel: np.ndarray) -> np.ndarray:
                 target : target + made,
             ] = kernel[y, x]
     return before
-
-
-def split_centre(
-    layer: Layer,
-) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """Splits a convolution in two: without its centre tap, and the centre tap with the bias.
-
-    Returns:
-        (kernel, bias) of both; the same input through both, added, is what the layer gives before
-        its PReLU.
-    """
-    height, width = layer.kernel.shape[0] // 2, layer.kernel.shape[1] // 2
-    rest = layer.kernel.copy()
-    rest[height, width] = 0
-    centre = layer.kernel[height : height + 1, width : width + 1]
-    return (rest, np.zeros_like(layer.bias)), (centre, layer.bias)
 
 
 def rounded(

@@ -14,7 +14,7 @@ import numpy as np
 from ai_edge_litert import interpreter
 from ai_edge_litert import schema_py_generated as schema
 
-from srgan_tf.folding import CARRIERS, Layer, Statistics, network, rounded, split_centre
+from srgan_tf.folding import CARRIERS, Layer, Statistics, network, rounded
 
 # In "int8" `equalised` does for the sub-pixel convolutions what splitting does.
 _SPLIT_INT8 = ("conv_in", "conv_out")
@@ -62,7 +62,7 @@ def in_float(
     def conv(x, name):
         layer = layers[name]
         if (weights == "int8" and name in CARRIERS) or (observed and name in _SPLIT_INT8):
-            rest, centre = split_centre(layer)
+            rest, centre = _split_centre(layer)
             rest = convolution(x, f"{name}_rest", *rest)
             y = add(rest, convolution(x, f"{name}_centre", *centre, small=False), name)
         else:
@@ -111,7 +111,7 @@ def in_int8(
         # Levels of 8 bits at the end, where rounding and clipping are then those of a picture.
         output = (1 / 255, -128) if name == "conv_out" else _range(statistics[name])
         if name in _SPLIT_INT8:
-            parts = zip(("rest", "centre"), split_centre(layer), strict=True)
+            parts = zip(("rest", "centre"), _split_centre(layer), strict=True)
             given = [
                 convolution(x, f"{name}_{part}", *taps, _range(statistics[f"{name}_{part}"]))
                 for part, taps in parts
@@ -237,6 +237,22 @@ def equalised(
         if name == "upscale1_conv":
             given = given[: len(given) // 4]
     return result
+
+
+def _split_centre(
+    layer: Layer,
+) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Splits a convolution in two: without its centre tap, and the centre tap with the bias.
+
+    Returns:
+        (kernel, bias) of both; the same input through both, added, is what the layer gives before
+        its PReLU.
+    """
+    height, width = layer.kernel.shape[0] // 2, layer.kernel.shape[1] // 2
+    rest = layer.kernel.copy()
+    rest[height, width] = 0
+    centre = layer.kernel[height : height + 1, width : width + 1]
+    return (rest, np.zeros_like(layer.bias)), (centre, layer.bias)
 
 
 def _rounded(kernel: np.ndarray, bias: np.ndarray, mean: np.ndarray | None):

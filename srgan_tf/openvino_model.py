@@ -1,7 +1,8 @@
 """A generator for OpenVINO: what `upscale.py` runs on a CPU, in float32 and in 8 bits."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import openvino
@@ -11,8 +12,27 @@ from srgan_tf import folding, upscaling
 
 # A hundredth of the work, and the picture itself comes in by it.
 _IN_FLOAT = "conv_in"
+# Channels 0 to 2 carry R, G and B, since a network begins as a nearest-neighbour upscaler.
+_CARRYING = 3
 # Room for pictures that go beyond what calibration saw.
 _MARGIN = 1.25
+# The network is cut in two behind this. The rest needs 4 kB a pixel, but sees no more than 3 around
+# one: 1 by its first convolution, 1 and 2 of half the size by the others.
+_END_OF_TRUNK = "trunk_sum"
+_TAIL_REACH = 3
+# Together they take 0.9 GB.
+_TILE, _TAIL_TILE = 768, 192
+
+
+class _Tensor(NamedTuple):
+    """What goes through the network: values [1, channels, h, w], by calibration's name for them.
+
+    With `picture`, which is those that carry the picture in float, the values are in 8 bits.
+    """
+
+    values: openvino.Node
+    name: str
+    picture: openvino.Node | None = None
 
 
 def build(
@@ -24,42 +44,72 @@ def build(
         layers: As `folding.fold` gives them.
         statistics: From `litert.calibrate`, of these layers. With them convolutions are in 8 bits:
             kernels, and activations as each convolution begins. Left in float are sums, the first
-            convolution, and the centre taps of those that carry the picture.
+            convolution, and the way of the picture through the last three, by the centre taps of
+            the channels that carry it.
     """
 
-    # A tensor goes through with the name that calibration gave it.
-    def convolution(x, kernel, bias, in_8_bits):
-        values, name = x
-        if in_8_bits:
-            weights, bias = _rounded(kernel, bias, statistics[name].mean)
-            values = ops.fake_quantize(values, *_range(statistics[name]), levels=256)
-        else:
+    def in_8_bits(values, name):
+        return ops.fake_quantize(values, *_range(statistics[name]), levels=256)
+
+    def convolution(values, kernel, bias, mean=None):
+        if mean is None:
             weights = ops.constant(np.ascontiguousarray(kernel.transpose(3, 2, 0, 1)))
+        else:
+            weights, bias = _rounded(kernel, bias, mean)
         pads = [kernel.shape[0] // 2, kernel.shape[1] // 2]
         y = ops.convolution(values, weights, [1, 1], pads, pads, [1, 1])
         return ops.add(y, ops.constant(np.float32(bias)[None, :, None, None]))
 
+    def prelu(y, slope):
+        return y if slope is None else ops.prelu(y, ops.constant(slope))
+
     def conv(x, name):
-        layer = layers[name]
-        if statistics and name in folding.CARRIERS:
-            rest, centre = folding.split_centre(layer)
-            y = ops.add(convolution(x, *rest, True), convolution(x, *centre, False))
-        else:
-            in_8_bits = statistics is not None and name != _IN_FLOAT
-            y = convolution(x, layer.kernel, layer.bias, in_8_bits)
-        if layer.slope is None:
-            return y, name
-        return ops.prelu(y, ops.constant(layer.slope)), f"{name}_prelu"
+        kernel, bias, slope = layers[name]
+        result = name if slope is None else f"{name}_prelu"
+        if statistics is None or name == _IN_FLOAT:
+            return _Tensor(prelu(convolution(x.values, kernel, bias), slope), result)
+        values = in_8_bits(x.values, x.name) if x.picture is None else x.values
+        mean = statistics[x.name].mean
+        if name not in folding.CARRIERS:
+            return _Tensor(prelu(convolution(values, kernel, bias, mean), slope), result)
+        picture = x.picture
+        if picture is None:
+            picture = ops.slice(x.values, [0], [carrying], [1], [1])
+        picture = carry(picture, values, mean, layers[name])
+        if name == "conv_out":
+            return _Tensor(picture, result)
+        y = prelu(convolution(values, kernel, bias, mean), slope)
+        return _Tensor(in_8_bits(y, result), result, picture)
+
+    def carry(picture, values, mean, layer):
+        kernel, bias, slope = layer
+        # Channels before a shuffle are its four positions', one after the other.
+        given = np.arange(kernel.shape[2]).reshape(-1, filters)[:, :carrying].ravel()
+        if slope is not None:
+            made = np.arange(kernel.shape[3]).reshape(-1, filters)[:, :carrying].ravel()
+            kernel, bias, slope = kernel[..., made], bias[made], slope[made]
+        centre = kernel.shape[0] // 2, kernel.shape[1] // 2
+        carried = kernel[centre][given]
+        rest = kernel.copy()
+        rest[(*centre, given)] = 0
+        y = convolution(values, rest, np.zeros_like(bias), mean)
+        return prelu(ops.add(y, convolution(picture, carried[None, None], bias)), slope)
 
     def add(x, y, name):
-        return ops.add(x[0], y[0]), name
+        return _Tensor(ops.add(x.values, y.values, name=name), name)
 
     def shuffle(x, name):
-        return ops.depth_to_space(x[0], "blocks_first", 2), name
+        values, picture = (
+            None if y is None else ops.depth_to_space(y, "blocks_first", 2)
+            for y in (x.values, x.picture)
+        )
+        return _Tensor(values, name, picture)
 
+    filters = layers[_IN_FLOAT].kernel.shape[-1]
+    carrying = min(_CARRYING, filters)
     lr = ops.parameter([1, -1, -1, 3], np.float32, name="lr")
     pictures = ops.transpose(lr, np.array([0, 3, 1, 2]))
-    sr, _ = folding.network((pictures, "lr"), layers, conv, add, shuffle)
+    sr = folding.network(_Tensor(pictures, "lr"), layers, conv, add, shuffle).values
     return openvino.Model([ops.transpose(sr, np.array([0, 2, 3, 1]))], [lr], "generator")
 
 
@@ -127,22 +177,43 @@ def load(path: str | os.PathLike, reach: int) -> upscaling.Network:
         model = core.read_model(path)
     except RuntimeError as error:
         raise ValueError(f"{path}: not what srgan_tf wrote ({error})") from error
-    shape, compiled = None, None
+    trunk, tail = (_runner(core, part) for part in _parts(model))
+    return upscaling.Network(
+        lambda lr: trunk(upscaling.as_float(lr)),
+        reach,
+        tile=_TILE,
+        tail=upscaling.Network(tail, _TAIL_REACH, tile=_TAIL_TILE),
+    )
 
-    def call(lr):
-        nonlocal shape, compiled
+
+def _parts(model: openvino.Model) -> tuple[openvino.Model, openvino.Model]:
+    """Cuts the network in two: the residual blocks, and what comes behind their sum."""
+    end = next(node for node in model.get_ops() if node.get_friendly_name() == _END_OF_TRUNK)
+    filters = end.output(0).get_partial_shape()[1].get_length()
+    features = ops.parameter([1, -1, -1, filters], np.float32)
+    pictures = ops.transpose(features, np.array([0, 3, 1, 2]))
+    end.output(0).replace(pictures.output(0))
+    trunk = openvino.Model([ops.transpose(end, np.array([0, 2, 3, 1]))], model.get_parameters())
+    return trunk, openvino.Model(model.get_results(), [features])
+
+
+def _runner(core: openvino.Core, model: openvino.Model) -> Callable[[np.ndarray], np.ndarray]:
+    """Gives a function of what the model takes; its result holds until the next call."""
+    shape, request = None, None
+
+    def run(x):
+        nonlocal shape, request
         try:
-            if lr.shape != shape:
+            if x.shape != shape:
                 # For one shape at a time: a tenth faster, once 0.2 s have gone into it.
-                shape, compiled = None, None
-                model.reshape(list(lr.shape))
-                compiled = core.compile_model(model, "CPU")
-                shape = lr.shape
-            sr = compiled(upscaling.as_float(lr))[0]
+                shape, request = None, None
+                model.reshape(list(x.shape))
+                request = core.compile_model(model, "CPU").create_infer_request()
+                shape = x.shape
+            return request.infer([x], share_inputs=True, share_outputs=True)[0]
         except RuntimeError as error:
             if "alloc" in str(error) or "memory" in str(error):
-                raise MemoryError(f"no memory for {lr.shape[2]}x{lr.shape[1]}") from error
+                raise MemoryError(f"no memory for {x.shape[2]}x{x.shape[1]}") from error
             raise
-        return upscaling.as_picture(sr, lr)
 
-    return upscaling.Network(call, reach)
+    return run

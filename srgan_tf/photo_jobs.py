@@ -100,7 +100,7 @@ def run(
     *,
     format: str = "png",
     quality: int = photographs.DEFAULT_QUALITY,
-    tile: int = upscaling.DEFAULT_TILE,
+    tile: int | None = None,
     progress: Callable[[float, str], None] = lambda fraction, what: None,
     say: Callable[[str], None] = lambda line: None,
     note: Callable[[str], None] = lambda line: None,
@@ -174,9 +174,10 @@ def run(
                 total -= pixels[job]
                 continue
             network, precision = load(8 * photograph.colours.dtype.itemsize)
-            if tile <= 2 * network.reach:
+            side = tile or network.tile
+            if side <= 2 * network.reach:
                 raise ValueError(
-                    f"tiles of {tile} pixels are too small: this network looks at {network.reach} "
+                    f"tiles of {side} pixels are too small: this network looks at {network.reach} "
                     f"pixels around each, so give --tile={2 * network.reach + 1} or more"
                 )
             begun = time.monotonic()
@@ -185,7 +186,7 @@ def run(
                 progress(0.0, job.source.name)  # starts the clock of a bar
             try:
                 photograph = photographs.fitted(photograph, format, network.bits)
-                rows = photographs.enlarged_rows(network, photograph, tile=tile, progress=advance)
+                rows = photographs.enlarged_rows(network, photograph, tile=side, progress=advance)
                 make_writer = functools.partial(
                     photographs.open_writer,
                     photograph=photograph,
@@ -195,7 +196,7 @@ def run(
                 )
                 result = _write(job.target, rows, make_writer, closing)
             except (MemoryError, tf.errors.ResourceExhaustedError):
-                fail(f"{job.source}: not enough memory, give a --tile smaller than {tile}")
+                fail(f"{job.source}: not enough memory, give a --tile smaller than {side}")
             except Exception as error:  # Pillow and runtimes raise all sorts; the others go on
                 fail(f"{job.source}: {pictures.one_line(error)}")
             else:
@@ -203,7 +204,7 @@ def run(
                     note(f"{job.source}: {line}")
                 height, width = photograph.colours.shape[:2]
                 seconds = time.monotonic() - begun
-                rate = f"{height * width / 1e6 / seconds:.3f} megapixels/s"
+                rate = f"{16 * height * width / 1e6 / seconds:.2f} megapixels/s"
                 summary = f"{4 * width}x{4 * height}, {seconds:.1f} s, {rate}, {precision}"
                 ending.append((job, summary, result))
                 end(2 if format == "png" else 0)

@@ -59,7 +59,7 @@ def upscale(
     *,
     weights: str = inference.DEFAULT_WEIGHTS,
     precision: str = "auto",
-    tile: int = upscaling.DEFAULT_TILE,
+    tile: int | None = None,
 ) -> np.ndarray | Image.Image:
     """Enlarges a picture by 4; also there as `srgan_tf.upscale`.
 
@@ -295,7 +295,7 @@ def enlarged_rows(
     network: upscaling.Network,
     photograph: Photograph,
     *,
-    tile: int,
+    tile: int | None,
     progress: Callable[[int], None] = lambda pixels: None,
 ) -> Iterator[np.ndarray]:
     """Enlarges a photograph by 4, from top to bottom, one row of tiles at a time.

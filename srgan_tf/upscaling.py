@@ -9,7 +9,7 @@ import functools
 import math
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,8 +17,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-# For such a tile the paper's generator takes 1.6 GB by OpenVINO, 2.5 GB by TensorFlow or LiteRT.
-# Smaller tiles take less, but cost more time, since each sees 40 pixels around what it fills.
+# For such a tile the paper's generator takes 2.5 GB by TensorFlow or LiteRT. Smaller tiles take
+# less, but cost more time, since each sees 40 pixels around what it fills.
 DEFAULT_TILE = 512
 
 
@@ -26,18 +26,26 @@ class Network(NamedTuple):
     """What upscaling needs to know of a network.
 
     Attributes:
-        call: from lr uint8 or uint16 [1, h, w, 3] to sr [1, 4h, 4w, 3] of the same type.
-        reach: lr pixels that it looks at beyond an output pixel's own, to each side.
+        call: from lr uint8 or uint16 [1, h, w, 3] to sr [1, 4h, 4w, 3], of the same type or float32
+            in [-1, 1]; with a `tail`, to features float32 [1, h, w, channels].
+        reach: lr pixels that it looks at beyond an output pixel's own, to each side, the tail's
+            among them.
         bits: 16, or 8 where `call` takes uint8 only.
+        tile: The most pixels of what `call` takes, height or width, that it gets at once unless
+            another number is asked for.
+        tail: What takes features to sr, for networks that are cut in two. It sees far less around a
+            pixel than the whole, so that its own tiles may be small, as its memory asks for.
     """
 
     call: Callable[[np.ndarray], np.ndarray]
     reach: int
     bits: int = 16
+    tile: int = DEFAULT_TILE
+    tail: "Network | None" = None
 
 
 def upscale(
-    generator: keras.Model | Network, lr: np.ndarray, *, tile: int = DEFAULT_TILE
+    generator: keras.Model | Network, lr: np.ndarray, *, tile: int | None = None
 ) -> np.ndarray:
     """Upscales a picture by 4, in tiles where it is larger than one.
 
@@ -51,7 +59,8 @@ def upscale(
     Args:
         generator: A generator as `networks.build_generator` makes it, or `load_exported`'s result.
         lr: uint8 or uint16 [h, w, 3], of the type's full range.
-        tile: The most pixels of lr, height or width, that the network is given at once.
+        tile: The most pixels of lr, height or width, that the network is given at once; by default
+            what suits it.
 
     Returns:
         [4h, 4w, 3] of lr's type.
@@ -59,15 +68,11 @@ def upscale(
     Raises:
         ValueError: lr is no such picture, or a tile is smaller than what the network sees.
     """
-    pieces = upscaled_pieces(generator, lr, tile=tile)
-    sr = np.empty([4 * lr.shape[0], 4 * lr.shape[1], 3], lr.dtype)
-    for top, left, piece in pieces:
-        sr[top : top + piece.shape[0], left : left + piece.shape[1]] = piece
-    return sr
+    return _joined(upscaled_pieces(generator, lr, tile=tile), lr.shape, lr.dtype)
 
 
 def upscaled_pieces(
-    generator: keras.Model | Network, lr: np.ndarray, *, tile: int = DEFAULT_TILE
+    generator: keras.Model | Network, lr: np.ndarray, *, tile: int | None = None
 ) -> Iterator[tuple[int, int, np.ndarray]]:
     """Upscales as `upscale` does and gives the result piece by piece, as it comes.
 
@@ -85,22 +90,45 @@ def upscaled_pieces(
     network = generator if isinstance(generator, Network) else compiled(generator)
     if lr.dtype == np.uint16 and network.bits == 8:
         raise ValueError("this network takes 8-bit pictures only, not uint16")
-    rows, columns = (_spans(length, tile, network.reach) for length in lr.shape[:2])
-    return _pieces(network, lr, rows, columns)
+    spans = [_spans(length, tile or network.tile, network.reach) for length in lr.shape[:2]]
+    return _pieces(network, lr, *spans, lr.dtype)
 
 
-def _pieces(network, lr, rows, columns):
-    for top, bottom, first_row, end_row in rows:
-        for left, right, first_column, end_column in columns:
-            piece = network.call(lr[None, top:bottom, left:right])[0]
-            yield (
-                4 * first_row,
-                4 * first_column,
-                piece[
-                    4 * (first_row - top) : 4 * (end_row - top),
-                    4 * (first_column - left) : 4 * (end_column - left),
-                ],
-            )
+def _pieces(network, x, rows, columns, dtype):
+    tail = network.tail
+    windows = (_windows(spans, tail.reach) if tail else spans for spans in (rows, columns))
+    row_windows, column_windows = windows
+    for (top, bottom, first_row, end_row), (up, down, *_) in zip(rows, row_windows, strict=True):
+        for (left, right, first_column, end_column), (west, east, *_) in zip(
+            columns, column_windows, strict=True
+        ):
+            y = network.call(x[None, top:bottom, left:right])[0]
+            if tail:
+                y = y[up - top : down - top, west - left : east - left]
+                spans = (_spans(length, tail.tile, tail.reach) for length in y.shape[:2])
+                y = _joined(_pieces(tail, y, *spans, dtype), y.shape, dtype)
+            piece = y[
+                4 * (first_row - up) : 4 * (end_row - up),
+                4 * (first_column - west) : 4 * (end_column - west),
+            ]
+            yield 4 * first_row, 4 * first_column, _as_picture(piece, dtype)
+
+
+def _joined(pieces: Iterable, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Puts together the pieces of what is 4 times as high and wide as `shape`."""
+    sr = np.empty([4 * shape[0], 4 * shape[1], 3], dtype)
+    for top, left, piece in pieces:
+        sr[top : top + piece.shape[0], left : left + piece.shape[1]] = piece
+    return sr
+
+
+def _windows(spans: list[tuple[int, int, int, int]], reach: int) -> list[tuple[int, int]]:
+    """Gives (start, end) of what a tail needs of each tile to fill its part, all of one size."""
+    length = spans[-1][3]
+    needed = [(max(first - reach, 0), min(end + reach, length)) for _, _, first, end in spans]
+    size = max(end - start for start, end in needed)
+    starts = [min(start, length - size) for start, _ in needed]
+    return [(start, start + size) for start in starts]
 
 
 def _spans(length: int, tile: int, reach: int) -> list[tuple[int, int, int, int]]:
@@ -134,14 +162,14 @@ def compiled(generator: keras.Model) -> Network:
         return _to_levels(generator(lr / white, training=False), white)
 
     def upscale(lr):
-        return call(lr.astype(np.float32), np.float32(_white(lr))).numpy().astype(lr.dtype)
+        return call(lr.astype(np.float32), np.float32(_white(lr.dtype))).numpy().astype(lr.dtype)
 
     return Network(upscale, receptive_field(generator))
 
 
-def _white(lr: np.ndarray) -> int:
+def _white(dtype: np.dtype) -> int:
     """The value of white in a picture, 255 or 65535 by its type."""
-    return np.iinfo(lr.dtype).max
+    return np.iinfo(dtype).max
 
 
 def _to_levels(sr: tf.Tensor, white: float | tf.Tensor) -> tf.Tensor:
@@ -151,13 +179,14 @@ def _to_levels(sr: tf.Tensor, white: float | tf.Tensor) -> tf.Tensor:
 
 def as_float(lr: np.ndarray) -> np.ndarray:
     """Converts a picture, uint8 or uint16, to float32 in [0, 1]."""
-    return lr.astype(np.float32) / _white(lr)
+    return lr.astype(np.float32) / _white(lr.dtype)
 
 
-def as_picture(sr: np.ndarray | tf.Tensor, lr: np.ndarray) -> np.ndarray:
-    """Converts sr in [-1, 1] to a picture of lr's type; one that is a picture already stays."""
-    sr = sr if sr.dtype in (np.uint8, tf.uint8) else _to_levels(sr, _white(lr))
-    return np.asarray(sr).astype(lr.dtype)
+def _as_picture(sr: np.ndarray | tf.Tensor, dtype: np.dtype) -> np.ndarray:
+    """Converts sr in [-1, 1] to a picture of a type; one that is a picture already stays."""
+    if sr.dtype in (np.float32, tf.float32):
+        sr = _to_levels(sr, _white(dtype))
+    return np.asarray(sr).astype(dtype, copy=False)
 
 
 def receptive_field(generator: keras.Model) -> int:
@@ -268,7 +297,7 @@ def _load_saved_model(path: Path) -> Network:
 
     def call(lr):
         given = tf.constant(as_float(lr) if spec.dtype == tf.float32 else lr)
-        return as_picture(serve(**{argument: given})[result], lr)
+        return serve(**{argument: given})[result]
 
     call.model = model  # the signature alone does not keep the variables alive
     frozen = convert_variables_to_constants_v2(serve)  # also unfolds calls of inner functions
@@ -325,7 +354,7 @@ def _load_tflite(path: Path) -> Network:
         else:
             interpreter.set_tensor(given["index"], lr)
         interpreter.invoke()
-        return as_picture(interpreter.get_tensor(result["index"]), lr)
+        return interpreter.get_tensor(result["index"])
 
     shapes = {tensor["index"]: tensor["shape"] for tensor in interpreter.get_tensor_details()}
     steps = []
@@ -358,8 +387,7 @@ def _load_onnx(path: Path) -> Network:
     [given] = session.get_inputs()
 
     def call(lr):
-        [sr] = session.run(None, {given.name: as_float(lr)})
-        return as_picture(sr, lr)
+        return session.run(None, {given.name: as_float(lr)})[0]
 
     return Network(call, reach, 16)
 

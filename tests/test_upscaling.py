@@ -110,6 +110,16 @@ def test_tiles_of_a_picture_have_one_size_and_fill_it_without_gaps():
                 assert end - last >= 10 or end == length
 
 
+def test_what_a_tail_gets_of_tiles_has_one_size_and_lies_within_them():
+    for length in range(1, 200):
+        spans = upscaling._spans(length, 40, 10)
+        windows = upscaling._windows(spans, 3)
+        assert len({end - start for start, end in windows}) == 1
+        for (start, end, first, last), window in zip(spans, windows, strict=True):
+            assert start <= window[0] <= max(first - 3, 0)
+            assert min(last + 3, length) <= window[1] <= end
+
+
 def test_one_trace_serves_every_size(generator):
     traces = []
     traced = keras.Model(generator.inputs, generator.outputs)
