@@ -414,6 +414,8 @@ def training_batches(
         draw = _drawer(source, seed, batch_size, sample_by_area)
         mine = slice(pipeline_index * share, (pipeline_index + 1) * share)
 
+        # Nothing here needs AutoGraph, and its reading of these functions takes a second.
+        @tf.autograph.experimental.do_not_convert
         def plan(step):
             key = tf.stack([tf.constant(seed, tf.int64), step])
             chances = tf.random.stateless_uniform(
@@ -427,8 +429,13 @@ def training_batches(
         chunks = tf.data.Dataset.counter(start_step).map(plan).unbatch()
         crop_all = _taker(source, _cropper(source, crop_size, augment, cache))
         degrade = _degrader(crop_size)
+
+        @tf.autograph.experimental.do_not_convert
+        def take(candidates, chances):
+            return crop_all(candidates, chances).map(degrade)
+
         batches = chunks.interleave(
-            lambda candidates, chances: crop_all(candidates, chances).map(degrade),
+            take,
             cycle_length=4,
             num_parallel_calls=AUTOTUNE,
             deterministic=True,

@@ -211,11 +211,13 @@ def learning_rate(config: Config, step: int) -> float:
     return float(rates(step - 1)) if callable(rates) else rates
 
 
-def optimizer(config: Config) -> keras.optimizers.Optimizer:
+def optimizer(
+    config: Config, adam: type[keras.optimizers.Adam] = keras.optimizers.Adam
+) -> keras.optimizers.Optimizer:
     """The Adam of a run, for one network (section 3.2)."""
     # 1e-8 is Adam's own epsilon (Kingma and Ba). Keras' 1e-7 is large beside these gradients, which
     # are means over pixels, and slows the first thousand steps down.
-    adam = keras.optimizers.Adam(learning_rates(config), beta_1=0.9, epsilon=1e-8)
+    optimizer = adam(learning_rates(config), beta_1=0.9, epsilon=1e-8)
     if config.mixed_precision == "mixed_float16":
-        return keras.optimizers.LossScaleOptimizer(adam)
-    return adam
+        return keras.optimizers.LossScaleOptimizer(optimizer)
+    return optimizer
