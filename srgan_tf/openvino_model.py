@@ -16,12 +16,15 @@ _IN_FLOAT = "conv_in"
 _CARRYING = 3
 # Room for pictures that go beyond what calibration saw.
 _MARGIN = 1.25
-# The network is cut in two behind this. The rest needs 4 kB a pixel, but sees no more than 3 around
+# The network is cut in two behind this sum. The rest needs 4 kB a pixel, but sees no more than 3 around
 # one: 1 by its first convolution, 1 and 2 of half the size by the others.
 _END_OF_TRUNK = "trunk_sum"
+_FEATURES = "features"
 _TAIL_REACH = 3
 # Together they take 0.9 GB.
 _TILE, _TAIL_TILE = 768, 192
+
+_TO_CHANNELS_FIRST, _TO_CHANNELS_LAST = np.array([0, 3, 1, 2]), np.array([0, 2, 3, 1])
 
 
 class _Tensor(NamedTuple):
@@ -72,10 +75,7 @@ def build(
         mean = statistics[x.name].mean
         if name not in folding.CARRIERS:
             return _Tensor(prelu(convolution(values, kernel, bias, mean), slope), result)
-        picture = x.picture
-        if picture is None:
-            picture = ops.slice(x.values, [0], [carrying], [1], [1])
-        picture = carry(picture, values, mean, layers[name])
+        picture = carry(x.picture, values, mean, layers[name])
         if name == "conv_out":
             return _Tensor(picture, result)
         y = prelu(convolution(values, kernel, bias, mean), slope)
@@ -96,7 +96,16 @@ def build(
         return prelu(ops.add(y, convolution(picture, carried[None, None], bias)), slope)
 
     def add(x, y, name):
-        return _Tensor(ops.add(x.values, y.values, name=name), name)
+        y = ops.add(x.values, y.values)
+        if name != _END_OF_TRUNK:
+            return _Tensor(y, name)
+        features = ops.transpose(y, _TO_CHANNELS_LAST, name=_FEATURES)
+        if statistics is None:
+            return _Tensor(ops.transpose(features, _TO_CHANNELS_FIRST), name)
+        # In this order each of them is made where it lies.
+        values, picture = in_8_bits(features, name), ops.slice(features, [0], [carrying], [1], [3])
+        values, picture = (ops.transpose(y, _TO_CHANNELS_FIRST) for y in (values, picture))
+        return _Tensor(values, name, picture)
 
     def shuffle(x, name):
         values, picture = (
@@ -108,9 +117,9 @@ def build(
     filters = layers[_IN_FLOAT].kernel.shape[-1]
     carrying = min(_CARRYING, filters)
     lr = ops.parameter([1, -1, -1, 3], np.float32, name="lr")
-    pictures = ops.transpose(lr, np.array([0, 3, 1, 2]))
-    sr = folding.network(_Tensor(pictures, "lr"), layers, conv, add, shuffle).values
-    return openvino.Model([ops.transpose(sr, np.array([0, 2, 3, 1]))], [lr], "generator")
+    pictures = _Tensor(ops.transpose(lr, _TO_CHANNELS_FIRST), "lr")
+    sr = folding.network(pictures, layers, conv, add, shuffle).values
+    return openvino.Model([ops.transpose(sr, _TO_CHANNELS_LAST)], [lr], "generator")
 
 
 def _rounded(kernel: np.ndarray, bias: np.ndarray, mean: np.ndarray) -> tuple:
@@ -188,13 +197,12 @@ def load(path: str | os.PathLike, reach: int) -> upscaling.Network:
 
 def _parts(model: openvino.Model) -> tuple[openvino.Model, openvino.Model]:
     """Cuts the network in two: the residual blocks, and what comes behind their sum."""
-    end = next(node for node in model.get_ops() if node.get_friendly_name() == _END_OF_TRUNK)
-    filters = end.output(0).get_partial_shape()[1].get_length()
-    features = ops.parameter([1, -1, -1, filters], np.float32)
-    pictures = ops.transpose(features, np.array([0, 3, 1, 2]))
-    end.output(0).replace(pictures.output(0))
-    trunk = openvino.Model([ops.transpose(end, np.array([0, 2, 3, 1]))], model.get_parameters())
-    return trunk, openvino.Model(model.get_results(), [features])
+    end = next(node for node in model.get_ops() if node.get_friendly_name() == _FEATURES)
+    features = ops.parameter(end.output(0).get_partial_shape(), np.float32)
+    end.output(0).replace(features.output(0))
+    return openvino.Model([end], model.get_parameters()), openvino.Model(
+        model.get_results(), [features]
+    )
 
 
 def _runner(core: openvino.Core, model: openvino.Model) -> Callable[[np.ndarray], np.ndarray]:
