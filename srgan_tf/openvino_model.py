@@ -16,8 +16,8 @@ _IN_FLOAT = "conv_in"
 _CARRYING = 3
 # Room for pictures that go beyond what calibration saw.
 _MARGIN = 1.25
-# The network is cut in two behind this sum. The rest needs 4 kB a pixel, but sees no more than 3 around
-# one: 1 by its first convolution, 1 and 2 of half the size by the others.
+# The network is cut in two behind this sum. The rest needs 4 kB a pixel, but sees no more than 3
+# around one: 1 by its first convolution, 1 and 2 of half the size by the others.
 _END_OF_TRUNK = "trunk_sum"
 _FEATURES = "features"
 _TAIL_REACH = 3
