@@ -52,9 +52,7 @@ flags.DEFINE_integer(
 def main(argv):
     """Loads what the flags name, scores, prints and writes."""
     if argv[1:]:
-        raise app.UsageError(
-            f"what is {argv[1]!r}? Folders go into --data=, weights into --weights="
-        )
+        raise ValueError(f"what is {argv[1]!r}? Folders go into --data=, weights into --weights=")
     if FLAGS.fresh and not FLAGS.out_dir:
         raise ValueError("--fresh needs --out_dir: nothing is kept elsewhere")
 

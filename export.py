@@ -83,8 +83,7 @@ def main(argv):
         facts={
             "data": FLAGS.data,
             "calibration_data": FLAGS.calibration_data,
-            "commit": records.commit(),
-            "versions": records.versions(),
+            **records.here(),
         },
     )
     print(f"On {len(written[0].parity.changes)} pictures of {FLAGS.data}, against the Keras model:")

@@ -99,7 +99,7 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_boolean("jit_compile", False, "Compile the step by XLA; one device only.")
 flags.DEFINE_integer(
-    "steps_per_call", 1, "Steps between two returns to Python; more suits GPUs.", lower_bound=1
+    "steps_per_call", 1, "Most steps between two returns to Python; more suits GPUs.", lower_bound=1
 )
 flags.DEFINE_boolean(
     "deterministic", True, "TensorFlow's deterministic kernels: needed for resuming bit for bit."
@@ -115,7 +115,7 @@ flags.DEFINE_integer("keep_checkpoints", 3, "Checkpoints to keep.", lower_bound=
 def main(argv):
     """Turns flags into a config and trains."""
     if len(argv) > 1:
-        raise app.UsageError(f"{argv[1]}: train.py takes flags only, see --help")
+        raise ValueError(f"{argv[1]}: train.py takes flags only, see --help")
     # TensorFlow leaves oneDNN off on x86 CPUs without AVX-512, where it halves the time of a
     # training step all the same. For a single picture it is far slower there (benchmarks/README.md
     # has figures), so the other scripts leave it as it is.

@@ -40,7 +40,7 @@ flags.DEFINE_integer(
     "tile",
     None,
     "Largest side, in pixels of the photograph, that the network is given at once. Smaller takes "
-    "less memory and more time. Default: 768 on a CPU, 512 on a GPU and for exported files.",
+    "less memory and more time. Default: 768 by OpenVINO, which a CPU uses, else 512.",
     lower_bound=1,
 )
 flags.DEFINE_enum(

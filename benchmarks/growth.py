@@ -4,8 +4,8 @@ r"""Measures how time and memory grow with batch, size of a picture and number o
 
 Each row is a process of its own; those of a kind take turns. The last columns say what one more
 crop, megapixel of SR or picture costs, beside the row before: they stay the same where growth is
-linear. Pictures are no larger than a tile of 512 pixels: beyond it tiles overlap by 80, so that up
-to 1.4 times the pixels are computed, and memory grows by the result alone.
+linear. Pictures are no larger than upscale.py's tiles: beyond 768 pixels they overlap by 80, and
+memory grows by the result alone. Half of the network is in tiles of 192 already.
 """
 
 import os

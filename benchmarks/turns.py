@@ -149,16 +149,16 @@ def _reply(contender: _Contender):
     return json.loads(line) if line else None
 
 
-def peak_gflops(dtype: str, size: int = 3072) -> float:
+def peak_gflops(dtype: str) -> float:
     """Measures what this machine reaches at a square matrix product, in GFLOP/s.
 
     Args:
         dtype: "float32" or "bfloat16".
-        size: Side of the matrices.
     """
     import torch
 
     torch.set_num_threads(os.cpu_count())  # as the contenders do
+    size = 3072
     a, b = (torch.rand(size, size, dtype=getattr(torch, dtype)) for _ in range(2))
     best = float("inf")
     for _ in range(5):

@@ -9,14 +9,14 @@ class Adam(keras.optimizers.Adam):
 
     Keras' own takes 30 for each, so that half of the graph of an SRResNet step is Adam: seconds of
     each start, and on a GPU thousands of small kernels a step. What it computes is the same, but
-    for rounding; its checkpoints, too.
+    for rounding; its checkpoints, too. AMSGrad it has not.
     """
 
     def _backend_update_step(self, grads, trainable_variables, learning_rate):
-        # The corrections of the first moments, once for all variables: the kernel gets powers of 0.
+        # Both moments' corrections, once for all variables. Powers of 0 leave out the kernel's own.
         step = tf.cast(self.iterations + 1, tf.float32)
-        learning_rate *= tf.sqrt(1 - self.beta_2**step) / (1 - self.beta_1**step)
-        super()._backend_update_step(grads, trainable_variables, learning_rate)
+        correction = tf.sqrt(1 - self.beta_2**step) / (1 - self.beta_1**step)
+        super()._backend_update_step(grads, trainable_variables, learning_rate * correction)
 
     def update_step(self, gradient, variable, learning_rate):
         """Updates one variable; `learning_rate` is corrected already."""

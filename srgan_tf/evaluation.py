@@ -313,7 +313,7 @@ def load_lpips() -> Callable[[np.ndarray, np.ndarray], float]:
     try:
         network = lpips.LPIPS(net="alex", verbose=False).eval()
     except Exception as error:  # the download fails in the ways of urllib, of torch and of the disk
-        reason = " ".join(str(error).split())
+        reason = pictures.one_line(error)
         raise ValueError(
             f"--lpips: the weights of AlexNet cannot be had ({reason}); lpips downloads them from "
             "download.pytorch.org once, into ~/.cache/torch"
@@ -358,7 +358,7 @@ def evaluate(
         measures["lpips"] = lpips
     rows, originals = [], {}
     left_out = [line for s in sets for line in s.left_out]
-    pixels = {pair: _pixels(pair) for s in sets for pair in s.pairs}
+    pixels = {pair: pictures.count_pixels(pair.hr) for s in sets for pair in s.pairs}
     # Interpolation takes next to no time; what is kept or cannot be read is no work at all.
     costs = {method.name: 1 if method.provenance else 0.03 for method in methods}
     done, todo = 0.0, sum(pixels[pair] for s in sets for pair in s.pairs) * sum(costs.values())
@@ -416,14 +416,6 @@ def _upscaled(pair: Pair, method: Method, lr: np.ndarray, hr: np.ndarray) -> np.
     except Exception as error:  # the errors of TensorFlow, LiteRT and ONNX have no class in common
         reason = pictures.one_line(error)
     raise ValueError(f"{pair.hr}: cannot be upscaled by {method.name} ({reason})")
-
-
-def _pixels(pair: Pair) -> int:
-    try:
-        header = pictures.read_header(pair.hr)
-    except ValueError:  # named when it is its turn
-        return 0
-    return header.height * header.width
 
 
 def _key(made_by: str, lr: np.ndarray, hr: np.ndarray) -> str:

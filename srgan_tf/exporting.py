@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from srgan_tf import folding, networks, parity, pictures, upscaling
+from srgan_tf import folding, networks, parity, pictures, signals, upscaling
 
 FORMATS = ("savedmodel", "tflite", "onnx")
 QUANTIZE = ("float32", "float16", "dynamic", "int8")
@@ -346,7 +346,7 @@ def export(
         ValueError: A file differs from the Keras model by more than `parity.BOUNDS` allows,
             `out_dir` cannot be written to, or as in the functions that write the forms.
     """
-    out_dir, name = Path(out_dir), card["name"] or "generator"
+    out_dir, name = Path(out_dir), card["name"]
     size = f".{input_size[0]}x{input_size[1]}" if input_size else ""
     forms = list(dict.fromkeys(quantize)) if "tflite" in formats else []
     # What can be refused before anything is computed.
@@ -419,17 +419,9 @@ def _staging(out_dir: Path) -> Iterator[Path]:
 
 def _clear_leftovers(out_dir: Path) -> None:
     """Removes what killed exports left."""
-    if os.name != "posix":  # where it cannot be asked whether a process is still there
-        return
     for folder in out_dir.glob(".export-*-*"):
-        process = folder.name.split("-")[1]
-        if process.isdecimal():
-            try:
-                os.kill(int(process), 0)
-            except ProcessLookupError:
-                shutil.rmtree(folder, ignore_errors=True)
-            except (PermissionError, OverflowError):
-                pass  # another user's process
+        if signals.is_gone(folder.name.split("-")[1]):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _next_version(folder: Path) -> Path:

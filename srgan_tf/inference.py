@@ -28,7 +28,7 @@ _OPENVINO_FORMS = ("float32", "int8")
 _COMPARED = 4
 
 # Part of each kept form's key: raise it when `_make` or what `openvino_model` builds changes.
-_KEPT_VERSION = 3
+_KEPT_VERSION = 4
 
 
 def load_network(
@@ -59,12 +59,12 @@ def load_network(
     Raises:
         FileNotFoundError, ValueError: It cannot be loaded, or not in this precision; one line.
     """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision {precision!r}: must be one of {', '.join(PRECISIONS)}")
     if upscaling.is_exported(spec):
         if precision != "auto":
             raise ValueError(f"{spec}: its precision is that of its export; leave out --precision")
         return upscaling.load_exported(spec), "as exported"
-    if spec == DEFAULT_WEIGHTS and not Path(spec).exists() and spec not in weights.bundled():
-        raise FileNotFoundError("no weights come with this version: give some by --weights")
     sha256 = weights.describe(spec)["sha256"]
     # Building it takes a second, which a form that is kept does not need.
     generator = functools.cache(lambda: weights.load_generator(spec)[0])

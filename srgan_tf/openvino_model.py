@@ -12,7 +12,8 @@ from srgan_tf import folding, upscaling
 
 # A hundredth of the work, and the picture itself comes in by it.
 _IN_FLOAT = "conv_in"
-# Channels 0 to 2 carry R, G and B, since a network begins as a nearest-neighbour upscaler.
+# Channels 0 to 2 carry R, G and B, since a network begins as a nearest-neighbour upscaler. One with
+# a random start may lose more than `inference` allows, which then takes float32.
 _CARRYING = 3
 # Room for pictures that go beyond what calibration saw.
 _MARGIN = 1.25
@@ -102,7 +103,7 @@ def build(
         features = ops.transpose(y, _TO_CHANNELS_LAST, name=_FEATURES)
         if statistics is None:
             return _Tensor(ops.transpose(features, _TO_CHANNELS_FIRST), name)
-        # In this order each of them is made where it lies.
+        # Channels last, as features come in: neither moves anything in memory.
         values, picture = in_8_bits(features, name), ops.slice(features, [0], [carrying], [1], [3])
         values, picture = (ops.transpose(y, _TO_CHANNELS_FIRST) for y in (values, picture))
         return _Tensor(values, name, picture)
@@ -184,9 +185,9 @@ def load(path: str | os.PathLike, reach: int) -> upscaling.Network:
     core.set_property({"ENABLE_MMAP": False})  # files may be replaced while they are in use
     try:
         model = core.read_model(path)
-    except RuntimeError as error:
+        trunk, tail = (_runner(core, part) for part in _parts(model))
+    except (RuntimeError, StopIteration) as error:
         raise ValueError(f"{path}: not what srgan_tf wrote ({error})") from error
-    trunk, tail = (_runner(core, part) for part in _parts(model))
     return upscaling.Network(
         lambda lr: trunk(upscaling.as_float(lr)),
         reach,

@@ -13,7 +13,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from srgan_tf import photographs, pictures, upscaling
+from srgan_tf import photographs, pictures, signals, upscaling
 
 _SUFFIX = "_x4"
 
@@ -129,7 +129,7 @@ def run(
     """
     load = functools.cache(load)
     _clear_leftovers(jobs)
-    pixels = {job: _pixels(job.source) for job in jobs}
+    pixels = {job: pictures.count_pixels(job.source) for job in jobs}
     total, done, failed, start = sum(pixels.values()), 0, 0, None
     ending: deque[tuple[Job, str, Future]] = deque()
 
@@ -151,8 +151,8 @@ def run(
     def advance(count: int) -> None:
         nonlocal done
         done += count
-        rate = done / 1e6 / (time.monotonic() - start)
-        progress(min(done / max(total, 1), 1.0), f"{rate:.3f} MP/s  {job.source.name}")
+        rate = 16 * done / 1e6 / (time.monotonic() - start)
+        progress(min(done / max(total, 1), 1.0), f"{rate:.2f} MP/s  {job.source.name}")
 
     with (
         ThreadPoolExecutor(1) as reading,
@@ -174,7 +174,7 @@ def run(
                 total -= pixels[job]
                 continue
             network, precision = load(8 * photograph.colours.dtype.itemsize)
-            side = tile or network.tile
+            side = network.tile if tile is None else tile
             if side <= 2 * network.reach:
                 raise ValueError(
                     f"tiles of {side} pixels are too small: this network looks at {network.reach} "
@@ -215,14 +215,6 @@ def run(
     return failed
 
 
-def _pixels(path: Path) -> int:
-    try:
-        header = pictures.read_header(path)
-    except ValueError:  # named when it is its turn
-        return 0
-    return header.height * header.width
-
-
 def _write(
     target: Path,
     rows: Iterable[np.ndarray],
@@ -257,16 +249,9 @@ def _write(
 
 def _clear_leftovers(jobs: Sequence[Job]) -> None:
     """Removes what killed processes left of these jobs' results."""
-    if os.name != "posix":  # where it cannot be asked whether a process is still there
-        return
     targets = {job.target for job in jobs}
     for folder in {target.parent for target in targets}:
         for part in folder.glob(".*.part"):
             name, _, process = part.stem[1:].rpartition(".")
-            if folder / name in targets and process.isdecimal():
-                try:
-                    os.kill(int(process), 0)
-                except ProcessLookupError:
-                    part.unlink(missing_ok=True)
-                except (PermissionError, OverflowError):
-                    pass  # another user's process
+            if folder / name in targets and signals.is_gone(process):
+                part.unlink(missing_ok=True)

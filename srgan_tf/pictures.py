@@ -212,6 +212,15 @@ def read_header(file: str | os.PathLike | io.IOBase, name: str | None = None) ->
     return _open(file, name, _header)
 
 
+def count_pixels(path: str | os.PathLike) -> int:
+    """Height times width of a picture; 0 of one that cannot be read, which says so when it is."""
+    try:
+        header = read_header(path)
+    except ValueError:
+        return 0
+    return header.height * header.width
+
+
 def _header(image: Image.Image) -> Header:
     # PngImageFile.getexif would decode the whole picture to look for EXIF behind it.
     orientation = Image.Image.getexif(image).get(_EXIF_ORIENTATION, 1)

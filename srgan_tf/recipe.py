@@ -214,7 +214,12 @@ def learning_rate(config: Config, step: int) -> float:
 def optimizer(
     config: Config, adam: type[keras.optimizers.Adam] = keras.optimizers.Adam
 ) -> keras.optimizers.Optimizer:
-    """The Adam of a run, for one network (section 3.2)."""
+    """The Adam of a run, for one network (section 3.2).
+
+    Args:
+        config: The run.
+        adam: `srgan_tf.adam.Adam` where TensorFlow is the backend.
+    """
     # 1e-8 is Adam's own epsilon (Kingma and Ba). Keras' 1e-7 is large beside these gradients, which
     # are means over pixels, and slows the first thousand steps down.
     optimizer = adam(learning_rates(config), beta_1=0.9, epsilon=1e-8)

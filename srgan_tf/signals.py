@@ -1,6 +1,7 @@
-"""Signals that end a run: what is being done is finished first."""
+"""Signals that end a process: what is being done is finished first; what killed ones left."""
 
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -22,3 +23,16 @@ def caught() -> Iterator[list[int]]:
     finally:
         for signum, old in before.items():
             signal.signal(signum, old)
+
+
+def is_gone(process: str) -> bool:
+    """Tells whether a process, by its number in a name, is no more; no where it cannot be asked."""
+    if os.name != "posix" or not process.isdecimal():
+        return False
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, OverflowError):
+        pass  # another user's
+    return False

@@ -11,31 +11,31 @@ from pathlib import Path
 
 from srgan_tf import evaluation, records
 
-# The paper's tables 1 to 3 (arXiv 1609.04802v5): PSNR, SSIM and mean opinion score at x4.
+# The paper's tables 1 to 3 (arXiv 1609.04802v5): PSNR and SSIM at x4.
 PAPER = {
     "Set5": {
-        "nearest": (26.26, 0.7552, 1.28),
-        "bicubic": (28.43, 0.8211, 1.97),
-        "SRResNet-MSE": (32.05, 0.9019, 3.37),
-        "SRResNet-VGG22": (30.51, 0.8803, 3.46),
-        "SRGAN-MSE": (30.64, 0.8701, 3.77),
-        "SRGAN-VGG22": (29.84, 0.8468, 3.78),
-        "SRGAN-VGG54": (29.40, 0.8472, 3.58),
+        "nearest": (26.26, 0.7552),
+        "bicubic": (28.43, 0.8211),
+        "SRResNet-MSE": (32.05, 0.9019),
+        "SRResNet-VGG22": (30.51, 0.8803),
+        "SRGAN-MSE": (30.64, 0.8701),
+        "SRGAN-VGG22": (29.84, 0.8468),
+        "SRGAN-VGG54": (29.40, 0.8472),
     },
     "Set14": {
-        "nearest": (24.64, 0.7100, 1.20),
-        "bicubic": (25.99, 0.7486, 1.80),
-        "SRResNet-MSE": (28.49, 0.8184, 2.98),
-        "SRResNet-VGG22": (27.19, 0.7807, 3.15),
-        "SRGAN-MSE": (26.92, 0.7611, 3.43),
-        "SRGAN-VGG22": (26.44, 0.7518, 3.57),
-        "SRGAN-VGG54": (26.02, 0.7397, 3.72),
+        "nearest": (24.64, 0.7100),
+        "bicubic": (25.99, 0.7486),
+        "SRResNet-MSE": (28.49, 0.8184),
+        "SRResNet-VGG22": (27.19, 0.7807),
+        "SRGAN-MSE": (26.92, 0.7611),
+        "SRGAN-VGG22": (26.44, 0.7518),
+        "SRGAN-VGG54": (26.02, 0.7397),
     },
     "BSD100": {
-        "nearest": (25.02, 0.6606, 1.11),
-        "bicubic": (25.94, 0.6935, 1.47),
-        "SRResNet-MSE": (27.58, 0.7620, 2.29),
-        "SRGAN-VGG54": (25.16, 0.6688, 3.56),
+        "nearest": (25.02, 0.6606),
+        "bicubic": (25.94, 0.6935),
+        "SRResNet-MSE": (27.58, 0.7620),
+        "SRGAN-VGG54": (25.16, 0.6688),
     },
 }
 

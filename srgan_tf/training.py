@@ -1,4 +1,4 @@
-"""The training run: strategy, loop, checkpoints, logs. It knows nothing of flags."""
+"""The training run: strategy, loop, checkpoints, logs."""
 
 import contextlib
 import dataclasses

@@ -109,7 +109,7 @@ def _find(spec: str) -> Path:
         return path
     if spec in bundled():
         return _BUNDLED / f"{spec}{_SUFFIX}"
-    names = ", ".join(bundled()) or "none yet"
+    names = ", ".join(bundled())
     raise FileNotFoundError(f"{spec}: no such run folder, file or bundled weights ({names})")
 
 

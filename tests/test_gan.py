@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from srgan_tf import gan, losses, networks, vgg
+from srgan_tf import adam, gan, losses, networks, vgg
 
 
 def batch(seed=0, count=4):
@@ -139,7 +139,7 @@ def test_float16_scales_the_loss_of_both_networks():
     discriminator = networks.build_discriminator(32, filters=4, dtype="mixed_float16")
     model = gan.SRGAN(generator, {"mse": losses.mse}, discriminator=discriminator)
     optimizers = [
-        keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(1e-3), initial_scale=2.0**10)
+        keras.optimizers.LossScaleOptimizer(adam.Adam(1e-3), initial_scale=2.0**10)
         for _ in range(2)
     ]
     model.compile(*optimizers)

@@ -16,7 +16,10 @@ def _noisy_pair(height, width, channels=3, seed=0):
 
 
 def test_ssim_equals_what_daalas_own_tool_prints(shared):
-    with (shared / "golden" / "daala_ssim.csv").open() as file:
+    path = shared / "golden" / "daala_ssim.csv"
+    if not path.exists():
+        pytest.skip("no daala_ssim.csv in SRGAN_SHARED")
+    with path.open() as file:
         golden = list(csv.DictReader(file))
     assert golden
     for row in golden:

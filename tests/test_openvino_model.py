@@ -41,7 +41,7 @@ def test_float32_gives_what_keras_gives(tmp_path, filters, bits):
     generator.set_weights([w + rng.uniform(0, 0.1, w.shape) for w in generator.get_weights()])
     network = _network(generator, tmp_path / "net.xml")
     in_tiles = network._replace(tile=2 * network.reach + 5, tail=network.tail._replace(tile=11))
-    for lr in (photograph(12, 20), photograph(9, 7), photograph(65, 41)):
+    for lr in (photograph(12, 20), photograph(9, 7), photograph(65, 41), photograph(65, 9)):
         lr = lr if bits == 8 else lr.astype(np.uint16) * 257
         expected = upscaling.upscale(generator, lr)
         for form in (network, in_tiles):
@@ -55,6 +55,8 @@ def test_8_bits_come_within_a_few_levels_of_float_on_photographs(forms):
         hr = pictures.middle(pictures.read_rgb(path), 256)
         lr = resize.imresize(hr, (64, 64))
         expected, sr = (upscaling.upscale(network, lr) for network in forms)
+        in_tiles = forms[1]._replace(tail=forms[1].tail._replace(tile=40))
+        assert np.abs(upscaling.upscale(in_tiles, lr).astype(int) - sr).max() <= 1
         # Sums that overflow 16 bits would be off by dozens.
         assert 0 < np.abs(sr.astype(int) - expected).max() <= 8
         losses.append(metrics.psnr(expected, hr) - metrics.psnr(sr, hr))

@@ -45,12 +45,12 @@ if sys.argv[1] == "jax":
                 variable.assign(value)
 else:
     import tensorflow as tf
-    from srgan_tf import gan
+    from srgan_tf import adam, gan
     model = gan.SRGAN(
         generator, content, discriminator=discriminator,
         total_variation_weight=config.total_variation_weight,
     )
-    model.compile(recipe.optimizer(config), recipe.optimizer(config))
+    model.compile(*(recipe.optimizer(config, adam.Adam) for _ in range(2)))
     logs = model.train_step((tf.constant(lr), tf.constant(hr)))
 weights = [w for network in (generator, discriminator) for w in network.get_weights()]
 np.savez(sys.argv[2], *weights, **{name: float(value) for name, value in logs.items()})

@@ -99,12 +99,10 @@ def test_folders_keep_their_structure_and_bad_files_stop_nothing(upscale, tiny, 
 
 def test_what_a_user_gets_wrong_is_one_line(upscale, tiny, tmp_path, monkeypatch):
     save_photograph(tmp_path / "a.jpg", 200, 200)
-    monkeypatch.setattr(weights, "bundled", list)
     for arguments, message in (
         ([], "give pictures or folders"),
         (["missing.jpg"], "missing.jpg: no such file or folder"),
         (["a.jpg", "--weights=missing"], "missing: no such run folder"),
-        (["a.jpg"], "no weights come with this version: give some by --weights"),
         (["a.jpg", "--quality=9"], "--quality is for --format=jpg and webp"),
         (
             ["a.jpg", f"--weights={tiny}", "--tile=9", "--precision=float32"],
@@ -394,6 +392,11 @@ def test_tiles_change_a_level_in_float32_and_little_in_8_bits(tmp_path, form, mo
     whole = upscaling.upscale(network, lr).astype(int)
     difference = np.abs(upscaling.upscale(network, lr, tile=90) - whole)
     assert difference.max() <= most and (difference > 1).mean() < 0.03
+
+
+def test_a_precision_that_there_is_not_is_one_line():
+    with pytest.raises(ValueError, match="^precision 'fp16': must be one of auto, float32, "):
+        inference.load_network("srresnet_mse", precision="fp16")
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])

@@ -120,6 +120,17 @@ def test_what_a_tail_gets_of_tiles_has_one_size_and_lies_within_them():
             assert min(last + 3, length) <= window[1] <= end
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_results_in_any_kind_of_float_become_levels(dtype):
+    def call(lr):
+        return (lr.repeat(4, axis=1).repeat(4, axis=2) / 127.5 - 1).astype(dtype)
+
+    lr = _picture(5, 7)
+    expected = lr.repeat(4, axis=0).repeat(4, axis=1)
+    sr = upscaling.upscale(upscaling.Network(call, reach=0), lr)
+    assert sr.dtype == np.uint8 and _largest_difference(sr, expected) == 0
+
+
 def test_one_trace_serves_every_size(generator):
     traces = []
     traced = keras.Model(generator.inputs, generator.outputs)

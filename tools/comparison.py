@@ -29,7 +29,7 @@ _HEIGHT, _WIDTH, _GAP, _LABEL = 180, 240, 4, 22
 def main(_) -> int:
     """Enlarges, cuts out, joins and writes."""
     command_line.load_tensorflow()
-    from srgan_tf import evaluation, pictures, resize, upscaling
+    from srgan_tf import evaluation, pictures, upscaling
 
     samples = {path.stem: path for path in pictures.sample_pictures()}
     methods = evaluation.load_methods(FLAGS.weights, tile=upscaling.DEFAULT_TILE)
@@ -44,10 +44,7 @@ def main(_) -> int:
     for column, label in enumerate(labels):
         draw.text((column * (_WIDTH + _GAP) + _WIDTH // 2, 2), label, "black", font, "ma")
     for row, (name, (top, left)) in enumerate(_DETAILS.items()):
-        picture = pictures.read_rgb(samples[name])
-        height, width = (side // 4 * 4 for side in picture.shape[:2])
-        hr = picture[:height, :width]
-        lr = resize.imresize(hr, (height // 4, width // 4))
+        lr, hr = evaluation.read_pair(evaluation.Pair(name, samples[name], None))
         # The first method is nearest: that is how LR is shown.
         for column, whole in enumerate([*(method.upscale(lr) for method in methods), hr]):
             detail = np.ascontiguousarray(whole[top : top + _HEIGHT, left : left + _WIDTH])

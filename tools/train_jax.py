@@ -47,7 +47,7 @@ _VALIDATION_SIZE = 256  # pixels of hr; one size, so that it is compiled once
 def main(argv) -> int:
     """Turns flags into a config and trains."""
     if len(argv) > 1:
-        raise app.UsageError(f"{argv[1]}: train_jax.py takes flags only, see --help")
+        raise ValueError(f"{argv[1]}: train_jax.py takes flags only, see --help")
     for name, value in _FIXED.items():
         if FLAGS[name].value != value:
             raise ValueError(f"--{name}: {_SCRIPT} has no such choice, leave it out")
