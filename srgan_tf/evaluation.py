@@ -313,7 +313,7 @@ def load_lpips() -> Callable[[np.ndarray, np.ndarray], float]:
     try:
         network = lpips.LPIPS(net="alex", verbose=False).eval()
     except Exception as error:  # the download fails in the ways of urllib, of torch and of the disk
-        reason = pictures.one_line(error)
+        reason = " ".join(str(error).split())
         raise ValueError(
             f"--lpips: the weights of AlexNet cannot be had ({reason}); lpips downloads them from "
             "download.pytorch.org once, into ~/.cache/torch"
