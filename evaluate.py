@@ -58,12 +58,12 @@ def main(argv):
 
     # Here, so that --help need not wait for TensorFlow.
     command_line.load_tensorflow()
-    from srgan_tf import evaluation, report, tables, upscaling, weights
+    from srgan_tf import evaluation, report, tables, weights
 
     sets = evaluation.open_sets(FLAGS.data, FLAGS.out_dir)
     lpips = evaluation.load_lpips() if FLAGS.lpips else None
     specs = weights.bundled() if FLAGS.weights is None else filter(None, FLAGS.weights)
-    methods = evaluation.load_methods(specs, tile=FLAGS.tile or upscaling.DEFAULT_TILE)
+    methods = evaluation.load_methods(specs, tile=FLAGS.tile)
     results = evaluation.evaluate(
         sets,
         methods,

@@ -238,7 +238,7 @@ def bicubic(lr: np.ndarray) -> np.ndarray:
     return resize.imresize(lr, (4 * lr.shape[0], 4 * lr.shape[1]))
 
 
-def load_methods(specs: Iterable[str], *, tile: int) -> list[Method]:
+def load_methods(specs: Iterable[str], *, tile: int | None = None) -> list[Method]:
     """Loads nearest, bicubic and the weights to score.
 
     Args:
@@ -261,12 +261,7 @@ def load_methods(specs: Iterable[str], *, tile: int) -> list[Method]:
         else:
             generator, provenance = weights.load_generator(spec)
             network = upscaling.compiled(generator)
-        if tile <= 2 * network.reach:
-            raise ValueError(
-                f"tiles of {tile} pixels are too small: {spec} looks at {network.reach} pixels "
-                f"around each, so give --tile={2 * network.reach + 1} or more"
-            )
-        upscale = _upscale_any(network, tile)
+        upscale = _upscale_any(network, upscaling.checked_tile(network, tile, spec))
         methods.append(Method(provenance["name"], upscale, provenance["sha256"], provenance))
     if len({method.name for method in methods}) == len(methods):
         return methods

@@ -356,7 +356,7 @@ def export(
     packages = ("onnx", "onnxruntime") if "onnx" in formats else ()
     if missing := [package for package in packages if not importlib.util.find_spec(package)]:
         raise ValueError(f"to write and try an .onnx file, pip install {' '.join(missing)}")
-    tile = upscaling.DEFAULT_TILE
+    tile = None
     if input_size:
         pairs, tile = parity.crops(pairs, input_size), max(input_size)
     with _staging(out_dir) as staging:

@@ -77,7 +77,7 @@ def build(
         if name not in folding.CARRIERS:
             return _Tensor(prelu(convolution(values, kernel, bias, mean), slope), result)
         picture = carry(x.picture, values, mean, layers[name])
-        if name == "conv_out":
+        if slope is None:
             return _Tensor(picture, result)
         y = prelu(convolution(values, kernel, bias, mean), slope)
         return _Tensor(in_8_bits(y, result), result, picture)

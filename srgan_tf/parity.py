@@ -86,7 +86,7 @@ def crops(
     return [(fit(lr, 1), fit(hr, 4)) for lr, hr in pairs]
 
 
-def compare(path: Path, expected: Reference, *, tile: int = upscaling.DEFAULT_TILE) -> Parity:
+def compare(path: Path, expected: Reference, *, tile: int | None = None) -> Parity:
     """Runs an exported file on the pictures of a reference, in tiles if they are larger."""
     network = upscaling.load_exported(path)
     results, seconds = [], 0.0

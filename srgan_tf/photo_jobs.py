@@ -174,12 +174,7 @@ def run(
                 total -= pixels[job]
                 continue
             network, precision = load(8 * photograph.colours.dtype.itemsize)
-            side = network.tile if tile is None else tile
-            if side <= 2 * network.reach:
-                raise ValueError(
-                    f"tiles of {side} pixels are too small: this network looks at {network.reach} "
-                    f"pixels around each, so give --tile={2 * network.reach + 1} or more"
-                )
+            side = upscaling.checked_tile(network, tile)
             begun = time.monotonic()
             if start is None:
                 start = begun

@@ -72,6 +72,21 @@ def upscale(
     return _joined(upscaled_pieces(generator, lr, tile=tile), lr.shape, lr.dtype)
 
 
+def checked_tile(network: Network, tile: int | None, name: str = "this network") -> int:
+    """Gives the tile that was asked for, or the network's own.
+
+    Raises:
+        ValueError: It is too small for the network, by this name.
+    """
+    tile = network.tile if tile is None else tile
+    if tile <= 2 * network.reach:
+        raise ValueError(
+            f"tiles of {tile} pixels are too small: {name} looks at {network.reach} pixels around "
+            f"each, so give --tile={2 * network.reach + 1} or more"
+        )
+    return tile
+
+
 def upscaled_pieces(
     generator: keras.Model | Network, lr: np.ndarray, *, tile: int | None = None
 ) -> Iterator[tuple[int, int, np.ndarray]]:

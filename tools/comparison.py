@@ -29,10 +29,10 @@ _HEIGHT, _WIDTH, _GAP, _LABEL = 180, 240, 4, 22
 def main(_) -> int:
     """Enlarges, cuts out, joins and writes."""
     command_line.load_tensorflow()
-    from srgan_tf import evaluation, pictures, upscaling
+    from srgan_tf import evaluation, pictures
 
     samples = {path.stem: path for path in pictures.sample_pictures()}
-    methods = evaluation.load_methods(FLAGS.weights, tile=upscaling.DEFAULT_TILE)
+    methods = evaluation.load_methods(FLAGS.weights)
     labels = ["LR", *(method.name for method in methods[1:]), "HR"]
     sheet = Image.new(
         "RGB",
