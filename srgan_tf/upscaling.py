@@ -10,6 +10,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
@@ -253,7 +254,9 @@ def receptive_field(generator: keras.Model) -> int:
 
 
 def _reach(
-    steps: list[tuple[list, list, int, int]], network_input: int | str, network_output: int | str
+    steps: list[tuple[list, list, int | Fraction, int]],
+    network_input: int | str,
+    network_output: int | str,
 ) -> int:
     """Walks a network backwards and gives the margin that its input must have.
 
@@ -320,18 +323,24 @@ def _load_saved_model(path: Path) -> Network:
     call.model = model  # the signature alone does not keep the variables alive
     frozen = convert_variables_to_constants_v2(serve)  # also unfolds calls of inner functions
     steps = []
+    enlarged = {}  # by how much each tensor is, where not by 1
     for operation in frozen.graph.get_operations():
         inputs, outputs = ([x.name for x in xs] for xs in (operation.inputs, operation.outputs))
+        enlargement = max((enlarged.get(name, 1) for name in inputs), default=1)
+        factor, size = 1, 0
         if operation.type in ("Conv2D", "DepthwiseConv2dNative"):
-            if max(operation.get_attr("strides")) > 1:
-                raise ValueError(f"{path}: a convolution with strides, no generator")
-            size = max(operation.inputs[1].shape[:2]) // 2 * max(operation.get_attr("dilations"))
-            steps.append((inputs, outputs, 1, size))
+            stride = max(operation.get_attr("strides"))
+            if enlargement % stride:
+                raise ValueError(f"{path}: a convolution that skips lr pixels, no generator")
+            factor = Fraction(1, stride)
+            kernel = (max(operation.inputs[1].shape[:2]) - 1) * max(operation.get_attr("dilations"))
+            size = (kernel + 2 - stride) // 2
         elif operation.type == "DepthToSpace":
-            steps.append((inputs, outputs, operation.get_attr("block_size"), 0))
+            factor = operation.get_attr("block_size")
         else:
             _refuse_spatial(operation.type, path)
-            steps.append((inputs, outputs, 1, 0))
+        enlarged |= dict.fromkeys(outputs, int(enlargement * factor))
+        steps.append((inputs, outputs, factor, size))
     reach = _reach(steps, frozen.inputs[0].name, frozen.outputs[0].name)
     bits = 16 if spec.dtype == serve.structured_outputs[result].dtype == tf.float32 else 8
     return Network(call, reach, bits)

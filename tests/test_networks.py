@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from srgan_tf import networks
 
@@ -72,22 +73,69 @@ def test_the_full_start_is_near_nearest_and_random_is_not():
     assert errors["nearest"] < 0.05 < 0.2 < errors["random"]
 
 
-def test_prelu_is_keras_prelu_with_the_same_gradients():
-    import tensorflow as tf
+def _with_gradients(layer, x, weights, **options):
+    """A layer's result, gradients and weights after one call."""
+    layer.build(x.shape)
+    layer.set_weights(weights)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = layer(x, **options)
+        loss = tf.reduce_sum(tf.cast(y * tf.cos(y), tf.float32))
+    return [y, *tape.gradient(loss, [x, *layer.trainable_weights]), *layer.weights]
 
-    x = tf.constant(np.random.default_rng(0).normal(size=(2, 5, 6, 4)).astype(np.float32))
+
+def _random(*shape):
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+def test_prelu_is_keras_prelu_with_the_same_gradients():
     slopes = np.array([-0.5, 0.0, 0.25, 1.5], np.float32).reshape(1, 1, 4)
-    results = []
-    for layer in (networks.PReLU(), keras.layers.PReLU(shared_axes=[1, 2])):
-        layer.build(x.shape)
-        layer.set_weights([slopes])
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            y = layer(x)
-            loss = tf.reduce_sum(y * tf.cos(y))
-        results.append([y, *tape.gradient(loss, [x, *layer.trainable_weights])])
-    for ours, theirs in zip(*results, strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    ours, theirs = (
+        _with_gradients(layer, tf.constant(_random(2, 5, 6, 4)), [slopes])
+        for layer in (networks.PReLU(), keras.layers.PReLU(shared_axes=[1, 2]))
+    )
+    for value, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(value, other, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [("float32", 1e-5), ("mixed_bfloat16", 0.06), ("mixed_float16", 0.01)]
+)
+def test_batch_norm_is_keras_batch_norm_with_the_same_gradients(dtype, tolerance):
+    x = tf.constant(3 * _random(3, 5, 6, 4) + 1)
+    weights = [*(1 + _random(4, 4) / 4)]
+    ours, theirs = (
+        _with_gradients(kind(dtype=dtype), x, weights, training=True)
+        for kind in (networks.BatchNormalization, keras.layers.BatchNormalization)
+    )
+    assert not np.array_equal(ours[-2], weights[-2])
+    for value, other in zip(ours, theirs, strict=True):
+        assert value.dtype == other.dtype
+        value, other = (np.asarray(v, np.float32) for v in (value, other))
+        np.testing.assert_allclose(value, other, atol=tolerance * np.abs(other).max())
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_batch_norm_uses_its_moving_statistics_outside_training(frozen):
+    x = tf.constant(_random(3, 5, 6, 4))
+    weights = [*(1 + _random(4, 4) / 4)]
+    ours, theirs = (
+        _with_gradients(kind(trainable=not frozen), x, weights, training=frozen)
+        for kind in (networks.BatchNormalization, keras.layers.BatchNormalization)
+    )
+    for value, other in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(value, other)
+
+
+def test_two_by_two_pixels_at_a_time_are_keras_convolution_with_the_same_gradients():
+    x = tf.constant(_random(2, 12, 6, 5))
+    weights = [_random(9, 9, 5, 3), _random(3)]
+    ours, theirs = (
+        _with_gradients(kind(3, 9, padding="same"), x, weights)
+        for kind in (networks.Conv2D, keras.layers.Conv2D)
+    )
+    for value, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(value, other, atol=1e-5 * np.abs(other).max())
 
 
 def test_a_generator_survives_keras_and_weights_files(tmp_path):
