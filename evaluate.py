@@ -70,7 +70,7 @@ def main(argv):
         out_dir=FLAGS.out_dir,
         fresh=FLAGS.fresh,
         lpips=lpips,
-        progress=evaluation.progress_bar(),
+        progress=command_line.progress_bar(),
     )
     for line in results.left_out:
         print(f"left out: {line}", file=sys.stderr)

@@ -70,7 +70,7 @@ def main(argv):
     command_line.load_tensorflow()
     from PIL import Image
 
-    from srgan_tf import evaluation, inference, photo_jobs, photographs
+    from srgan_tf import inference, photo_jobs, photographs
 
     # Pillow warns above this number and refuses above twice of it.
     Image.MAX_IMAGE_PIXELS = int(FLAGS.max_megapixels * 1e6 / 2)
@@ -83,7 +83,7 @@ def main(argv):
         print(f"{there} skipped: already there (--overwrite makes them again)")
 
     # Made with the first picture, so that its clock does not count the loading of the network.
-    bar = functools.cache(evaluation.progress_bar)
+    bar = functools.cache(command_line.progress_bar)
 
     def line(text, stream):
         if sys.stderr.isatty():

@@ -1,7 +1,8 @@
 """Contenders, each in a process of its own, that take turns: A B C, B C A, and so on.
 
 What else the machine does then hits all of them alike, and none lives on another's threads or
-memory. A benchmark calls `compare` with commands that call `serve`.
+memory, but for what is held `beside` it. A benchmark calls `compare` with commands that call
+`serve`.
 """
 
 import contextlib
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,16 +27,23 @@ class Result(NamedTuple):
         megabytes: The most memory that its process held.
         answer: What `serve` was given to compare with others, or None.
         facts: What else it said of itself.
+        beside: Seconds of the work beside it, turn by turn, where it has any.
     """
 
     seconds: list[float]
     megabytes: float
     answer: np.ndarray | None
     facts: dict
+    beside: Sequence[float] = ()
 
 
 def serve(
-    work: Callable[[], None], answer: np.ndarray | None = None, *, times: int = 1, **facts
+    work: Callable[[], None],
+    answer: np.ndarray | None = None,
+    *,
+    times: int = 1,
+    beside: Callable[[], None] | None = None,
+    **facts,
 ) -> None:
     """Works for each line that comes in and says how long it took; called by a contender.
 
@@ -43,17 +51,23 @@ def serve(
         work: What is measured; it has been run before, so that nothing is left to be prepared.
         answer: To compare with the other contenders' answers.
         times: How often a turn does the work; its seconds are those of once.
+        beside: What is held against `work` in the same process: each turn does both, and turns
+            alternate in which comes first.
         **facts: For `Result.facts`.
     """
     replies = os.fdopen(int(os.environ["TURNS_REPLIES"]), "w", buffering=1)
     if answer is not None:
         np.save(os.environ["TURNS_ANSWER"], answer)
     print(json.dumps(facts), file=replies)
-    for _ in sys.stdin:
-        start = time.perf_counter()
-        for _ in range(times):
-            work()
-        print(json.dumps((time.perf_counter() - start) / times), file=replies)
+    works = [work] if beside is None else [work, beside]
+    for turn, _ in enumerate(sys.stdin):
+        seconds = [0.0] * len(works)
+        for which in rotated(list(range(len(works))), turn):
+            start = time.perf_counter()
+            for _ in range(times):
+                works[which]()
+            seconds[which] = (time.perf_counter() - start) / times
+        print(json.dumps(seconds), file=replies)
     # Not getrusage: its peak is also that of the process which this one was started from.
     status = Path("/proc/self/status").read_text().splitlines()
     kilobytes = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
@@ -112,7 +126,8 @@ def compare(commands: dict[str, list[str]], rounds: int) -> dict[str, Result | s
             elif name not in results:
                 answer = contender.answer
                 answer = np.load(answer) if answer.exists() else None
-                results[name] = Result(seconds[name], megabytes, answer, facts)
+                own, *beside = zip(*seconds[name], strict=True)
+                results[name] = Result(list(own), megabytes, answer, facts, *map(list, beside))
             contender.process.wait()
     return {name: results[name] for name in commands}
 

@@ -1,8 +1,10 @@
-"""What the scripts at the top have in common: quiet libraries, and errors in one line."""
+"""What the scripts at the top have in common: quiet libraries, progress, errors in one line."""
 
 import contextlib
+import datetime
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 
 from absl import flags
@@ -46,6 +48,45 @@ def native_logs_hidden() -> Iterator[None]:
         with open(os.devnull, "w") as nothing:
             os.dup2(nothing.fileno(), 2)
         yield
+
+
+def progress_bar(stream=None) -> Callable[[float, str], None]:
+    """Makes a progress bar with the time that is left.
+
+    Args:
+        stream: Where to, by default stderr. The line is repainted on a terminal; elsewhere a new
+            one is written at every tenth.
+
+    Returns:
+        A function of the fraction done, in 0..1, and what comes next. 1 ends the bar.
+    """
+    stream = stream or sys.stderr
+    start = time.monotonic()
+    tenth = 0
+
+    def progress(fraction: float, what: str) -> None:
+        nonlocal tenth
+        if stream.isatty():
+            if fraction >= 1:
+                stream.write("\r\x1b[K")
+            else:
+                bar = ("#" * round(20 * fraction)).ljust(20, ".")
+                columns = os.get_terminal_size(stream.fileno()).columns
+                line = f"[{bar}] {100 * fraction:3.0f} %{_left(start, fraction)}  {what}"
+                stream.write(f"\r\x1b[K{line[: columns - 1]}")
+        elif tenth < int(10 * fraction) < 10:
+            tenth = int(10 * fraction)
+            stream.write(f"{100 * fraction:.0f} %{_left(start, fraction)}  {what}\n")
+        stream.flush()
+
+    return progress
+
+
+def _left(start: float, fraction: float) -> str:
+    if fraction <= 0:
+        return ""
+    seconds = round((time.monotonic() - start) * (1 - fraction) / fraction)
+    return f"  {datetime.timedelta(seconds=seconds)} left"
 
 
 def exit_code(main: Callable[[list[str]], int], argv: list[str], interrupted: str) -> int:

@@ -2,13 +2,10 @@
 
 import contextlib
 import dataclasses
-import datetime
 import hashlib
 import json
 import os
 import re
-import sys
-import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from srgan_tf import metrics, pictures, resize, upscaling, weights
+from srgan_tf import metrics, pictures, records, resize, upscaling, weights
 
 MEASURES = {"psnr": "PSNR", "ssim": "SSIM (paper)", "ssim_wang": "SSIM (Wang)", "lpips": "LPIPS"}
 SAMPLE = "sample"
@@ -465,9 +462,8 @@ class _Kept:
         file = Path(_PICTURES, *folders, f"{_safe(name)}-{key[:8]}.png")
         path = self._out_dir / file
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f"{path.name}.tmp")
-        Image.fromarray(picture).save(beside, "PNG")
-        os.replace(beside, path)
+        with records.replacing(path) as beside:
+            Image.fromarray(picture).save(beside)
         return self.log({"key": key, "file": file.as_posix(), "scores": scores})
 
     def log(self, record: dict) -> dict:
@@ -491,42 +487,3 @@ def _safe(name: str) -> str:
     if safe == name:
         return name
     return f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
-
-
-def progress_bar(stream=None) -> Callable[[float, str], None]:
-    """Makes a progress bar with the time that is left.
-
-    Args:
-        stream: Where to, by default stderr. The line is repainted on a terminal; elsewhere a new
-            one is written at every tenth.
-
-    Returns:
-        A function of the fraction done, in 0..1, and what comes next. 1 ends the bar.
-    """
-    stream = stream or sys.stderr
-    start = time.monotonic()
-    tenth = 0
-
-    def progress(fraction: float, what: str) -> None:
-        nonlocal tenth
-        if stream.isatty():
-            if fraction >= 1:
-                stream.write("\r\x1b[K")
-            else:
-                bar = ("#" * round(20 * fraction)).ljust(20, ".")
-                columns = os.get_terminal_size(stream.fileno()).columns
-                line = f"[{bar}] {100 * fraction:3.0f} %{_left(start, fraction)}  {what}"
-                stream.write(f"\r\x1b[K{line[: columns - 1]}")
-        elif tenth < int(10 * fraction) < 10:
-            tenth = int(10 * fraction)
-            stream.write(f"{100 * fraction:.0f} %{_left(start, fraction)}  {what}\n")
-        stream.flush()
-
-    return progress
-
-
-def _left(start: float, fraction: float) -> str:
-    if fraction <= 0:
-        return ""
-    seconds = round((time.monotonic() - start) * (1 - fraction) / fraction)
-    return f"  {datetime.timedelta(seconds=seconds)} left"

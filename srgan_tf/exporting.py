@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from srgan_tf import folding, networks, parity, pictures, signals, upscaling
+from srgan_tf import folding, networks, parity, pictures, records, signals, upscaling
 
 FORMATS = ("savedmodel", "tflite", "onnx")
 QUANTIZE = ("float32", "float16", "dynamic", "int8")
@@ -112,7 +112,8 @@ def write_tflite(
             means = litert.calibrate(layers, calibration)
         weights = "int8" if quantize == "dynamic" else quantize
         model = litert.in_float(layers, weights=weights, input_size=input_size, means=means)
-    _replace(Path(path), model)
+    with records.replacing(Path(path)) as beside:
+        beside.write_bytes(model)
     return Path(path)
 
 
@@ -290,15 +291,9 @@ def write_onnx(generator: keras.Model, path: str | os.PathLike) -> Path:
     reach = str(upscaling.receptive_field(generator))
     onnx.helper.set_model_props(model, {"reach": reach})
     onnx.checker.check_model(model)
-    _replace(Path(path), model.SerializeToString())
+    with records.replacing(Path(path)) as beside:
+        beside.write_bytes(model.SerializeToString())
     return Path(path)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all."""
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_bytes(content)
-    beside.replace(path)
 
 
 class Written(NamedTuple):

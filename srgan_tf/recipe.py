@@ -7,6 +7,11 @@ import keras
 
 from srgan_tf import losses, networks, vgg, weights
 
+# Raise it with a change after which the same flags and pictures give other weights: runs of the
+# version before are then not gone on with. 2: Adam's epsilon is 1e-8. 3: Adam by one kernel.
+# 4: batch norms by one kernel; the last convolution makes two by two pixels at a time.
+VERSION = 4
+
 # What may differ when a run goes on: it changes what is seen or how fast, not the weights. That
 # pictures are those of the start is seen by themselves, wherever they lie now.
 MAY_CHANGE = frozenset({
@@ -74,6 +79,10 @@ def check(config: Config) -> None:
         raise ValueError(
             f"--warmup_steps={config.warmup_steps} is not below --steps={config.steps}"
         )
+    if config.val_data and not config.val_pictures:
+        raise ValueError(
+            f"--val_data={config.val_data}: --val_pictures=0 looks at none; leave out one flag"
+        )
     if config.crop_size % 4:
         raise ValueError(f"--crop_size={config.crop_size}: must be a multiple of 4")
     if config.adversarial_weight and config.crop_size % 16:
@@ -107,6 +116,23 @@ def refuse_changes(config: Config, before: dict) -> None:
         )
 
 
+def refuse_other_version(config: Config, record: dict) -> None:
+    """Refuses to go on with a run that another version started, whose steps were others.
+
+    Args:
+        config: The run.
+        record: What run.json has of its start.
+
+    Raises:
+        ValueError: Its `VERSION` is another; one line.
+    """
+    if record.get("recipe") != VERSION:
+        raise ValueError(
+            f"--run_dir={config.run_dir}: started by a version of this program (commit"
+            f" {record.get('commit')}) that trained otherwise; use that, or give another --run_dir"
+        )
+
+
 def going_on(config: Config, vgg_found: str | None) -> Config:
     """Gives the config to `build` a run that goes on by.
 
@@ -137,13 +163,13 @@ def build(
 
     Returns:
         The generator; the discriminator, or None; the content loss by its name; and what is to be
-        written down: which VGG, where the generator starts.
+        written down: this version, which VGG, where the generator starts.
 
     Raises:
         ValueError, FileNotFoundError: Weights cannot be had or do not fit; one line.
     """
     dtype = config.mixed_precision
-    facts = {"vgg": None, "generator": f"{config.init} start"}
+    facts = {"recipe": VERSION, "vgg": None, "generator": f"{config.init} start"}
     generator = networks.build_generator(
         residual_blocks=config.residual_blocks,
         filters=config.filters,

@@ -1,4 +1,4 @@
-"""What is written down of a run, and what a result comes from. No TensorFlow.
+"""What is written down of a run and what a result comes from; files replaced whole. No TensorFlow.
 
 flags.txt   a flagfile that repeats the run
 run.json    flags, versions, data, losses at the start; when it went on, and where
@@ -10,24 +10,38 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
 import keras
 
 
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives a file beside `path` to write, which then becomes `path`.
+
+    A kill leaves the old file or the new one, and maybe `.part.NAME`; an error leaves the old one.
+    """
+    # Formats are told by the end of a name.
+    beside = path.with_name(f".part.{path.name}")
+    try:
+        yield beside
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 beside and renames, so that a kill leaves the old text or the new one."""
-    beside = path.with_name(f"{path.name}.tmp")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
+    """Writes UTF-8, whole or not at all."""
+    with replacing(path) as beside:
+        beside.write_text(text, encoding="utf-8")
 
 
 def save_weights(generator: keras.Model, path: Path) -> None:
-    """Writes a .weights.h5 file beside and renames it."""
-    beside = path.with_name(f"tmp.{path.name}")
-    generator.save_weights(beside)
-    os.replace(beside, path)
+    """Writes a .weights.h5 file, whole or not at all."""
+    with replacing(path) as beside:
+        generator.save_weights(beside)
 
 
 def write_start(run_dir: Path, config: dict, facts: dict) -> None:

@@ -187,9 +187,8 @@ class RunLog:
         self._record(step, values)
         width = max(row.shape[1] for row in shown)
         sheet = np.vstack([np.pad(r, ((0, 4), (0, width - r.shape[1]), (0, 0))) for r in shown])
-        beside = self._run_dir / "validation.tmp.png"
-        Image.fromarray(sheet).save(beside)
-        os.replace(beside, self._run_dir / "validation.png")
+        with records.replacing(self._run_dir / "validation.png") as beside:
+            Image.fromarray(sheet).save(beside)
 
         psnr, loss = values["validation_psnr"], values["validation_loss"]
         start = "\r\x1b[2K" if self._is_terminal else ""

@@ -18,11 +18,6 @@ from absl import logging
 
 from srgan_tf import adam, data, gan, pictures, recipe, records, run_folder, signals
 
-# Raise it with a change after which the same flags and pictures give other weights: runs of the
-# version before are then not gone on with. 2: Adam's epsilon is 1e-8. 3: Adam by one kernel. 4: so
-# are batch norms, and the last convolution makes two by two pixels at a time.
-_RECIPE = 4
-
 
 class Stopped(Exception):
     """A signal ended the run; what was reached is saved. `signum` says which."""
@@ -81,7 +76,6 @@ def train(config: recipe.Config, strategy: tf.distribute.Strategy | None = None)
         checkpoint = _checkpoint(model)
     restored = _restore(checkpoint, run_dir / "checkpoints")
     first_step = int(checkpoint.step.numpy())
-    facts["recipe"] = _RECIPE
     facts["train_data"] = data.describe(train_source)
     facts["validation"] = {
         "data": config.val_data or "held out from the training data",
@@ -89,7 +83,7 @@ def train(config: recipe.Config, strategy: tf.distribute.Strategy | None = None)
         "fingerprint": data.describe(val_source)["fingerprint"] if val_source else None,
     }
     if restored:
-        _refuse_other_findings(facts, run_dir)
+        _refuse_other_findings(config, facts)
         facts["generator"] = f"{restored}, step {first_step}"
     batches = _distribute(config, strategy, train_source, first_step)
     run_steps = _step_function(config, strategy, model)
@@ -191,14 +185,11 @@ def _refuse_other_run(config: recipe.Config, run_dir: Path) -> None:
     recipe.refuse_changes(config, record["config"])
 
 
-def _refuse_other_findings(facts: dict, run_dir: Path) -> None:
+def _refuse_other_findings(config: recipe.Config, facts: dict) -> None:
     """Refuses to go on where the same flags now mean other steps, pictures or another VGG."""
+    run_dir = Path(config.run_dir)
     before = records.read_start(run_dir)
-    if before.get("recipe") != _RECIPE:
-        raise ValueError(
-            f"--run_dir={run_dir}: started by a version of this program (commit"
-            f" {before.get('commit')}) that trained otherwise; use that, or give another --run_dir"
-        )
+    recipe.refuse_other_version(config, before)
     if before["vgg"] != facts["vgg"]:
         raise ValueError(
             f"--vgg_weights: {run_dir} was started with {before['vgg']}, not {facts['vgg']}; give"

@@ -323,24 +323,19 @@ def _load_saved_model(path: Path) -> Network:
     call.model = model  # the signature alone does not keep the variables alive
     frozen = convert_variables_to_constants_v2(serve)  # also unfolds calls of inner functions
     steps = []
-    enlarged = {}  # by how much each tensor is, where not by 1
     for operation in frozen.graph.get_operations():
         inputs, outputs = ([x.name for x in xs] for xs in (operation.inputs, operation.outputs))
-        enlargement = max((enlarged.get(name, 1) for name in inputs), default=1)
         factor, size = 1, 0
         if operation.type in ("Conv2D", "DepthwiseConv2dNative"):
-            stride = max(operation.get_attr("strides"))
-            if enlargement % stride:
-                raise ValueError(f"{path}: a convolution that skips lr pixels, no generator")
+            dilation, stride = (max(operation.get_attr(a)) for a in ("dilations", "strides"))
             factor = Fraction(1, stride)
-            kernel = (max(operation.inputs[1].shape[:2]) - 1) * max(operation.get_attr("dilations"))
-            size = (kernel + 2 - stride) // 2
+            size = _beyond((max(operation.inputs[1].shape[:2]) - 1) * dilation + 1, stride)
         elif operation.type == "DepthToSpace":
             factor = operation.get_attr("block_size")
         else:
             _refuse_spatial(operation.type, path)
-        enlarged |= dict.fromkeys(outputs, int(enlargement * factor))
         steps.append((inputs, outputs, factor, size))
+    _refuse_skipped(steps, path)
     reach = _reach(steps, frozen.inputs[0].name, frozen.outputs[0].name)
     bits = 16 if spec.dtype == serve.structured_outputs[result].dtype == tf.float32 else 8
     return Network(call, reach, bits)
@@ -383,21 +378,36 @@ def _load_tflite(path: Path) -> Network:
         interpreter.invoke()
         return interpreter.get_tensor(result["index"])
 
-    shapes = {tensor["index"]: tensor["shape"] for tensor in interpreter.get_tensor_details()}
-    steps = []
-    for operation in interpreter._get_ops_details():  # no public way to see the operations
-        kind = operation["op_name"]
-        inputs, outputs = operation["inputs"].tolist(), operation["outputs"].tolist()
-        if kind in ("CONV_2D", "DEPTHWISE_CONV_2D"):
-            steps.append((inputs, outputs, 1, max(shapes[inputs[1]][1:3]) // 2))
-        elif kind == "DEPTH_TO_SPACE":
-            factor = math.isqrt(shapes[inputs[0]][-1] // shapes[outputs[0]][-1])
-            steps.append((inputs, outputs, factor, 0))
-        else:
-            _refuse_spatial(kind, path)
-            steps.append((inputs, outputs, 1, 0))
+    steps = _tflite_steps(path)
+    _refuse_skipped(steps, path)
     bits = 16 if given["dtype"] == result["dtype"] == np.float32 else 8
     return Network(call, _reach(steps, given["index"], result["index"]), bits)
+
+
+def _tflite_steps(path: Path) -> list[tuple[list, list, int | Fraction, int]]:
+    """What `_reach` needs of a .tflite file."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    kinds = {number: kind for kind, number in vars(schema.BuiltinOperator).items()}
+    model = schema.ModelT.InitFromPackedBuf(path.read_bytes())
+    (graph,) = model.subgraphs
+    steps = []
+    for operator in graph.operators:
+        code = model.operatorCodes[operator.opcodeIndex]
+        kind = kinds[max(code.builtinCode, code.deprecatedBuiltinCode)]
+        options = operator.builtinOptions
+        factor, size = 1, 0
+        if kind in ("CONV_2D", "DEPTHWISE_CONV_2D"):
+            stride = max(options.strideH, options.strideW)
+            dilation = max(options.dilationHFactor, options.dilationWFactor)
+            kernel = max(graph.tensors[operator.inputs[1]].shape[1:3])
+            factor, size = Fraction(1, stride), _beyond((kernel - 1) * dilation + 1, stride)
+        elif kind == "DEPTH_TO_SPACE":
+            factor = options.blockSize
+        else:
+            _refuse_spatial(kind, path)
+        steps.append((list(operator.inputs), list(operator.outputs), factor, size))
+    return steps
 
 
 def _load_onnx(path: Path) -> Network:
@@ -419,8 +429,23 @@ def _load_onnx(path: Path) -> Network:
     return Network(call, reach, 16)
 
 
+def _beyond(kernel: int, stride: int) -> int:
+    """How far a "same" convolution looks beyond the block of pixels that it makes one of."""
+    return max(0, int(kernel) - stride + 1) // 2
+
+
+def _refuse_skipped(steps: list[tuple[list, list, int | Fraction, int]], path: Path) -> None:
+    """Refuses strides over lr pixels, as whose multiples tiles do not begin."""
+    enlarged = {}
+    for inputs, outputs, factor, _ in steps:
+        enlargement = max((enlarged.get(tensor, 1) for tensor in inputs), default=1) * factor
+        if enlargement.denominator > 1:
+            raise ValueError(f"{path}: has a convolution that skips lr pixels, is no generator")
+        enlarged |= dict.fromkeys(outputs, enlargement)
+
+
 def _refuse_spatial(kind: str, path: Path) -> None:
     """Refuses operations that mix or move positions in ways that `_reach` does not know."""
-    spatial = "pool|resize|backprop|transpose_conv|conv_?3d|space_?to|mean|matmul|fully"
+    spatial = "custom|pool|resize|backprop|transpose_conv|conv_?3d|space_?to|mean|matmul|fully"
     if re.search(spatial, kind, re.IGNORECASE):
         raise ValueError(f"{path}: cannot tell how far this network sees, it has a {kind}")

@@ -17,7 +17,17 @@ import tensorflow as tf
 from conftest import photograph
 from PIL import Image
 
-from srgan_tf import evaluation, exporting, metrics, pictures, report, resize, tables, weights
+from srgan_tf import (
+    command_line,
+    evaluation,
+    exporting,
+    metrics,
+    pictures,
+    report,
+    resize,
+    tables,
+    weights,
+)
 from srgan_tf.networks import build_generator
 
 ROOT = Path(__file__).parents[1]
@@ -516,9 +526,9 @@ class _Terminal(io.StringIO):
 def test_the_progress_bar_is_repainted_on_a_terminal_only(monkeypatch):
     monkeypatch.setattr(os, "get_terminal_size", lambda fd: os.terminal_size((60, 20)))
     clock = iter(range(0, 1000, 10))
-    monkeypatch.setattr(evaluation.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(command_line.time, "monotonic", lambda: next(clock))
     stream = _Terminal()
-    progress = evaluation.progress_bar(stream)
+    progress = command_line.progress_bar(stream)
     progress(0, "Set5 001: nearest")
     progress(0.25, "Set5 002: nearest")
     assert "\n" not in stream.getvalue()
@@ -527,7 +537,7 @@ def test_the_progress_bar_is_repainted_on_a_terminal_only(monkeypatch):
     assert stream.getvalue().endswith("\r\x1b[K")
 
     stream = io.StringIO()
-    progress = evaluation.progress_bar(stream)
+    progress = command_line.progress_bar(stream)
     for i in range(101):
         progress(i / 100, "a picture")
     assert len(stream.getvalue().splitlines()) == 9

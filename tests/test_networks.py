@@ -1,3 +1,8 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -115,6 +120,28 @@ def test_batch_norm_is_keras_batch_norm_with_the_same_gradients(dtype, tolerance
         np.testing.assert_allclose(value, other, atol=tolerance * np.abs(other).max())
 
 
+def test_batch_norm_keeps_keras_statistics_by_the_kernel_that_training_uses():
+    script = """
+import numpy as np, tensorflow as tf, keras
+from srgan_tf import networks
+x = tf.constant(np.random.default_rng(0).normal(size=(2, 2, 2, 16)).astype(np.float32))
+for kind in (networks.BatchNormalization, keras.layers.BatchNormalization):
+    layer = kind()
+    tf.function(layer)(x, training=True)
+    print(*np.concatenate(layer.get_weights()))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"TF_ENABLE_ONEDNN_OPTS": "1"},
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    ours, theirs = (np.array(line.split(), float) for line in done.stdout.splitlines())
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
 @pytest.mark.parametrize("frozen", [False, True])
 def test_batch_norm_uses_its_moving_statistics_outside_training(frozen):
     x = tf.constant(_random(3, 5, 6, 4))
@@ -163,6 +190,8 @@ def test_pictures_and_logits_are_float32_under_mixed_precision(dtype):
 
 
 def test_wrong_arguments_are_named():
+    with pytest.raises(ValueError, match="this needs keras.layers.Conv2D"):
+        networks.Conv2D(3, 9, strides=2)
     with pytest.raises(ValueError, match="init is 'zeros'"):
         networks.build_generator(init="zeros")
     with pytest.raises(ValueError, match="crop_size is 40"):

@@ -199,6 +199,7 @@ def test_what_a_user_gets_wrong_is_one_line(photo_folder, tmp_path):
         ("nowhere: no such", {"init_generator": "nowhere"}),
         ("--content_loss: VGG19 has no layer 'conv9'", {"content_loss": "conv9"}),
         ("--warmup_steps belongs to", {"warmup_steps": 5}),
+        ("--val_data=sample: --val_pictures=0", {"val_data": "sample", "val_pictures": 0}),
         (
             "--warmup_steps=5 is not below --steps=5",
             {"warmup_steps": 5, "steps": 5, "learning_rate_schedule": "cosine"},

@@ -174,6 +174,22 @@ def test_a_tflite_file_gives_what_the_generator_gives(generator, tmp_path, dtype
         assert _largest_difference(sr, _levels(generator, lr)) <= 1
 
 
+@pytest.mark.parametrize("kind", ["SavedModel", "tflite"])
+def test_a_network_that_skips_pixels_is_refused(kind, tmp_path):
+    picture = keras.Input((None, None, 3))
+    half = keras.layers.Conv2D(64, 4, strides=2, padding="same")(picture)
+    network = keras.Model(picture, keras.ops.depth_to_space(half, 4))
+    path = tmp_path / "network.tflite"
+    if kind == "tflite":
+        pytest.importorskip("ai_edge_litert")
+        _tflite(network, path, tf.float32)
+    else:
+        path = tmp_path / "saved_model"
+        network.export(path, verbose=False)
+    with pytest.raises(ValueError, match="has a convolution that skips lr pixels"):
+        upscaling.load_exported(path)
+
+
 def test_a_tile_that_litert_has_no_memory_for_is_a_memory_error(generator, tmp_path):
     pytest.importorskip("ai_edge_litert")
     network = upscaling.load_exported(_tflite(generator, tmp_path / "net.tflite", tf.float32))

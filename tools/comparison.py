@@ -3,7 +3,6 @@ r"""Draws docs/comparison.png: details of two sample photographs as LR, bicubic,
 python tools/comparison.py --weights=srresnet_mse
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -29,7 +28,7 @@ _HEIGHT, _WIDTH, _GAP, _LABEL = 180, 240, 4, 22
 def main(_) -> int:
     """Enlarges, cuts out, joins and writes."""
     command_line.load_tensorflow()
-    from srgan_tf import evaluation, pictures
+    from srgan_tf import evaluation, pictures, records
 
     samples = {path.stem: path for path in pictures.sample_pictures()}
     methods = evaluation.load_methods(FLAGS.weights)
@@ -50,9 +49,8 @@ def main(_) -> int:
             detail = np.ascontiguousarray(whole[top : top + _HEIGHT, left : left + _WIDTH])
             place = column * (_WIDTH + _GAP), _LABEL + row * (_HEIGHT + _GAP)
             sheet.paste(Image.fromarray(detail), place)
-    beside = f"{FLAGS.out}.tmp.png"
-    sheet.save(beside, optimize=True)
-    os.replace(beside, FLAGS.out)
+    with records.replacing(Path(FLAGS.out)) as beside:
+        sheet.save(beside, optimize=True)
     print(FLAGS.out)
     return 0
 

@@ -194,6 +194,7 @@ def start_or_go_on(config, record: dict | None, found: dict) -> tuple:
         run_dir.mkdir(parents=True, exist_ok=True)
         records.write_start(run_dir, dataclasses.asdict(config), facts)
         return generator, model, model.state, 0
+    recipe.refuse_other_version(config, record)
     state, step = load_state(run_dir, model.state)
     records.add_resumption(run_dir, step, facts)
     return generator, model, state, step
@@ -482,9 +483,8 @@ def save(run_dir: Path, state, step: int, generator, model: Model, is_last: bool
     newest = run_dir / "generator.newest.weights.h5"
     records.save_weights(generator, run_dir / "generator.weights.h5" if is_last else newest)
     named = {str(i): leaf for i, leaf in enumerate(leaves)}
-    beside = run_dir / "part.state.npz"
-    np.savez(beside, step=step, **named)
-    os.replace(beside, run_dir / "state.npz")
+    with records.replacing(run_dir / "state.npz") as beside:
+        np.savez(beside, step=step, **named)
     if is_last:
         newest.unlink(missing_ok=True)
 
