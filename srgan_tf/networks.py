@@ -37,7 +37,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
     def call(self, inputs, training=None, mask=None):
         """Normalizes `inputs` [N, h, w, channels]; the same shape and dtype."""
-        trains = training and self.trainable
+        trains = training and self.trainable and mask is None
         if not trains or self.synchronized or keras.backend.backend() != "tensorflow":
             return super().call(inputs, training=training, mask=mask)
         import tensorflow as tf

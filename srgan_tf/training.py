@@ -141,7 +141,7 @@ def build_model(config: recipe.Config, *, synchronized: bool = False) -> tuple[g
         synchronized: Batch statistics over all replicas.
 
     Returns:
-        The compiled model, and what is to be written down: which VGG, where the generator starts.
+        The compiled model, and what is to be written down, as `recipe.build` gives it.
 
     Raises:
         ValueError, FileNotFoundError: Weights cannot be had or do not fit; one line.

@@ -240,7 +240,8 @@ def receptive_field(generator: keras.Model) -> int:
         )
         if isinstance(operation, keras.layers.Conv2D) and operation.strides == (1, 1):
             reaches = zip(operation.kernel_size, operation.dilation_rate, strict=True)
-            steps.append((inputs, outputs, 1, max(size // 2 * rate for size, rate in reaches)))
+            size = max(_beyond(kernel, dilation) for kernel, dilation in reaches)
+            steps.append((inputs, outputs, 1, size))
         elif type(operation).__name__ == "DepthToSpace":  # the operation's class is not public
             steps.append((inputs, outputs, operation.block_size, 0))
         elif isinstance(operation, pointwise):
@@ -329,7 +330,7 @@ def _load_saved_model(path: Path) -> Network:
         if operation.type in ("Conv2D", "DepthwiseConv2dNative"):
             dilation, stride = (max(operation.get_attr(a)) for a in ("dilations", "strides"))
             factor = Fraction(1, stride)
-            size = _beyond((max(operation.inputs[1].shape[:2]) - 1) * dilation + 1, stride)
+            size = _beyond(max(operation.inputs[1].shape[:2]), dilation, stride)
         elif operation.type == "DepthToSpace":
             factor = operation.get_attr("block_size")
         else:
@@ -390,7 +391,7 @@ def _tflite_steps(path: Path) -> list[tuple[list, list, int | Fraction, int]]:
 
     kinds = {number: kind for kind, number in vars(schema.BuiltinOperator).items()}
     model = schema.ModelT.InitFromPackedBuf(path.read_bytes())
-    (graph,) = model.subgraphs
+    graph = model.subgraphs[0]
     steps = []
     for operator in graph.operators:
         code = model.operatorCodes[operator.opcodeIndex]
@@ -401,7 +402,7 @@ def _tflite_steps(path: Path) -> list[tuple[list, list, int | Fraction, int]]:
             stride = max(options.strideH, options.strideW)
             dilation = max(options.dilationHFactor, options.dilationWFactor)
             kernel = max(graph.tensors[operator.inputs[1]].shape[1:3])
-            factor, size = Fraction(1, stride), _beyond((kernel - 1) * dilation + 1, stride)
+            factor, size = Fraction(1, stride), _beyond(kernel, dilation, stride)
         elif kind == "DEPTH_TO_SPACE":
             factor = options.blockSize
         else:
@@ -429,9 +430,9 @@ def _load_onnx(path: Path) -> Network:
     return Network(call, reach, 16)
 
 
-def _beyond(kernel: int, stride: int) -> int:
+def _beyond(kernel: int, dilation: int, stride: int = 1) -> int:
     """How far a "same" convolution looks beyond the block of pixels that it makes one of."""
-    return max(0, int(kernel) - stride + 1) // 2
+    return max(0, (int(kernel) - 1) * dilation + 2 - stride) // 2
 
 
 def _refuse_skipped(steps: list[tuple[list, list, int | Fraction, int]], path: Path) -> None:
