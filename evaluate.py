@@ -56,14 +56,14 @@ def main(argv):
     if FLAGS.fresh and not FLAGS.out_dir:
         raise ValueError("--fresh needs --out_dir: nothing is kept elsewhere")
 
-    # Here, so that --help need not wait for TensorFlow.
-    command_line.load_tensorflow()
+    # Here, so that --help need not wait for them.
     from srgan_tf import evaluation, report, tables, weights
 
     sets = evaluation.open_sets(FLAGS.data, FLAGS.out_dir)
     lpips = evaluation.load_lpips() if FLAGS.lpips else None
     specs = weights.bundled() if FLAGS.weights is None else filter(None, FLAGS.weights)
-    methods = evaluation.load_methods(specs, tile=FLAGS.tile)
+    with command_line.native_logs_hidden():
+        methods = evaluation.load_methods(specs, tile=FLAGS.tile)
     results = evaluation.evaluate(
         sets,
         methods,

@@ -9,6 +9,9 @@ from collections.abc import Callable, Iterator
 
 from absl import flags
 
+# TensorFlow's own lines, wherever it is loaded; its errors stay.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
 
 def expand_homes(script: str) -> None:
     """Makes a leading ~ in a script's flags the user's home: shells leave it in --flag=~/folder.
@@ -25,7 +28,6 @@ def expand_homes(script: str) -> None:
 
 def load_tensorflow() -> None:
     """Imports TensorFlow and has it look for GPUs, without what it writes about that to stderr."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with native_logs_hidden():
         import tensorflow as tf
 

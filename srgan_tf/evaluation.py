@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import tensorflow as tf
 from PIL import Image
 
-from srgan_tf import metrics, pictures, records, resize, upscaling, weights
+from srgan_tf import metrics, pictures, records, resize, runtimes, upscaling, weights
 
 MEASURES = {"psnr": "PSNR", "ssim": "SSIM (paper)", "ssim_wang": "SSIM (Wang)", "lpips": "LPIPS"}
 SAMPLE = "sample"
@@ -253,11 +252,11 @@ def load_methods(specs: Iterable[str], *, tile: int | None = None) -> list[Metho
     methods = [Method("nearest", nearest, "nearest"), Method("bicubic", bicubic, "bicubic")]
     once = {os.path.realpath(spec): spec for spec in specs}
     for spec in once.values():
-        if upscaling.is_exported(spec):
-            network, provenance = upscaling.load_exported(spec), weights.exported_card(spec)
+        if runtimes.is_exported(spec):
+            network, provenance = runtimes.load_exported(spec), weights.exported_card(spec)
         else:
             generator, provenance = weights.load_generator(spec)
-            network = upscaling.compiled(generator)
+            network = runtimes.compiled(generator)
         upscale = _upscale_any(network, upscaling.checked_tile(network, tile, spec))
         methods.append(Method(provenance["name"], upscale, provenance["sha256"], provenance))
     if len({method.name for method in methods}) == len(methods):
@@ -403,7 +402,7 @@ def _upscaled(pair: Pair, method: Method, lr: np.ndarray, hr: np.ndarray) -> np.
     """Upscales lr into as many channels as hr has; a failure names the picture and the method."""
     try:
         return _like(method.upscale(lr), hr)
-    except (MemoryError, tf.errors.ResourceExhaustedError):
+    except MemoryError:
         reason = "not enough memory, a smaller --tile takes less"
     except Exception as error:  # the errors of TensorFlow, LiteRT and ONNX have no class in common
         reason = pictures.one_line(error)

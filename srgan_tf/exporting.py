@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from srgan_tf import folding, networks, parity, pictures, records, signals, upscaling
+from srgan_tf import folding, networks, parity, pictures, records, runtimes, signals
 
 FORMATS = ("savedmodel", "tflite", "onnx")
 QUANTIZE = ("float32", "float16", "dynamic", "int8")
@@ -288,7 +288,7 @@ def write_onnx(generator: keras.Model, path: str | os.PathLike) -> Path:
     opset = onnx.helper.make_opsetid("", 17)
     model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8)
     # For tiles, which must overlap by it.
-    reach = str(upscaling.receptive_field(generator))
+    reach = str(runtimes.receptive_field(generator))
     onnx.helper.set_model_props(model, {"reach": reach})
     onnx.checker.check_model(model)
     with records.replacing(Path(path)) as beside:

@@ -6,11 +6,15 @@ Folding is exact: at inference a batch norm is a factor and an offset for each c
 into the convolution before it.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from __future__ import annotations
 
-import keras
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
 import numpy as np
+
+if TYPE_CHECKING:  # what is folded needs no Keras
+    import keras
 
 # Layers that carry the picture from one end to the other. There some centre taps are so much larger
 # than the other weights that 8 bits of one step cannot hold both.

@@ -1,8 +1,11 @@
 """A generator in the form that is fastest on this machine, made and measured once and then kept."""
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import hashlib
+import importlib.util
 import json
 import os
 import platform
@@ -11,18 +14,22 @@ import time
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import keras
 import numpy as np
-import tensorflow as tf
 
-from srgan_tf import exporting, folding, metrics, pictures, resize, upscaling, weights
+from srgan_tf import folding, metrics, pictures, resize, runtimes, upscaling, weights
+
+if TYPE_CHECKING:
+    import keras
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")
 DEFAULT_WEIGHTS = "srresnet_mse"
 # What a faster form may cost, in PSNR on photographs: far less than can be seen.
 MOST_LOSS = 0.05  # dB
 
+# NVIDIA's (on a Jetson the second), those of Windows under WSL, AMD's.
+_GPU_DEVICES = ("nvidia[0-9]*", "nvhost-gpu", "dxg", "kfd")
 _OPENVINO_FORMS = ("float32", "int8")
 # How many sample photographs forms are compared on; the others are for calibration.
 _COMPARED = 4
@@ -48,7 +55,7 @@ def load_network(
     processor.
 
     Args:
-        spec: As in `weights.load_generator`, or a network that `upscaling.load_exported` loads.
+        spec: As in `weights.load_generator`, or a network that `runtimes.load_exported` loads.
         precision: One of `PRECISIONS`.
         bits: Of the pictures, 8 or 16. For 16, "auto" is float32: less would leave less than 16.
         say: Told, in a line, what takes time or is not as asked for.
@@ -61,16 +68,16 @@ def load_network(
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision {precision!r}: must be one of {', '.join(PRECISIONS)}")
-    if upscaling.is_exported(spec):
+    if runtimes.is_exported(spec):
         if precision != "auto":
             raise ValueError(f"{spec}: its precision is that of its export; leave out --precision")
-        return upscaling.load_exported(spec), "as exported"
+        return runtimes.load_exported(spec), "as exported"
     sha256 = weights.describe(spec)["sha256"]
     # Building it takes a second, which a form that is kept does not need.
     generator = functools.cache(lambda: weights.load_generator(spec)[0])
     if precision == "auto" and bits == 16:
         precision = "float32"
-    gpus = tf.config.list_physical_devices("GPU")
+    gpus = _gpus()
     if gpus and precision == "auto":
         precision = _gpu_precision(gpus[0])
     if precision in ("bfloat16", "float16") or (gpus and precision == "float32"):
@@ -84,7 +91,24 @@ def load_network(
         return _by_tensorflow(generator(), "float32"), "float32"
 
 
+def _gpus() -> list:
+    if not _may_have_gpu():
+        return []
+    import tensorflow as tf
+
+    return tf.config.list_physical_devices("GPU")
+
+
+def _may_have_gpu() -> bool:
+    """Whether TensorFlow may find one; to ask it takes seconds, in which it is loaded."""
+    devices = (device for name in _GPU_DEVICES for device in Path("/dev").glob(name))
+    # Makers of others have TensorFlow load what is in a package folder of this name.
+    return any(devices) or importlib.util.find_spec("tensorflow-plugins") is not None
+
+
 def _gpu_precision(gpu) -> str:
+    import tensorflow as tf
+
     # Tensor cores came with compute capability 7; before them float16 is no faster.
     capability = tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0))
     return "float16" if capability >= (7, 0) else "float32"
@@ -96,9 +120,13 @@ def _by_tensorflow(generator: keras.Model, precision: str) -> upscaling.Network:
     XLA is left out: it compiles anew for each size of tile. What it would save on a GPU was not
     measured, since none was at hand.
     """
+    import keras
+
+    from srgan_tf import exporting
+
     folded = exporting.fold_batch_norm(generator)
     if precision == "float32":
-        return upscaling.compiled(folded)
+        return runtimes.compiled(folded)
 
     def convert(layer):
         config = layer.get_config()
@@ -108,7 +136,7 @@ def _by_tensorflow(generator: keras.Model, precision: str) -> upscaling.Network:
 
     mixed = keras.models.clone_model(folded, clone_function=convert)
     mixed.set_weights(folded.get_weights())
-    return upscaling.compiled(mixed)
+    return runtimes.compiled(mixed)
 
 
 def _kept(
@@ -171,7 +199,7 @@ def _make(generator: keras.Model, folder: Path, key: str) -> None:
     """Writes OpenVINO's forms, and as `key`.json how all forms compare."""
     from srgan_tf import litert, openvino_model
 
-    layers, reach = folding.fold(generator), upscaling.receptive_field(generator)
+    layers, reach = folding.fold(generator), runtimes.receptive_field(generator)
     samples = [pictures.read_rgb(path) for path in pictures.sample_pictures()]
     statistics = {
         "float32": None,

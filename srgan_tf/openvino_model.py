@@ -171,7 +171,7 @@ def load(path: str | os.PathLike, reach: int) -> upscaling.Network:
 
     Args:
         path: The .xml file.
-        reach: As `upscaling.receptive_field` gives it.
+        reach: As `runtimes.receptive_field` gives it.
 
     Returns:
         The network; a tile that there is no memory for is a MemoryError.

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from srgan_tf import metrics, upscaling
+from srgan_tf import metrics, runtimes, upscaling
 
 # The most that each may differ: levels of 255 in any pixel, or dB of `Parity.pooled`.
 BOUNDS = {
@@ -54,7 +54,8 @@ class Reference(NamedTuple):
 
 def reference(generator, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Reference:
     """Runs the Keras model on pairs of lr uint8 [h, w, 3] and hr uint8 [4h, 4w, 3]."""
-    results = [upscaling.upscale(generator, lr) for lr, _ in pairs]
+    network = runtimes.compiled(generator)
+    results = [upscaling.upscale(network, lr) for lr, _ in pairs]
     return Reference(pairs, results, _psnr(results, pairs))
 
 
@@ -88,7 +89,7 @@ def crops(
 
 def compare(path: Path, expected: Reference, *, tile: int | None = None) -> Parity:
     """Runs an exported file on the pictures of a reference, in tiles if they are larger."""
-    network = upscaling.load_exported(path)
+    network = runtimes.load_exported(path)
     results, seconds = [], 0.0
     for lr, _ in expected.pairs:
         upscaling.upscale(network, lr, tile=tile)  # the first time a size is prepared for

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
-import tensorflow as tf
 
 from srgan_tf import photographs, pictures, signals, upscaling
 
@@ -190,7 +189,7 @@ def run(
                     executor=compressing,
                 )
                 result = _write(job.target, rows, make_writer, closing)
-            except (MemoryError, tf.errors.ResourceExhaustedError):
+            except MemoryError:
                 fail(f"{job.source}: not enough memory, give a --tile smaller than {side}")
             except Exception as error:  # Pillow and runtimes raise all sorts; the others go on
                 fail(f"{job.source}: {pictures.one_line(error)}")

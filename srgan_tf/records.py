@@ -4,6 +4,8 @@ flags.txt   a flagfile that repeats the run
 run.json    flags, versions, data, losses at the start; when it went on, and where
 """
 
+from __future__ import annotations
+
 import contextlib
 import importlib.metadata
 import json
@@ -12,9 +14,10 @@ import platform
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
-import keras
+if TYPE_CHECKING:
+    import keras
 
 
 @contextlib.contextmanager

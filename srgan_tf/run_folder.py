@@ -23,7 +23,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from srgan_tf import gan, metrics, records, resize, upscaling
+from srgan_tf import gan, metrics, records, resize, runtimes, upscaling
 
 # (name, lr uint8 [h, w, 3], hr uint8 [4h, 4w, 3]) of each validation picture.
 Pairs = Sequence[tuple[str, np.ndarray, np.ndarray]]
@@ -72,7 +72,8 @@ def score(generator: keras.Model, content, pairs: Pairs) -> tuple[dict[str, floa
         Mean `validation_psnr` (the paper's, in dB) and `validation_loss` (the content loss of 8-bit
         pictures), and the sr pictures, uint8 [4h, 4w, 3].
     """
-    srs = [upscaling.upscale(generator, lr) for _, lr, _ in pairs]
+    network = runtimes.compiled(generator)
+    srs = [upscaling.upscale(network, lr) for _, lr, _ in pairs]
     psnrs = [metrics.psnr(sr, hr) for sr, (_, _, hr) in zip(srs, pairs, strict=True)]
     contents = [
         float(content(_symmetric(hr), _symmetric(sr)))

@@ -1,14 +1,17 @@
 """Generators by name: a run folder, a weights file, or weights that come with the package."""
 
+from __future__ import annotations
+
 import contextlib
 import hashlib
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import h5py
-import keras
+from srgan_tf import pictures
 
-from srgan_tf import networks, pictures
+if TYPE_CHECKING:  # what only describes weights need not wait for Keras
+    import keras
 
 _BUNDLED = Path(__file__).with_name("pretrained")
 _SUFFIX = ".weights.h5"
@@ -39,6 +42,8 @@ def load_generator(spec: str) -> tuple[keras.Model, dict]:
     path = Path(card["path"])
     try:
         if path.suffix == ".keras":
+            import keras
+
             generator = keras.models.load_model(path, compile=False)
         else:
             generator = _rebuild(path)
@@ -65,7 +70,7 @@ def exported_card(spec: str) -> dict:
     """Says what is known of a file or SavedModel folder that `exporting.export` wrote.
 
     Args:
-        spec: As `upscaling.load_exported` takes it.
+        spec: As `runtimes.load_exported` takes it.
 
     Returns:
         A card as `load_generator`'s, sha256 being that of the file itself. variant, steps and vgg
@@ -115,6 +120,10 @@ def _find(spec: str) -> Path:
 
 def _rebuild(path: Path) -> keras.Model:
     """Builds the generator that a weights file belongs to, judged by its convolutions."""
+    import h5py
+
+    from srgan_tf import networks
+
     with h5py.File(path) as file:
         layers = file["layers"]
         convolutions = [name for name in layers if name.startswith("conv2d")]

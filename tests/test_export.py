@@ -27,6 +27,7 @@ from srgan_tf import (
     parity,
     pictures,
     resize,
+    runtimes,
     upscaling,
 )
 from srgan_tf.networks import build_generator
@@ -85,7 +86,7 @@ def test_folding_changes_nothing(generator):
     folded = exporting.fold_batch_norm(generator)
     assert not any(isinstance(x, keras.layers.BatchNormalization) for x in folded.layers)
     np.testing.assert_allclose(folded(lr).numpy(), generator(lr, training=False).numpy(), atol=2e-5)
-    assert upscaling.receptive_field(folded) == upscaling.receptive_field(generator)
+    assert runtimes.receptive_field(folded) == runtimes.receptive_field(generator)
 
 
 def test_what_was_trained_in_bfloat16_is_folded_in_float32():
@@ -109,7 +110,7 @@ def test_a_tflite_file_gives_the_generators_pictures(generator, pairs, calibrati
     found = parity.compare(path, parity.reference(generator, pairs))
     assert parity.out_of_bounds(form, found) is None, found
     assert found.psnr > 15  # it is a picture
-    assert upscaling.load_exported(path).reach == upscaling.receptive_field(generator)
+    assert runtimes.load_exported(path).reach == runtimes.receptive_field(generator)
     assert [p.name for p in tmp_path.iterdir()] == ["generator.tflite"]
 
 
@@ -162,7 +163,7 @@ def test_the_size_of_a_tflite_file_may_be_fixed(generator, calibration, pairs, t
     assert given["shape_signature"].tolist() == [1, *lr.shape]
     assert result["shape_signature"].tolist() == [1, 4 * lr.shape[0], 4 * lr.shape[1], 3]
     assert given["dtype"] == result["dtype"] == np.uint8
-    sr = upscaling.upscale(upscaling.load_exported(path), lr)
+    sr = upscaling.upscale(runtimes.load_exported(path), lr)
     assert sr.shape == (4 * lr.shape[0], 4 * lr.shape[1], 3)
     # Tensors between are of the sizes that the file says, for compilers that trust it.
     sizes = {t["index"]: t["shape"].tolist() for t in interpreter.get_tensor_details()}
@@ -229,7 +230,7 @@ def test_a_saved_model_takes_encoded_pictures_of_several_sizes(generator, saved_
     encoded = [_png(_picture(10, 12)), (tmp_path / "photo.jpg").read_bytes()]
     result = serve(lr_bytes=tf.constant(encoded))["sr_bytes"].numpy()
     first, second = (np.array(Image.open(io.BytesIO(png))) for png in result)
-    expected = upscaling.upscale(generator, _picture(10, 12))
+    expected = upscaling.upscale(runtimes.compiled(generator), _picture(10, 12))
     assert np.abs(first.astype(int) - expected).max() <= 1
     assert second.shape == (84, 68, 3)
 
@@ -379,8 +380,8 @@ def test_an_onnx_file_gives_the_generators_pictures(generator, pairs, tmp_path):
     path = exporting.write_onnx(generator, tmp_path / "generator.onnx")
     found = parity.compare(path, parity.reference(generator, pairs))
     assert found.worst <= 1
-    network = upscaling.load_exported(path)
-    assert network.reach == upscaling.receptive_field(generator)
+    network = runtimes.load_exported(path)
+    assert network.reach == runtimes.receptive_field(generator)
     axes = onnx.load(path).graph.input[0].type.tensor_type.shape.dim
     assert [axis.dim_param for axis in axes] == ["N", "h", "w", ""]
 
@@ -482,7 +483,7 @@ def test_a_flat_picture_counts_in_the_mean_of_psnr_and_hardly_in_pooled_errors(m
                        metrics.psnr(enlarged(rough, 20), enlarged(rough, 0))]),
     )  # fmt: skip
     network = upscaling.Network(lambda lr: enlarged(lr, 2 if lr.max() == 100 else 20), 0)
-    monkeypatch.setattr(upscaling, "load_exported", lambda path: network)
+    monkeypatch.setattr(runtimes, "load_exported", lambda path: network)
     found = parity.compare(Path(__file__), expected)
     of_flat = -20 * np.log10(2)
     assert found.changes == pytest.approx([of_flat, 0])

@@ -11,6 +11,7 @@ from srgan_tf import (
     openvino_model,
     pictures,
     resize,
+    runtimes,
     upscaling,
     weights,
 )
@@ -20,7 +21,7 @@ def _network(generator, path, calibration=()):
     layers = folding.fold(generator)
     statistics = litert.calibrate(layers, calibration) if len(calibration) else None
     openvino_model.write(openvino_model.build(layers, statistics), path)
-    return openvino_model.load(path, upscaling.receptive_field(generator))
+    return openvino_model.load(path, runtimes.receptive_field(generator))
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def test_float32_gives_what_keras_gives(tmp_path, filters, bits):
     in_tiles = network._replace(tile=2 * network.reach + 5, tail=network.tail._replace(tile=11))
     for lr in (photograph(12, 20), photograph(9, 7), photograph(65, 41), photograph(65, 9)):
         lr = lr if bits == 8 else lr.astype(np.uint16) * 257
-        expected = upscaling.upscale(generator, lr)
+        expected = upscaling.upscale(runtimes.compiled(generator), lr)
         for form in (network, in_tiles):
             difference = upscaling.upscale(form, lr).astype(int) - expected
             assert np.abs(difference).max() <= (1 if bits == 8 else 2)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import photograph, save_photograph
 from PIL import Image
 
@@ -22,6 +23,7 @@ from srgan_tf import (
     openvino_model,
     photo_jobs,
     pictures,
+    runtimes,
     upscaling,
     weights,
 )
@@ -121,6 +123,54 @@ def test_help_comes_without_tensorflow():
     code = "import sys, runpy; sys.argv = ['upscale.py', '--help']\ntry:\n  runpy.run_path('upscale.py', run_name='__main__')\nexcept SystemExit: pass\nassert 'tensorflow' not in sys.modules and 'keras' not in sys.modules"  # noqa: E501
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert out.returncode == 0 and "--max_megapixels" in out.stdout, out.stderr
+
+
+_WITHOUT_TENSORFLOW = """
+import runpy, sys
+sys.argv = ['upscale.py', *sys.argv[1:]]
+try:
+    runpy.run_path('upscale.py', run_name='__main__')
+except SystemExit as end:
+    assert not end.code
+assert not {'tensorflow', 'keras'} & sys.modules.keys()
+"""
+
+
+@pytest.mark.parametrize("form", ["weights", "tflite", "onnx"])
+def test_enlarging_does_not_wait_for_tensorflow(tiny, tmp_path, form):
+    given = tiny
+    if form == "weights":
+        if inference._may_have_gpu():
+            pytest.skip("TensorFlow is to look for a GPU")
+        inference.load_network(str(tiny))  # keeps its fast forms
+    else:
+        write = {"tflite": exporting.write_tflite, "onnx": exporting.write_onnx}[form]
+        given = write(weights.load_generator(str(tiny))[0], tmp_path / f"tiny.{form}")
+    save_photograph(tmp_path / "a.png", 20, 20)
+    command = [sys.executable, "-c", _WITHOUT_TENSORFLOW, tmp_path / "a.png", f"--weights={given}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "a_x4.png: 80x80" in done.stdout, done.stderr
+
+
+def test_tensorflow_is_asked_for_gpus_where_there_are_signs_of_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [kind])
+    for names, gpus in (((), []), (("absent*",), []), (("absent", "nul[l]"), ["GPU"])):
+        monkeypatch.setattr(inference, "_GPU_DEVICES", names)
+        assert inference._gpus() == gpus
+    monkeypatch.setattr(inference, "_GPU_DEVICES", ())
+    (tmp_path / "tensorflow-plugins").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert inference._gpus() == ["GPU"]
+
+
+@pytest.mark.parametrize(("capability", "precision"), [((6, 1), "float32"), ((8, 9), "float16")])
+def test_a_gpu_with_tensor_cores_computes_in_float16(tiny, monkeypatch, capability, precision):
+    details = {"compute_capability": capability}
+    monkeypatch.setattr(inference, "_gpus", lambda: ["a GPU"])
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: details)
+    network, told = inference.load_network(str(tiny))
+    assert told == precision
+    assert upscaling.upscale(network, photograph(9, 9)).shape == (36, 36, 3)
 
 
 def test_importing_the_package_does_not_load_tensorflow():
@@ -312,7 +362,7 @@ def test_the_fast_forms_are_made_once_and_made_again_when_broken(tiny, cache, mo
     )
     lr = photograph(30, 30)
     generator, _ = weights.load_generator(str(tiny))
-    expected = upscaling.upscale(generator, lr).astype(int)
+    expected = upscaling.upscale(runtimes.compiled(generator), lr).astype(int)
 
     def load():
         network, precision = inference.load_network(str(tiny), precision="int8", say=said.append)
@@ -333,7 +383,7 @@ def test_the_fast_forms_are_made_once_and_made_again_when_broken(tiny, cache, mo
     assert len(made) == 6
     network, precision = inference.load_network(str(tiny))
     assert len(made) == 6 and precision in known["loss"]
-    assert network.reach == upscaling.receptive_field(generator)
+    assert network.reach == runtimes.receptive_field(generator)
 
 
 def test_the_fastest_form_that_costs_little_is_chosen():
@@ -382,7 +432,7 @@ def test_tiles_change_a_level_in_float32_and_little_in_8_bits(tmp_path, form, mo
         generator, _ = weights.load_generator("srresnet_mse")
         path, quantize = tmp_path / "network.tflite", form.split()[1]
         exporting.write_tflite(generator, path, quantize=quantize)
-        network = upscaling.load_exported(path)
+        network = runtimes.load_exported(path)
     else:
         network, _ = inference.load_network("srresnet_mse", precision=form)
     small = {path.stem: pictures.read_rgb(path)[::4, ::4] for path in pictures.sample_pictures()}
@@ -414,7 +464,7 @@ def test_sixteen_bit_pictures_go_through_float32(tiny):
     ramp = np.linspace(20000, 21000, 30 * 30).reshape(30, 30, 1).astype(np.uint16)
     deep = upscaling.upscale(network, np.broadcast_to(ramp, [30, 30, 3]), tile=25)
     generator, _ = weights.load_generator(str(tiny))
-    exact = upscaling.upscale(generator, np.broadcast_to(ramp, [30, 30, 3]))
+    exact = upscaling.upscale(runtimes.compiled(generator), np.broadcast_to(ramp, [30, 30, 3]))
     assert np.abs(deep.astype(int) - exact).max() <= 2 and len(np.unique(deep)) > 500
 
 

@@ -8,7 +8,7 @@ from conftest import photograph
 from PIL import Image, ImageCms, PngImagePlugin
 
 import srgan_tf
-from srgan_tf import inference, networks, photographs, pictures, upscaling
+from srgan_tf import inference, networks, photographs, pictures, runtimes, upscaling
 from srgan_tf.png import PngWriter
 
 ORIENTATION, MAKE, EXIF_IFD, EXPOSURE, WIDTH, HEIGHT = 0x0112, 271, 0x8769, 0x829A, 0xA002, 0xA003
@@ -255,8 +255,9 @@ def test_the_one_transparent_colour_of_a_16_bit_png_becomes_alpha(executor, tmp_
 def test_sixteen_bits_go_through_the_network_at_full_depth():
     generator = networks.build_generator(residual_blocks=1, filters=8)
     ramp = np.linspace(20000, 21000, 40 * 40).reshape(40, 40).astype(np.uint16)
-    deep = upscaling.upscale(generator, np.stack([ramp] * 3, axis=-1), tile=39)
-    flat = upscaling.upscale(generator, np.stack([ramp >> 8] * 3, axis=-1).astype(np.uint8))
+    network, rgb = runtimes.compiled(generator), np.stack([ramp] * 3, axis=-1)
+    deep = upscaling.upscale(network, rgb, tile=39)
+    flat = upscaling.upscale(network, (rgb >> 8).astype(np.uint8))
     assert deep.dtype == np.uint16
     assert len(np.unique(deep)) > 500 and len(np.unique(flat)) < 60
     assert np.abs(deep / 257 - flat).mean() < 3

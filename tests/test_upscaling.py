@@ -1,10 +1,17 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from srgan_tf import upscaling
+from srgan_tf import exporting, runtimes, upscaling
 from srgan_tf.networks import build_generator
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +72,7 @@ def _levels(generator, lr):
 
 
 def test_the_papers_generator_sees_forty_pixels_around():
-    assert upscaling.receptive_field(build_generator(filters=4)) == 40
+    assert runtimes.receptive_field(build_generator(filters=4)) == 40
 
 
 def test_the_receptive_field_is_what_can_change_a_pixel(generator):
@@ -76,7 +83,7 @@ def test_the_receptive_field_is_what_can_change_a_pixel(generator):
         # The four by four pixels of lr pixel (20, 20), squared so that nothing cancels by sign.
         value = tf.reduce_sum(tf.square(sr[:, 80:84, 80:84]))
     rows = np.flatnonzero(np.abs(tape.gradient(value, lr).numpy()).sum(axis=(0, 2, 3)))
-    reach = upscaling.receptive_field(generator)
+    reach = runtimes.receptive_field(generator)
     assert (rows.min(), rows.max()) == (20 - reach, 20 + reach)
 
 
@@ -84,7 +91,7 @@ def test_a_network_that_sees_everything_is_refused():
     picture = keras.Input((None, None, 3))
     pooled = keras.layers.GlobalAveragePooling2D()(picture)
     with pytest.raises(ValueError, match="cannot tell how far .* sees: layer global_average"):
-        upscaling.receptive_field(keras.Model(picture, pooled, name="pooling"))
+        runtimes.receptive_field(keras.Model(picture, pooled, name="pooling"))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 50), (33, 61), (100, 23)])
@@ -92,7 +99,7 @@ def test_tiles_give_what_one_piece_gives(generator, size):
     lr = _picture(*size)
     whole = _levels(generator, lr)
     for tile in (23, 31, 64):
-        sr = upscaling.upscale(generator, lr, tile=tile)
+        sr = upscaling.upscale(runtimes.compiled(generator), lr, tile=tile)
         assert sr.dtype == np.uint8 and sr.shape == (4 * size[0], 4 * size[1], 3)
         assert _largest_difference(sr, whole) <= 1
 
@@ -137,25 +144,36 @@ def test_one_trace_serves_every_size(generator):
     call = traced.call
     traced.call = lambda *args, **kwargs: (traces.append(1), call(*args, **kwargs))[1]
     for size in ((10, 10), (30, 12), (50, 60)):
-        upscaling.upscale(traced, _picture(*size), tile=32)
+        upscaling.upscale(runtimes.compiled(traced), _picture(*size), tile=32)
     assert len(traces) == 1
+
+
+def test_a_tile_that_tensorflow_has_no_memory_for_is_a_memory_error():
+    def fail(x):
+        raise MemoryError  # TensorFlow makes a ResourceExhaustedError of it, as of its own
+
+    picture = keras.Input([None, None, 3])
+    layer = keras.layers.Activation(lambda x: tf.py_function(fail, [x], tf.float32))
+    network = runtimes.compiled(keras.Model(picture, layer(picture)))
+    with pytest.raises(MemoryError, match="no memory for 7x5"):
+        upscaling.upscale(network, _picture(5, 7))
 
 
 def test_a_tile_smaller_than_what_the_network_sees_is_refused(generator):
     with pytest.raises(ValueError, match="a tile of 16 pixels is too small"):
-        upscaling.upscale(generator, _picture(20, 20), tile=16)
+        upscaling.upscale(runtimes.compiled(generator), _picture(20, 20), tile=16)
 
 
 def test_what_is_no_rgb_picture_of_8_or_16_bits_is_refused(generator):
     for picture in (np.zeros([8, 8], np.uint8), np.zeros([8, 8, 3]), np.zeros([0, 8, 3], np.uint8)):
         with pytest.raises(ValueError, match="upscale takes uint8"):
-            upscaling.upscale(generator, picture)
+            upscaling.upscale(runtimes.compiled(generator), picture)
 
 
 def test_a_saved_model_gives_what_the_generator_gives(generator, saved_model):
-    assert upscaling.is_exported(saved_model)
-    network = upscaling.load_exported(saved_model)
-    assert network.reach == upscaling.receptive_field(generator)
+    assert runtimes.is_exported(saved_model)
+    network = runtimes.load_exported(saved_model)
+    assert network.reach == runtimes.receptive_field(generator)
     lr = _picture(40, 30)
     sr = upscaling.upscale(network, lr, tile=27)
     assert _largest_difference(sr, _levels(generator, lr)) <= 1
@@ -165,9 +183,9 @@ def test_a_saved_model_gives_what_the_generator_gives(generator, saved_model):
 def test_a_tflite_file_gives_what_the_generator_gives(generator, tmp_path, dtype):
     pytest.importorskip("ai_edge_litert")
     path = _tflite(generator, tmp_path / "generator.tflite", dtype)
-    assert upscaling.is_exported(path)
-    network = upscaling.load_exported(path)
-    assert network.reach == upscaling.receptive_field(generator)
+    assert runtimes.is_exported(path)
+    network = runtimes.load_exported(path)
+    assert network.reach == runtimes.receptive_field(generator)
     for size in ((40, 30), (12, 9)):
         lr = _picture(*size)
         sr = upscaling.upscale(network, lr, tile=27)
@@ -187,12 +205,12 @@ def test_a_network_that_skips_pixels_is_refused(kind, tmp_path):
         path = tmp_path / "saved_model"
         network.export(path, verbose=False)
     with pytest.raises(ValueError, match="has a convolution that skips lr pixels"):
-        upscaling.load_exported(path)
+        runtimes.load_exported(path)
 
 
 def test_a_tile_that_litert_has_no_memory_for_is_a_memory_error(generator, tmp_path):
     pytest.importorskip("ai_edge_litert")
-    network = upscaling.load_exported(_tflite(generator, tmp_path / "net.tflite", tf.float32))
+    network = runtimes.load_exported(_tflite(generator, tmp_path / "net.tflite", tf.float32))
     lr = _picture(12, 9)
     expected = network.call(lr[None])
     huge = np.broadcast_to(np.uint8(0), [1, 100_000, 100_000, 3])  # itself takes one byte
@@ -202,15 +220,38 @@ def test_a_tile_that_litert_has_no_memory_for_is_a_memory_error(generator, tmp_p
     np.testing.assert_array_equal(network.call(lr[None]), expected)
 
 
+_SHORT_OF_MEMORY = """
+import resource, sys
+import numpy as np
+from srgan_tf import runtimes
+network = runtimes.load_exported(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_AS, (3 * 2**30, resource.RLIM_INFINITY))
+try:
+    network.call(np.zeros([1, 2500, 2500, 3], np.uint8))
+except MemoryError as error:
+    print(error)
+print(network.call(np.zeros([1, 5, 5, 3], np.uint8)).shape)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="resource")
+def test_a_tile_that_onnx_runtime_has_no_memory_for_is_a_memory_error(generator, tmp_path):
+    pytest.importorskip("onnxruntime")
+    path = exporting.write_onnx(generator, tmp_path / "net.onnx")
+    command = [sys.executable, "-c", _SHORT_OF_MEMORY, path]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == f"{path}: no memory for 2500x2500\n(1, 20, 20, 3)\n", done.stderr
+
+
 def test_what_is_no_exported_generator_is_refused_in_one_line(tmp_path):
     with pytest.raises(FileNotFoundError, match="missing.tflite: no such file"):
-        upscaling.load_exported(tmp_path / "missing.tflite")
+        runtimes.load_exported(tmp_path / "missing.tflite")
     pytest.importorskip("ai_edge_litert")
     broken = tmp_path / "broken.tflite"
     broken.write_bytes(b"no model")
     with pytest.raises(ValueError, match="no .tflite file of a generator"):
-        upscaling.load_exported(broken)
+        runtimes.load_exported(broken)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no SavedModel with a serving_default"):
-        upscaling.load_exported(tmp_path / "empty")
-    assert not upscaling.is_exported(tmp_path / "empty")
+        runtimes.load_exported(tmp_path / "empty")
+    assert not runtimes.is_exported(tmp_path / "empty")
