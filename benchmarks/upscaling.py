@@ -134,7 +134,7 @@ CONTENDERS = {
 
 
 def take_part(name: str) -> None:
-    """Takes turns; all go through `upscaling.upscale`, which loads TensorFlow in each process."""
+    """Takes turns; all go through `upscaling.upscale`."""
     from srgan_tf import upscaling
 
     network, facts = CONTENDERS[name]()
@@ -213,7 +213,7 @@ def main(_) -> int:
     for result in done.values():
         result.facts["gflop"] = gflop
     print(turns.table(results, "ours", peak))
-    print("MB: the most, preparing included; each process also holds TensorFlow for the tiles.")
+    print("MB: the most, preparing included.")
     print("\nPSNR on sample photographs, megapixels of SR a second:")
     psnr = {
         name: np.mean([metrics.psnr(sr, hr) for sr, hr in zip(result.answer, hrs, strict=True)])

@@ -35,7 +35,7 @@ _OPENVINO_FORMS = ("float32", "int8")
 _COMPARED = 4
 
 # Part of each kept form's key: raise it when `_make` or what `openvino_model` builds changes.
-_KEPT_VERSION = 4
+_KEPT_VERSION = 5
 
 
 def load_network(
@@ -48,11 +48,10 @@ def load_network(
     """Loads a generator in the precision that is asked for, or in the fastest that costs nothing.
 
     On a GPU with tensor cores that is mixed float16, by TensorFlow. On a CPU the forms that it is
-    able to run are compared once on sample photographs: float32 and 8 bits by OpenVINO, and
-    bfloat16 by TensorFlow where the processor has it. The fastest that loses at most `MOST_LOSS` is
-    taken. OpenVINO's files and the figures are kept in the user's cache folder (`$XDG_CACHE_HOME`
-    or `~/.cache`, in `srgan_tf`) by the hash of the weights, the packages' versions and the
-    processor.
+    able to run are compared once on sample photographs, by OpenVINO: float32, 8 bits, and bfloat16
+    where the processor has it. The fastest that loses at most `MOST_LOSS` is taken. OpenVINO's
+    files and the figures are kept in the user's cache folder (`$XDG_CACHE_HOME` or `~/.cache`, in
+    `srgan_tf`) by the hash of the weights, the packages' versions and the processor.
 
     Args:
         spec: As in `weights.load_generator`, or a network that `runtimes.load_exported` loads.
@@ -80,7 +79,9 @@ def load_network(
     gpus = _gpus()
     if gpus and precision == "auto":
         precision = _gpu_precision(gpus[0])
-    if precision in ("bfloat16", "float16") or (gpus and precision == "float32"):
+    # What a processor lacks TensorFlow does all the same, slowly; OpenVINO would take float32.
+    lacking = precision == "float16" or (precision == "bfloat16" and not _has_bfloat16())
+    if lacking or (gpus and precision != "int8"):
         return _by_tensorflow(generator(), precision), precision
     try:
         return _kept(generator, sha256, precision, say)
@@ -88,7 +89,8 @@ def load_network(
         if precision == "int8":
             needed = "pip install openvino ai-edge-litert"
             raise ValueError(f"--precision=int8 cannot be had ({error}): {needed}") from error
-        return _by_tensorflow(generator(), "float32"), "float32"
+        precision = "float32" if precision == "auto" else precision
+        return _by_tensorflow(generator(), precision), precision
 
 
 def _gpus() -> list:
@@ -146,7 +148,7 @@ def _kept(
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "srgan_tf")
     key = _key(sha256)
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return _load_kept(generator, folder, key, precision)
+        return _load_kept(folder, key, precision)
     say("making these weights' fast forms for this machine, once")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -158,7 +160,7 @@ def _kept(
     with making as made:
         _make(generator(), Path(made), key)
         # Before another process puts its own there.
-        result = _load_kept(generator, Path(made), key, precision)
+        result = _load_kept(Path(made), key, precision)
         for form in _OPENVINO_FORMS:
             for path in _files(Path(made), key, form):
                 os.replace(path, folder / path.name)
@@ -172,9 +174,7 @@ def _files(folder: Path, key: str, form: str) -> list[Path]:
     return [folder / f"{key}-{form}.{ending}" for ending in ("xml", "bin")]
 
 
-def _load_kept(
-    generator: Callable, folder: Path, key: str, precision: str
-) -> tuple[upscaling.Network, str]:
+def _load_kept(folder: Path, key: str, precision: str) -> tuple[upscaling.Network, str]:
     """Loads a form that is kept; any error says that it is missing or damaged."""
     # Here, so that the rest of the package runs without OpenVINO.
     from srgan_tf import openvino_model
@@ -182,12 +182,12 @@ def _load_kept(
     figures = json.loads((folder / f"{key}.json").read_text())
     if precision == "auto":
         precision = _choose(figures["loss"], figures["seconds"])
-    if precision == "bfloat16":
-        return _by_tensorflow(generator(), precision), precision
-    files = _files(folder, key, precision)
-    if [weights.file_sha256(path) for path in files] != figures["sha256"][precision]:
+    form = "int8" if precision == "int8" else "float32"
+    files = _files(folder, key, form)
+    if [weights.file_sha256(path) for path in files] != figures["sha256"][form]:
         raise ValueError(f"{files[0]}: damaged")
-    return openvino_model.load(files[0], figures["reach"]), precision
+    in_bfloat16 = precision == "bfloat16"
+    return openvino_model.load(files[0], figures["reach"], bfloat16=in_bfloat16), precision
 
 
 def _choose(loss: dict[str, float], seconds: dict[str, float]) -> str:
@@ -212,7 +212,8 @@ def _make(generator: keras.Model, folder: Path, key: str) -> None:
         networks[form] = openvino_model.load(files[0], reach)
         sha256[form] = [weights.file_sha256(path) for path in files]
     if _has_bfloat16():
-        networks["bfloat16"] = _by_tensorflow(generator, "bfloat16")
+        [path, _] = _files(folder, key, "float32")
+        networks["bfloat16"] = openvino_model.load(path, reach, bfloat16=True)
     psnr, seconds = _compare(networks, [pictures.middle(s, 256) for s in samples[:_COMPARED]])
     loss = {form: psnr["float32"] - value for form, value in psnr.items()}
     figures = {"loss": loss, "seconds": seconds, "sha256": sha256, "reach": reach}
@@ -251,7 +252,7 @@ def _has_bfloat16() -> bool:
 def _key(sha256: str) -> str:
     """Identifies what a kept form depends on."""
     digest = hashlib.sha256(f"{_KEPT_VERSION} {sha256}".encode())
-    for package in ("tensorflow", "keras", "openvino", "ai-edge-litert"):
+    for package in ("openvino", "ai-edge-litert"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             digest.update(f"{package} {metadata.version(package)}".encode())
     digest.update(f"{_processor()} {os.cpu_count()}".encode())

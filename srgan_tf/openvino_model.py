@@ -166,12 +166,13 @@ def write(model: openvino.Model, path: str | os.PathLike) -> None:
         raise ValueError(f"{path}: cannot be written ({error})") from error
 
 
-def load(path: str | os.PathLike, reach: int) -> upscaling.Network:
+def load(path: str | os.PathLike, reach: int, *, bfloat16: bool = False) -> upscaling.Network:
     """Loads what `write` wrote.
 
     Args:
         path: The .xml file.
         reach: As `runtimes.receptive_field` gives it.
+        bfloat16: Compute in it what is not in 8 bits, where the processor has it.
 
     Returns:
         The network; a tile that there is no memory for is a MemoryError.
@@ -181,7 +182,7 @@ def load(path: str | os.PathLike, reach: int) -> upscaling.Network:
     """
     core = openvino.Core()
     # Without this, processors that have bfloat16 compute in it.
-    core.set_property("CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    core.set_property("CPU", {"INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32"})
     core.set_property({"ENABLE_MMAP": False})  # files may be replaced while they are in use
     try:
         model = core.read_model(path)
