@@ -8,7 +8,7 @@ into the convolution before it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -60,30 +60,59 @@ def fold(generator: keras.Model) -> dict[str, Layer]:
     """
     found = {layer.name: layer for layer in generator.layers}
     blocks = sum(name.startswith("block") and name.endswith("_conv1") for name in found)
-    parts = [("conv_in", None, "prelu_in")]
-    for block in (f"block{i}" for i in range(1, blocks + 1)):
-        parts.append((f"{block}_conv1", f"{block}_bn1", f"{block}_prelu"))
-        parts.append((f"{block}_conv2", f"{block}_bn2", None))
-    parts.append(("conv_trunk", "bn_trunk", None))
-    parts += [(f"upscale{i}_conv", None, f"upscale{i}_prelu") for i in (1, 2)]
-    parts.append(("conv_out", None, None))
-    missing = [name for part in parts for name in part if name and name not in found]
+    names = [name for part in parts(blocks) for name in part if name]
+    missing = [name for name in names if name not in found]
     if missing or not blocks:
         lacks = f"no layer {missing[0]}" if missing else "no residual blocks"
         raise ValueError(f"{generator.name} is not the paper's generator, it has {lacks}")
+    arrays = {name: found[name].get_weights() for name in names}
+    return fold_arrays(arrays, blocks, found["bn_trunk"].epsilon)
 
+
+def parts(blocks: int) -> list[tuple[str, str | None, str | None]]:
+    """Names a generator's convolutions, each with the batch norm and the PReLU that follow it."""
+    names = [("conv_in", None, "prelu_in")]
+    for block in (f"block{i}" for i in range(1, blocks + 1)):
+        names.append((f"{block}_conv1", f"{block}_bn1", f"{block}_prelu"))
+        names.append((f"{block}_conv2", f"{block}_bn2", None))
+    names.append(("conv_trunk", "bn_trunk", None))
+    names += [(f"upscale{i}_conv", None, f"upscale{i}_prelu") for i in (1, 2)]
+    return [*names, ("conv_out", None, None)]
+
+
+def fold_arrays(
+    arrays: Mapping[str, Sequence[np.ndarray]], blocks: int, epsilon: float = 1e-3
+) -> dict[str, Layer]:
+    """Does what `fold` does, of layers' arrays as Keras orders them.
+
+    Args:
+        arrays: Of each layer that `parts` names.
+        blocks: The number of residual blocks.
+        epsilon: Of the batch norms, by default Keras', which `networks` leaves.
+
+    Raises:
+        ValueError: Shapes do not fit.
+    """
     layers = {}
-    for conv, norm, prelu in parts:
-        kernel, *biases = map(np.float64, found[conv].get_weights())
+    for conv, norm, prelu in parts(blocks):
+        kernel, *biases = map(np.float64, arrays[conv])
         bias = biases[0] if biases else np.zeros(kernel.shape[-1])
         if norm:
-            gamma, beta, mean, variance = map(np.float64, found[norm].get_weights())
-            factor = gamma / np.sqrt(variance + found[norm].epsilon)
+            gamma, beta, mean, variance = map(np.float64, arrays[norm])
+            factor = gamma / np.sqrt(variance + epsilon)
             kernel, bias = kernel * factor, (bias - mean) * factor + beta
-        slope = np.float32(found[prelu].get_weights()[0]).reshape(-1) if prelu else None
+        slope = np.float32(arrays[prelu][0]).reshape(-1) if prelu else None
         if conv.startswith("upscale"):
             slope = np.tile(slope, 4)
         layers[conv] = Layer(np.float32(kernel), np.float32(bias), slope)
+    filters = layers["conv_in"].kernel.shape[-1]
+    width = {"conv_in": (3, filters), "conv_out": (filters, 3)}
+    width |= {f"upscale{i}_conv": (filters, 4 * filters) for i in (1, 2)}
+    for name, (kernel, bias, slope) in layers.items():
+        given, made = width.get(name, (filters, filters))
+        lengths = len(bias), made if slope is None else len(slope)
+        if kernel.ndim != 4 or (*kernel.shape[2:], *lengths) != (given, made, made, made):
+            raise ValueError(f"{name} does not fit the others: {list(kernel.shape)}")
     last = layers["conv_out"]
     layers["conv_out"] = Layer(_before_shuffle(last.kernel), np.tile(last.bias, 4), None)
     return layers

@@ -1,9 +1,6 @@
 """A generator in the form that is fastest on this machine, made and measured once and then kept."""
 
-from __future__ import annotations
-
 import contextlib
-import functools
 import hashlib
 import importlib.util
 import json
@@ -11,17 +8,13 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from srgan_tf import folding, metrics, pictures, resize, runtimes, upscaling, weights
-
-if TYPE_CHECKING:
-    import keras
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")
 DEFAULT_WEIGHTS = "srresnet_mse"
@@ -71,9 +64,6 @@ def load_network(
         if precision != "auto":
             raise ValueError(f"{spec}: its precision is that of its export; leave out --precision")
         return runtimes.load_exported(spec), "as exported"
-    sha256 = weights.describe(spec)["sha256"]
-    # Building it takes a second, which a form that is kept does not need.
-    generator = functools.cache(lambda: weights.load_generator(spec)[0])
     if precision == "auto" and bits == 16:
         precision = "float32"
     gpus = _gpus()
@@ -82,15 +72,15 @@ def load_network(
     # What a processor lacks TensorFlow does all the same, slowly; OpenVINO would take float32.
     lacking = precision == "float16" or (precision == "bfloat16" and not _has_bfloat16())
     if lacking or (gpus and precision != "int8"):
-        return _by_tensorflow(generator(), precision), precision
+        return _by_tensorflow(spec, precision), precision
     try:
-        return _kept(generator, sha256, precision, say)
+        return _kept(spec, precision, say)
     except ImportError as error:  # there is no OpenVINO or LiteRT for some systems
         if precision == "int8":
             needed = "pip install openvino ai-edge-litert"
             raise ValueError(f"--precision=int8 cannot be had ({error}): {needed}") from error
         precision = "float32" if precision == "auto" else precision
-        return _by_tensorflow(generator(), precision), precision
+        return _by_tensorflow(spec, precision), precision
 
 
 def _gpus() -> list:
@@ -116,7 +106,7 @@ def _gpu_precision(gpu) -> str:
     return "float16" if capability >= (7, 0) else "float32"
 
 
-def _by_tensorflow(generator: keras.Model, precision: str) -> upscaling.Network:
+def _by_tensorflow(spec: str, precision: str) -> upscaling.Network:
     """Makes a network that TensorFlow runs, its batch norms folded.
 
     XLA is left out: it compiles anew for each size of tile. What it would save on a GPU was not
@@ -126,7 +116,7 @@ def _by_tensorflow(generator: keras.Model, precision: str) -> upscaling.Network:
 
     from srgan_tf import exporting
 
-    folded = exporting.fold_batch_norm(generator)
+    folded = exporting.fold_batch_norm(weights.load_generator(spec)[0])
     if precision == "float32":
         return runtimes.compiled(folded)
 
@@ -141,12 +131,10 @@ def _by_tensorflow(generator: keras.Model, precision: str) -> upscaling.Network:
     return runtimes.compiled(mixed)
 
 
-def _kept(
-    generator: Callable, sha256: str, precision: str, say: Callable[[str], None]
-) -> tuple[upscaling.Network, str]:
+def _kept(spec: str, precision: str, say: Callable[[str], None]) -> tuple[upscaling.Network, str]:
     """Loads a form for the CPU by what is kept of it, and makes that if need be."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "srgan_tf")
-    key = _key(sha256)
+    key = _key(weights.describe(spec)["sha256"])
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         return _load_kept(folder, key, precision)
     say("making these weights' fast forms for this machine, once")
@@ -158,7 +146,7 @@ def _kept(
         making = tempfile.TemporaryDirectory()
         folder = Path(making.name)
     with making as made:
-        _make(generator(), Path(made), key)
+        _make(weights.load_layers(spec), Path(made), key)
         # Before another process puts its own there.
         result = _load_kept(Path(made), key, precision)
         for form in _OPENVINO_FORMS:
@@ -195,11 +183,11 @@ def _choose(loss: dict[str, float], seconds: dict[str, float]) -> str:
     return min((form for form in loss if loss[form] <= MOST_LOSS), key=seconds.get)
 
 
-def _make(generator: keras.Model, folder: Path, key: str) -> None:
+def _make(layers: Mapping[str, folding.Layer], folder: Path, key: str) -> None:
     """Writes OpenVINO's forms, and as `key`.json how all forms compare."""
     from srgan_tf import litert, openvino_model
 
-    layers, reach = folding.fold(generator), runtimes.receptive_field(generator)
+    reach = runtimes.receptive_field_of(layers)
     samples = [pictures.read_rgb(path) for path in pictures.sample_pictures()]
     statistics = {
         "float32": None,

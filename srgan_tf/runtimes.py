@@ -10,13 +10,14 @@ import functools
 import math
 import os
 import re
+from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from srgan_tf import upscaling
+from srgan_tf import folding, upscaling
 
 if TYPE_CHECKING:
     import keras
@@ -94,6 +95,27 @@ def receptive_field(generator: keras.Model) -> int:
                 f"{type(operation).__name__}"
             )
     return _reach(steps, id(generator.inputs[0]), id(generator.outputs[0]))
+
+
+def receptive_field_of(layers: Mapping[str, folding.Layer]) -> int:
+    """Computes what `receptive_field` does, of a generator as `folding.fold` gives it."""
+    steps = []
+
+    def step(inputs, name, factor=1, size=0):
+        steps.append((inputs, [name], factor, size))
+        return name
+
+    def conv(x, name):
+        return step([x], name, size=_beyond(max(layers[name].kernel.shape[:2]), 1))
+
+    sr = folding.network(
+        "lr",
+        layers,
+        conv=conv,
+        add=lambda x, y, name: step([x, y], name),
+        shuffle=lambda x, name: step([x], name, factor=2),
+    )
+    return _reach(steps, "lr", sr)
 
 
 def _reach(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from srgan_tf import pictures
+from srgan_tf import folding, pictures
 
 if TYPE_CHECKING:  # what only describes weights need not wait for Keras
     import keras
@@ -40,17 +42,40 @@ def load_generator(spec: str) -> tuple[keras.Model, dict]:
     """
     card = describe(spec)
     path = Path(card["path"])
-    try:
+    with _naming(path):
         if path.suffix == ".keras":
             import keras
 
-            generator = keras.models.load_model(path, compile=False)
-        else:
-            generator = _rebuild(path)
+            return keras.models.load_model(path, compile=False), card
+        return _rebuild(path), card
+
+
+def load_layers(spec: str) -> dict[str, folding.Layer]:
+    """Loads a trained generator as `folding.fold` gives it.
+
+    From a .weights.h5 file without Keras, for which one would wait longer than for all the rest.
+
+    Args:
+        spec: As in `load_generator`.
+
+    Raises:
+        FileNotFoundError, ValueError: As `load_generator`.
+    """
+    path = Path(describe(spec)["path"])
+    if path.suffix == ".keras":
+        return folding.fold(load_generator(spec)[0])
+    with _naming(path):
+        return _read_layers(path)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Makes any error one that names the file."""
+    try:
+        yield
     except Exception as error:  # h5py and Keras raise whatever the damage leads to.
         reason = pictures.one_line(error)
         raise ValueError(f"{path}: not a generator's weights: {reason}") from error
-    return generator, card
 
 
 def describe(spec: str) -> dict:
@@ -141,6 +166,29 @@ def _rebuild(path: Path) -> keras.Model:
         )
     generator.load_weights(path)
     return generator
+
+
+def _read_layers(path: Path) -> dict[str, folding.Layer]:
+    """Reads a weights file, in which Keras names layers by class and number."""
+    import h5py
+
+    classes = {"convolutions": "conv2d", "batch norms": "batch_normalization", "PReLUs": "p_re_lu"}
+    with h5py.File(path) as file:
+        stored = {}
+        for kind, name in classes.items():
+            names = [key for key in file["layers"] if re.fullmatch(rf"{name}(_\d+)?", key)]
+            groups = [
+                file["layers"][key]["vars"] for key in sorted(names, key=lambda n: (len(n), n))
+            ]
+            stored[kind] = [[array[()] for array in group.values()] for group in groups]
+    blocks = (len(stored["convolutions"]) - 5) // 2
+    arrays = {}
+    for kind, names in zip(stored, zip(*folding.parts(blocks), strict=True), strict=True):
+        names = [name for name in names if name]
+        if len(names) != len(stored[kind]):
+            raise ValueError(f"holds {len(stored[kind])} {kind} where a generator has {len(names)}")
+        arrays |= zip(names, stored[kind], strict=True)
+    return folding.fold_arrays(arrays, blocks)
 
 
 def _card(path: Path) -> dict:
