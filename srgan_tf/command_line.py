@@ -100,13 +100,17 @@ def exit_code(main: Callable[[list[str]], int], argv: list[str], interrupted: st
         interrupted: What to say after Ctrl-C.
 
     Returns:
-        What `main` gives; 1 after a ValueError or OSError; 130 after Ctrl-C.
+        What `main` gives; 1 after a ValueError or OSError, or where a package is missing; 130 after
+        Ctrl-C.
     """
     expand_homes(main.__module__)
     try:
         return main(argv)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        print(f"error: {error}: pip install -r requirements.txt", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)

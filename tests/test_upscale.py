@@ -132,7 +132,7 @@ try:
     runpy.run_path('upscale.py', run_name='__main__')
 except SystemExit as end:
     assert not end.code
-assert not {'tensorflow', 'keras'} & sys.modules.keys()
+assert not {'tensorflow', 'keras', 'tensorflow_datasets', 'tensorboard'} & sys.modules.keys()
 """
 
 
@@ -171,6 +171,13 @@ def test_a_gpu_with_tensor_cores_computes_in_float16(tiny, monkeypatch, capabili
     network, told = inference.load_network(str(tiny))
     assert told == precision
     assert upscaling.upscale(network, photograph(9, 9)).shape == (36, 36, 3)
+
+
+def test_a_package_that_is_missing_is_one_line(upscale, tiny, tmp_path, monkeypatch):
+    save_photograph(tmp_path / "a.png", 20, 20)
+    monkeypatch.setitem(sys.modules, "keras", None)
+    code, _, err = upscale(tmp_path / "a.png", f"--weights={tiny}", "--precision=float16")
+    assert code == 1 and "keras" in err and err.endswith(": pip install -r requirements.txt\n")
 
 
 def test_importing_the_package_does_not_load_tensorflow():
