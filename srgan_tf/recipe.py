@@ -9,8 +9,9 @@ from srgan_tf import losses, networks, vgg, weights
 
 # Raise it with a change after which the same flags and pictures give other weights: runs of the
 # version before are then not gone on with. 2: Adam's epsilon is 1e-8. 3: Adam by one kernel.
-# 4: batch norms by one kernel; the last convolution makes two by two pixels at a time.
-VERSION = 4
+# 4: batch norms by one kernel; the last convolution makes two by two pixels at a time. 5: it
+# computes in bfloat16 or float16, too, under a mixed policy.
+VERSION = 5
 
 # What may differ when a run goes on: it changes what is seen or how fast, not the weights. That
 # pictures are those of the start is seen by themselves, wherever they lie now.

@@ -36,7 +36,8 @@ def build_features(layer: str, weights: str, *, dtype: str = "float32") -> tuple
             "auto": "imagenet", and where that can't be had "hed", with a warning.
             Anything else: the path of a .h5 file with the convolutions of a Keras VGG19, as
             `keras.applications.VGG19(include_top=False)` loads it.
-        dtype: Keras' dtype policy of the convolutions.
+        dtype: Keras' dtype policy. Of a mixed one, weights are kept in what it computes in: they
+            do not change, and would be cast anew in every step.
 
     Returns:
         A model from Caffe-range pictures [N, H, W, 3] (see `caffe_range`) to features
@@ -52,7 +53,7 @@ def build_features(layer: str, weights: str, *, dtype: str = "float32") -> tuple
 
     # keras.applications takes its dtype from the global policy alone.
     policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(dtype)
+    keras.config.set_dtype_policy(keras.DTypePolicy(dtype).compute_dtype)
     try:
         vgg = keras.applications.VGG19(include_top=False, weights=None)
     finally:

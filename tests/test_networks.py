@@ -187,6 +187,9 @@ def test_pictures_and_logits_are_float32_under_mixed_precision(dtype):
     assert generator.get_layer("block1_conv1").compute_dtype == dtype.removeprefix("mixed_")
     assert keras.backend.standardize_dtype(sr.dtype) == "float32"
     assert keras.backend.standardize_dtype(logits.dtype) == "float32"
+    last = generator.get_layer("conv_out")
+    last.set_weights([np.zeros([9, 9, 8, 3]), np.full([3], -0.99902)])
+    np.testing.assert_array_equal(generator(random_lr(8, 8)), np.float32(-0.99902))
 
 
 def test_wrong_arguments_are_named():

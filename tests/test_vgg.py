@@ -55,6 +55,21 @@ def test_features_are_frozen():
     assert features.layers[-1].name == "block2_conv2"
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.05), ("float16", 0.01)])
+def test_under_mixed_precision_frozen_weights_are_not_cast_in_every_step(dtype, tolerance):
+    features, _ = vgg.build_features("block2_conv2", "hed", dtype=f"mixed_{dtype}")
+    exact, _ = vgg.build_features("block2_conv2", "hed")
+    assert keras.config.dtype_policy().name == "float32"
+    stored = {keras.backend.standardize_dtype(w.dtype) for w in features.weights}
+    assert stored == {dtype}
+    picture = np.random.default_rng(0).uniform(-1, 1, (1, 16, 16, 3)).astype(np.float32)
+    result, expected = (
+        np.array(keras.ops.cast(model(vgg.caffe_range(picture)), "float32"))
+        for model in (features, exact)
+    )
+    np.testing.assert_allclose(result, expected, atol=tolerance * expected.max())
+
+
 def test_auto_falls_back_to_hed_with_a_loud_warning(monkeypatch, caplog):
     def fail(vgg19):
         raise ValueError("VGG19's ImageNet weights cannot be had: no network")
