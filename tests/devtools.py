@@ -103,9 +103,10 @@ class Page:
         self.send("Emulation.setTouchEmulationEnabled", enabled=phone)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.send("Emulation.setEmulatedMedia", features=[scheme])
+        self.js("window.left = true")  # the page before may be this file, too
         start = time.monotonic()
         self.send("Page.navigate", url=path.resolve().as_uri())
-        self.wait("document.readyState === 'complete' && location.protocol === 'file:'")
+        self.wait("!window.left && document.readyState === 'complete'")
         return time.monotonic() - start
 
     def js(self, expression):
