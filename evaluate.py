@@ -56,7 +56,7 @@ def main(argv):
     if FLAGS.fresh and not FLAGS.out_dir:
         raise ValueError("--fresh needs --out_dir: nothing is kept elsewhere")
 
-    # Here, so that --help need not wait for them.
+    # Here, so that --help need not wait for these imports.
     from srgan_tf import evaluation, report, tables, weights
 
     sets = evaluation.open_sets(FLAGS.data, FLAGS.out_dir)

@@ -66,7 +66,7 @@ def main(argv):
     if FLAGS.quality is not None and FLAGS.format not in ("jpg", "webp"):
         raise ValueError(f"--quality is for --format=jpg and webp, .{FLAGS.format} has none")
 
-    # Here, so that --help need not wait for them.
+    # Here, so that --help need not wait for these imports.
     from PIL import Image
 
     from srgan_tf import inference, photo_jobs, photographs

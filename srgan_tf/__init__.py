@@ -2,7 +2,7 @@
 
 
 def __getattr__(name: str):
-    """Gives `srgan_tf.upscale`, without loading TensorFlow for those who do not use it."""
+    """Gives `srgan_tf.upscale`, and loads what it needs for those alone who use it."""
     if name == "upscale":
         from srgan_tf.photographs import upscale
 

@@ -65,12 +65,21 @@ def fold(generator: keras.Model) -> dict[str, Layer]:
     if missing or not blocks:
         lacks = f"no layer {missing[0]}" if missing else "no residual blocks"
         raise ValueError(f"{generator.name} is not the paper's generator, it has {lacks}")
-    arrays = {name: found[name].get_weights() for name in names}
-    return fold_arrays(arrays, blocks, found["bn_trunk"].epsilon)
+    epsilons = {found[norm].epsilon for _, norm, _ in parts(blocks) if norm}
+    if len(epsilons) > 1:
+        raise ValueError(f"{generator.name}: its batch norms have epsilons {sorted(epsilons)}")
+    return fold_arrays({name: found[name].get_weights() for name in names}, epsilons.pop())
 
 
 def parts(blocks: int) -> list[tuple[str, str | None, str | None]]:
-    """Names a generator's convolutions, each with the batch norm and the PReLU that follow it."""
+    """Names a generator's convolutions, each with the batch norm and the PReLU that follow it.
+
+    Args:
+        blocks: The number of residual blocks.
+
+    Returns:
+        Names of layers of `networks.build_generator`, in order; None where there is no such layer.
+    """
     names = [("conv_in", None, "prelu_in")]
     for block in (f"block{i}" for i in range(1, blocks + 1)):
         names.append((f"{block}_conv1", f"{block}_bn1", f"{block}_prelu"))
@@ -81,20 +90,24 @@ def parts(blocks: int) -> list[tuple[str, str | None, str | None]]:
 
 
 def fold_arrays(
-    arrays: Mapping[str, Sequence[np.ndarray]], blocks: int, epsilon: float = 1e-3
+    arrays: Mapping[str, Sequence[np.ndarray]], epsilon: float = 1e-3
 ) -> dict[str, Layer]:
-    """Does what `fold` does, of layers' arrays as Keras orders them.
+    """Does what `fold` does, without a Keras model.
 
     Args:
-        arrays: Of each layer that `parts` names.
-        blocks: The number of residual blocks.
+        arrays: Of each layer that `parts` names, as Keras orders and shapes them, of any float.
         epsilon: Of the batch norms, by default Keras', which `networks` leaves.
 
+    Returns:
+        As `fold`.
+
     Raises:
-        ValueError: Shapes do not fit.
+        ValueError: An array is missing, or has another shape.
     """
+    blocks = sum(name.endswith("_conv1") for name in arrays)
     layers = {}
     for conv, norm, prelu in parts(blocks):
+        _check(arrays, conv, norm, prelu)
         kernel, *biases = map(np.float64, arrays[conv])
         bias = biases[0] if biases else np.zeros(kernel.shape[-1])
         if norm:
@@ -105,17 +118,26 @@ def fold_arrays(
         if conv.startswith("upscale"):
             slope = np.tile(slope, 4)
         layers[conv] = Layer(np.float32(kernel), np.float32(bias), slope)
-    filters = layers["conv_in"].kernel.shape[-1]
-    width = {"conv_in": (3, filters), "conv_out": (filters, 3)}
-    width |= {f"upscale{i}_conv": (filters, 4 * filters) for i in (1, 2)}
-    for name, (kernel, bias, slope) in layers.items():
-        given, made = width.get(name, (filters, filters))
-        lengths = len(bias), made if slope is None else len(slope)
-        if kernel.ndim != 4 or (*kernel.shape[2:], *lengths) != (given, made, made, made):
-            raise ValueError(f"{name} does not fit the others: {list(kernel.shape)}")
     last = layers["conv_out"]
     layers["conv_out"] = Layer(_before_shuffle(last.kernel), np.tile(last.bias, 4), None)
     return layers
+
+
+def _check(arrays: Mapping, conv: str, norm: str | None, prelu: str | None) -> None:
+    """Raises ValueError where a convolution or what follows it has other arrays than figure 4."""
+    filters = arrays["conv_in"][0].shape[-1]
+    given = 3 if conv == "conv_in" else filters
+    made = 3 if conv == "conv_out" else 4 * filters if conv.startswith("upscale") else filters
+    side = 9 if conv in ("conv_in", "conv_out") else 3
+    expected = {conv: [(side, side, given, made)] + ([] if norm else [(made,)])}
+    if norm:
+        expected[norm] = 4 * [(made,)]
+    if prelu:
+        expected[prelu] = [(1, 1, filters)]
+    for name, shapes in expected.items():
+        found = [array.shape for array in arrays[name]]
+        if found != shapes:
+            raise ValueError(f"{name} has arrays of {found}, not {shapes}")
 
 
 def _before_shuffle(kernel: np.ndarray) -> np.ndarray:

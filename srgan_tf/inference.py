@@ -66,18 +66,18 @@ def load_network(
         return runtimes.load_exported(spec), "as exported"
     if precision == "auto" and bits == 16:
         precision = "float32"
-    gpus = _gpus()
+    gpus = [] if precision == "int8" else _gpus()
     if gpus and precision == "auto":
         precision = _gpu_precision(gpus[0])
     # What a processor lacks TensorFlow does all the same, slowly; OpenVINO would take float32.
     lacking = precision == "float16" or (precision == "bfloat16" and not _has_bfloat16())
-    if lacking or (gpus and precision != "int8"):
+    if lacking or gpus:
         return _by_tensorflow(spec, precision), precision
     try:
         return _kept(spec, precision, say)
     except ImportError as error:  # there is no OpenVINO or LiteRT for some systems
         if precision == "int8":
-            needed = "pip install openvino ai-edge-litert"
+            needed = "pip install -r requirements.txt"
             raise ValueError(f"--precision=int8 cannot be had ({error}): {needed}") from error
         precision = "float32" if precision == "auto" else precision
         return _by_tensorflow(spec, precision), precision
@@ -93,6 +93,8 @@ def _gpus() -> list:
 
 def _may_have_gpu() -> bool:
     """Whether TensorFlow may find one; to ask it takes seconds, in which it is loaded."""
+    if importlib.util.find_spec("tensorflow") is None:
+        return False
     devices = (device for name in _GPU_DEVICES for device in Path("/dev").glob(name))
     # Makers of others have TensorFlow load what is in a package folder of this name.
     return any(devices) or importlib.util.find_spec("tensorflow-plugins") is not None

@@ -68,9 +68,9 @@ class Conv2D(keras.layers.Conv2D):
     kernel that is one larger, and a shuffle, three are twelve: 100 * 16 / 4 products a pixel
     instead of 81 * 8 or 81 * 16. The function is the same. Measured on CPUs only.
 
-    Products are made in the dtype of the inputs. The bias and the result are in the layer's own,
-    float32 in a network of mixed precision: there a kernel in float32, too, made the gradients of
-    all weights no better, and would take three times as long as the rest of the layer.
+    Products are made in the dtype of the inputs; bias and result have the layer's own. In a network
+    of mixed precision the latter is float32. Products in float32, too, made gradients no better
+    (benchmarks/README.md).
     """
 
     def __init__(self, filters, kernel_size, padding="same", **kwargs):

@@ -1,4 +1,4 @@
-"""A generator for OpenVINO: what `upscale.py` runs on a CPU, in float32 and in 8 bits."""
+"""A generator for OpenVINO: what `upscale.py` runs on a CPU, in float32, bfloat16 and 8 bits."""
 
 import os
 from collections.abc import Callable, Mapping

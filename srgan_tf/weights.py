@@ -14,6 +14,7 @@ from srgan_tf import folding, pictures
 
 if TYPE_CHECKING:  # what only describes weights need not wait for Keras
     import keras
+    import numpy as np
 
 _BUNDLED = Path(__file__).with_name("pretrained")
 _SUFFIX = ".weights.h5"
@@ -25,7 +26,7 @@ def bundled() -> list[str]:
 
 
 def load_generator(spec: str) -> tuple[keras.Model, dict]:
-    """Loads a trained generator in float32.
+    """Loads a trained generator, in float32 but for a .keras file, which says itself.
 
     Args:
         spec: A name of `bundled()`; a run folder, whose final weights are taken, or the best where
@@ -43,11 +44,7 @@ def load_generator(spec: str) -> tuple[keras.Model, dict]:
     card = describe(spec)
     path = Path(card["path"])
     with _naming(path):
-        if path.suffix == ".keras":
-            import keras
-
-            return keras.models.load_model(path, compile=False), card
-        return _rebuild(path), card
+        return _load(path), card
 
 
 def load_layers(spec: str) -> dict[str, folding.Layer]:
@@ -58,21 +55,26 @@ def load_layers(spec: str) -> dict[str, folding.Layer]:
     Args:
         spec: As in `load_generator`.
 
+    Returns:
+        Its convolutions by name, batch norms folded.
+
     Raises:
         FileNotFoundError, ValueError: As `load_generator`.
     """
     path = Path(describe(spec)["path"])
-    if path.suffix == ".keras":
-        return folding.fold(load_generator(spec)[0])
     with _naming(path):
-        return _read_layers(path)
+        if path.suffix == ".keras":
+            return folding.fold(_load(path))
+        return folding.fold_arrays(_read(path))
 
 
 @contextlib.contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Makes any error one that names the file."""
+    """Makes errors name the file, but for those of missing packages."""
     try:
         yield
+    except ImportError:
+        raise
     except Exception as error:  # h5py and Keras raise whatever the damage leads to.
         reason = pictures.one_line(error)
         raise ValueError(f"{path}: not a generator's weights: {reason}") from error
@@ -143,52 +145,55 @@ def _find(spec: str) -> Path:
     raise FileNotFoundError(f"{spec}: no such run folder, file or bundled weights ({names})")
 
 
-def _rebuild(path: Path) -> keras.Model:
-    """Builds the generator that a weights file belongs to, judged by its convolutions."""
-    import h5py
+def _load(path: Path) -> keras.Model:
+    import keras
 
-    from srgan_tf import networks
+    from srgan_tf import networks  # which also registers what a .keras file is made of
 
-    with h5py.File(path) as file:
-        layers = file["layers"]
-        convolutions = [name for name in layers if name.startswith("conv2d")]
-        filters = layers["conv2d/vars/0"].shape[-1]
-        stored = []
-        layers.visititems(lambda _, item: stored.append(item) if hasattr(item, "shape") else None)
-    # Two for each block, besides the first, the last, the trunk's and two sub-pixel ones.
+    if path.suffix == ".keras":
+        return keras.models.load_model(path, compile=False)
+    arrays = _read(path)
     generator = networks.build_generator(
-        residual_blocks=(len(convolutions) - 5) // 2, filters=filters, init="random"
+        residual_blocks=sum(name.endswith("_conv1") for name in arrays),
+        filters=arrays["conv_in"][0].shape[-1],
+        init="random",
     )
-    # Keras leaves what a file lacks as it is and only warns.
-    if len(stored) != len(generator.weights):
-        raise ValueError(
-            f"holds {len(stored)} arrays where a generator has {len(generator.weights)}"
-        )
-    generator.load_weights(path)
+    for name, values in arrays.items():
+        generator.get_layer(name).set_weights(values)
     return generator
 
 
-def _read_layers(path: Path) -> dict[str, folding.Layer]:
-    """Reads a weights file, in which Keras names layers by class and number."""
+def _read(path: Path) -> dict[str, list[np.ndarray]]:
+    """Reads the arrays of a weights file by our names for layers; Keras' are class and number."""
     import h5py
 
-    classes = {"convolutions": "conv2d", "batch norms": "batch_normalization", "PReLUs": "p_re_lu"}
     with h5py.File(path) as file:
-        stored = {}
-        for kind, name in classes.items():
-            names = [key for key in file["layers"] if re.fullmatch(rf"{name}(_\d+)?", key)]
-            groups = [
-                file["layers"][key]["vars"] for key in sorted(names, key=lambda n: (len(n), n))
-            ]
-            stored[kind] = [[array[()] for array in group.values()] for group in groups]
-    blocks = (len(stored["convolutions"]) - 5) // 2
+        layers = file["layers"]
+        stored = []
+        for kind in ("conv2d", "batch_normalization", "p_re_lu"):
+            names = [name for name in layers if re.fullmatch(rf"{kind}(_\d+)?", name)]
+            names.sort(key=lambda name: (len(name), name))  # conv2d, conv2d_1, ... conv2d_10
+            stored.append([[v[()] for v in layers[name]["vars"].values()] for name in names])
+        count = 0
+
+        def add(_, item):
+            nonlocal count
+            count += hasattr(item, "shape")
+
+        layers.visititems(add)
+    # Two for each block, besides the first, the last, the trunk's and two sub-pixel ones.
+    blocks = (len(stored[0]) - 5) // 2
+    names = [[n for n in kind if n] for kind in zip(*folding.parts(blocks), strict=True)]
+    if blocks < 1 or [len(kind) for kind in stored] != [len(kind) for kind in names]:
+        kinds = zip(map(len, stored), ("convolutions", "batch norms", "PReLUs"), strict=True)
+        raise ValueError("holds " + ", ".join(f"{number} {kind}" for number, kind in kinds))
     arrays = {}
-    for kind, names in zip(stored, zip(*folding.parts(blocks), strict=True), strict=True):
-        names = [name for name in names if name]
-        if len(names) != len(stored[kind]):
-            raise ValueError(f"holds {len(stored[kind])} {kind} where a generator has {len(names)}")
-        arrays |= zip(names, stored[kind], strict=True)
-    return folding.fold_arrays(arrays, blocks)
+    for kind, values in zip(names, stored, strict=True):
+        arrays |= zip(kind, values, strict=True)
+    used = sum(map(len, arrays.values()))
+    if used != count:
+        raise ValueError(f"holds {count} arrays where a generator has {used}")
+    return arrays
 
 
 def _card(path: Path) -> dict:

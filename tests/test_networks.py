@@ -154,15 +154,23 @@ def test_batch_norm_uses_its_moving_statistics_outside_training(frozen):
         np.testing.assert_array_equal(value, other)
 
 
-def test_two_by_two_pixels_at_a_time_are_keras_convolution_with_the_same_gradients():
-    x = tf.constant(_random(2, 12, 6, 5))
-    weights = [_random(9, 9, 5, 3), _random(3)]
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.02), ("float16", 0.003)]
+)
+def test_two_by_two_pixels_at_a_time_are_keras_convolution_in_the_inputs_dtype(dtype, tolerance):
+    x = tf.cast(_random(2, 12, 6, 5), dtype)
+    weights = [_random(9, 9, 5, 3) / 20, _random(3)]
     ours, theirs = (
-        _with_gradients(kind(3, 9, padding="same"), x, weights)
+        _with_gradients(kind(3, 9, padding="same", dtype="float32"), x, weights)
         for kind in (networks.Conv2D, keras.layers.Conv2D)
     )
+    assert ours[0].dtype == np.float32
+    errors = []
     for value, other in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(value, other, atol=1e-5 * np.abs(other).max())
+        value, other = (np.asarray(v, np.float32) for v in (value, other))
+        errors.append(np.abs(value - other).max() / np.abs(other).max())
+    assert max(errors) < tolerance
+    assert dtype == "float32" or errors[0] > 1e-4  # not float32's products
 
 
 def test_a_generator_survives_keras_and_weights_files(tmp_path):

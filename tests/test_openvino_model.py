@@ -1,4 +1,5 @@
 import numpy as np
+import openvino
 import pytest
 from conftest import photograph
 from PIL import Image, ImageDraw
@@ -93,6 +94,23 @@ def test_pairs_of_weights_cannot_overflow_16_bits(channels):
     # For inputs of that mean the results keep theirs.
     lost = kernel.sum(axis=(0, 1, 2)) - (stored * steps.data).sum(axis=(1, 2, 3))
     np.testing.assert_allclose(bias, lost, atol=1e-4)
+
+
+@pytest.mark.parametrize(("bfloat16", "hint"), [(False, "f32"), (True, "bf16")])
+def test_bfloat16_is_used_where_asked_for_only(tmp_path, monkeypatch, bfloat16, hint):
+    asked = []
+
+    class Core(openvino.Core):
+        def set_property(self, *properties):
+            asked.append(properties)
+            super().set_property(*properties)
+
+    layers = folding.fold(networks.build_generator(residual_blocks=1, filters=8))
+    openvino_model.write(openvino_model.build(layers), tmp_path / "net.xml")
+    monkeypatch.setattr(openvino, "Core", Core)
+    network = openvino_model.load(tmp_path / "net.xml", 40, bfloat16=bfloat16)
+    assert upscaling.upscale(network, photograph(12, 9)).shape == (48, 36, 3)
+    assert ("CPU", {"INFERENCE_PRECISION_HINT": hint}) in asked
 
 
 def test_a_tile_that_there_is_no_memory_for_is_a_memory_error(tmp_path):

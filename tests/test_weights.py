@@ -1,6 +1,10 @@
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import h5py
+import keras
 import numpy as np
 import pytest
 
@@ -72,15 +76,51 @@ def test_what_cannot_be_loaded_is_named_in_one_line(generator, tmp_path):
             weights.load_layers(str(tmp_path / name) if name != "." else str(tmp_path))
 
 
-@pytest.mark.parametrize("layer", ["conv2d_3", "conv2d_7", "batch_normalization", "p_re_lu_1"])
-def test_arrays_that_do_not_fit_each_other_are_no_generators(generator, tmp_path, layer):
+@pytest.mark.parametrize(
+    ("array", "shape", "said"),
+    [
+        ("conv2d_3/vars/0", (3, 3, 8, 7), "block2_conv1"),
+        ("conv2d_3/vars/0", (4, 4, 8, 8), "block2_conv1"),
+        ("conv2d_7/vars/0", (3, 3, 8, 8), "upscale2_conv"),
+        ("conv2d_8/vars/1", None, "conv_out"),
+        ("batch_normalization/vars/0", (1,), "block1_bn1"),
+        ("batch_normalization/vars/3", None, "block1_bn1"),
+        ("p_re_lu_1/vars/0", (1, 1, 7), "block1_prelu"),
+        ("dense/vars/0", (8, 8), "holds 39 arrays where a generator has 38"),
+        ("conv2d_9/vars/0", (3, 3, 8, 8), "holds 10 convolutions, 5 batch norms, 5 PReLUs"),
+    ],
+)
+def test_arrays_of_another_network_are_refused(generator, tmp_path, array, shape, said):
     path = tmp_path / "any.weights.h5"
     generator.save_weights(path)
     with h5py.File(path, "a") as file:
-        stored = file["layers"][layer]["vars"]
-        array = stored["0"][()][..., 1:]
-        del stored["0"]
-        stored["0"] = array
+        layers = file["layers"]
+        if array in layers:
+            del layers[array]
+        if shape:
+            layers[array] = np.ones(shape, np.float32)
     for load in (weights.load_generator, weights.load_layers):
-        with pytest.raises(ValueError, match=f"{path}: not a generator's weights: "):
+        with pytest.raises(ValueError, match=f"{path}: not a generator's weights: .*{said}"):
             load(str(path))
+
+
+def test_a_keras_file_needs_nothing_imported_before(generator, tmp_path):
+    generator.save(tmp_path / "any.keras")
+    code = "import sys; from srgan_tf import weights; weights.load_generator(sys.argv[1])"
+    command = [sys.executable, "-c", code, tmp_path / "any.keras"]
+    subprocess.run(command, cwd=Path(__file__).parents[1], check=True)
+
+
+def test_a_keras_file_of_another_network_is_named(tmp_path):
+    picture = keras.Input([None, None, 3])
+    path = tmp_path / "other.keras"
+    keras.Model(picture, keras.layers.Conv2D(3, 3)(picture)).save(path)
+    with pytest.raises(ValueError, match=f"{path}: not a generator's weights: .* it has no layer"):
+        weights.load_layers(str(path))
+
+
+@pytest.mark.parametrize("package", ["h5py", "keras"])
+def test_a_missing_package_is_not_blamed_on_the_weights(monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ModuleNotFoundError, match=package):
+        weights.load_generator("srresnet_mse")
