@@ -110,7 +110,7 @@ def exit_code(main: Callable[[list[str]], int], argv: list[str], interrupted: st
         print(f"error: {error}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
-        print(f"error: {error}: pip install it, or -r requirements.txt", file=sys.stderr)
+        print(f"error: {error}: pip install -r requirements.txt", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)

@@ -139,6 +139,7 @@ def _kept(spec: str, precision: str, say: Callable[[str], None]) -> tuple[upscal
     key = _key(weights.describe(spec)["sha256"])
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         return _load_kept(folder, key, precision)
+    layers = weights.load_layers(spec)
     say("making these weights' fast forms for this machine, once")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -148,7 +149,7 @@ def _kept(spec: str, precision: str, say: Callable[[str], None]) -> tuple[upscal
         making = tempfile.TemporaryDirectory()
         folder = Path(making.name)
     with making as made:
-        _make(weights.load_layers(spec), Path(made), key)
+        _make(layers, Path(made), key)
         # Before another process puts its own there.
         result = _load_kept(Path(made), key, precision)
         for form in _OPENVINO_FORMS:

@@ -70,10 +70,11 @@ def checked_tile(network: Network, tile: int | None, name: str = "this network")
         ValueError: It is too small for the network, by this name.
     """
     tile = network.tile if tile is None else tile
-    if tile <= 2 * network.reach:
+    least = 2 * network.reach + 1
+    if tile < least:
         raise ValueError(
             f"tiles of {tile} pixels are too small: {name} looks at {network.reach} pixels around "
-            f"each, so give --tile={2 * network.reach + 1} or more"
+            f"each, so give --tile={3 * least}, or at least {least}, which is far slower"
         )
     return tile
 

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import re
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -151,6 +152,8 @@ def _load(path: Path) -> keras.Model:
     from srgan_tf import networks  # which also registers what a .keras file is made of
 
     if path.suffix == ".keras":
+        if not zipfile.is_zipfile(path):
+            raise ValueError("it is no zip file, as .keras files are")
         return keras.models.load_model(path, compile=False)
     arrays = _read(path)
     generator = networks.build_generator(
@@ -167,6 +170,8 @@ def _read(path: Path) -> dict[str, list[np.ndarray]]:
     """Reads the arrays of a weights file by our names for layers; Keras' are class and number."""
     import h5py
 
+    if not h5py.is_hdf5(path):
+        raise ValueError("it is no HDF5 file, as .weights.h5 files are")
     with h5py.File(path) as file:
         layers = file["layers"]
         stored = []

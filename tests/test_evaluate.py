@@ -239,7 +239,9 @@ def test_a_picture_that_a_network_fails_on_is_left_out_for_all_methods(
 def test_tiles_that_are_too_small_are_refused_before_anything_is_scored(evaluate, tiny_weights):
     code, _, err = evaluate(f"--weights={tiny_weights}", "--tile=20")
     assert code == 1
-    assert err.endswith("looks at 10 pixels around each, so give --tile=21 or more\n")
+    assert err.endswith(
+        "looks at 10 pixels around each, so give --tile=63, or at least 21, which is far slower\n"
+    )
 
 
 def test_nothing_to_score_is_an_error(evaluate, tmp_path):

@@ -65,13 +65,15 @@ def test_a_run_folder_gives_its_last_weights_and_says_what_they_saw(generator, t
 def test_what_cannot_be_loaded_is_named_in_one_line(generator, tmp_path):
     (tmp_path / "noise.weights.h5").write_bytes(b"nothing of the kind")
     networks.build_discriminator(16, filters=4).save_weights(tmp_path / "other.weights.h5")
+    (tmp_path / "noise.keras").write_bytes(b"nothing of the kind")
     (tmp_path / "photo.jpg").write_bytes(b"")
-    for name in ("noise.weights.h5", "other.weights.h5", "photo.jpg", "missing", "."):
+    names = ("noise.weights.h5", "noise.keras", "other.weights.h5", "photo.jpg", "missing", ".")
+    for name in names:
         with pytest.raises(
             (ValueError, FileNotFoundError), match=name if name != "." else "no generator"
         ) as error:
             weights.load_generator(str(tmp_path / name) if name != "." else str(tmp_path))
-        assert "\n" not in str(error.value)
+        assert "\n" not in str(error.value) and "not found" not in str(error.value)
         with pytest.raises(type(error.value), match=name if name != "." else "no generator"):
             weights.load_layers(str(tmp_path / name) if name != "." else str(tmp_path))
 

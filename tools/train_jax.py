@@ -13,6 +13,7 @@ it is another than train.py's.
 import contextlib
 import dataclasses
 import hashlib
+import importlib.util
 import json
 import os
 import sys
@@ -51,6 +52,8 @@ def main(argv) -> int:
     for name, value in _FIXED.items():
         if FLAGS[name].value != value:
             raise ValueError(f"--{name}: {_SCRIPT} has no such choice, leave it out")
+    if importlib.util.find_spec("jax") is None:
+        raise ValueError("this trains by JAX: pip install jax")
     if FLAGS.mixed_precision == "mixed_float16":
         raise ValueError("--mixed_precision=mixed_float16: use mixed_bfloat16 here")
     from srgan_tf import recipe, signals
