@@ -223,7 +223,7 @@ def _runner(core: openvino.Core, model: openvino.Model) -> Callable[[np.ndarray]
             return request.infer([x], share_inputs=True, share_outputs=True)[0]
         except RuntimeError as error:
             if "alloc" in str(error) or "memory" in str(error):
-                raise MemoryError(f"no memory for {x.shape[2]}x{x.shape[1]}") from error
+                raise upscaling.no_memory(x) from error
             raise
 
     return run

@@ -44,7 +44,7 @@ def compiled(generator: keras.Model) -> upscaling.Network:
         try:
             return call(lr.astype(np.float32), white).numpy().astype(lr.dtype)
         except tf.errors.ResourceExhaustedError as error:
-            raise MemoryError(f"no memory for {lr.shape[2]}x{lr.shape[1]}") from error
+            raise upscaling.no_memory(lr) from error
 
     return upscaling.Network(run, receptive_field(generator))
 
@@ -187,7 +187,7 @@ def _load_saved_model(path: Path) -> upscaling.Network:
         try:
             return serve(**{argument: given})[result].numpy()
         except tf.errors.ResourceExhaustedError as error:
-            raise MemoryError(f"{path}: no memory for {lr.shape[2]}x{lr.shape[1]}") from error
+            raise upscaling.no_memory(lr, path) from error
 
     call.model = model  # the signature alone does not keep the variables alive
     frozen = convert_variables_to_constants_v2(serve)  # also unfolds calls of inner functions
@@ -238,7 +238,7 @@ def _load_tflite(path: Path) -> upscaling.Network:
             try:
                 interpreter.allocate_tensors()
             except RuntimeError as error:  # it worked with another size, so this one is too large
-                raise MemoryError(f"{path}: no memory for {lr.shape[2]}x{lr.shape[1]}") from error
+                raise upscaling.no_memory(lr, path) from error
             ready = lr.shape
         if given["dtype"] == np.float32:
             interpreter.set_tensor(given["index"], upscaling.as_float(lr))
@@ -297,7 +297,7 @@ def _load_onnx(path: Path) -> upscaling.Network:
             return session.run(None, {given.name: upscaling.as_float(lr)})[0]
         except Exception as error:
             if "alloc" in str(error).lower():
-                raise MemoryError(f"{path}: no memory for {lr.shape[2]}x{lr.shape[1]}") from error
+                raise upscaling.no_memory(lr, path) from error
             raise
 
     return upscaling.Network(call, reach, 16)

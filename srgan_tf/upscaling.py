@@ -5,6 +5,7 @@ begin at the border, so that zero padding is where it would be without tiles.
 """
 
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -156,6 +157,12 @@ def _spans(length: int, tile: int, reach: int) -> list[tuple[int, int, int, int]
         (start, start + size, first, end)
         for start, first, end in zip(starts, fills, fills[1:], strict=False)
     ]
+
+
+def no_memory(tile: np.ndarray, path: str | os.PathLike | None = None) -> MemoryError:
+    """Makes the error for a tile [1, h, w, channels] too large for the network of this file."""
+    named = f"{path}: " if path else ""
+    return MemoryError(f"{named}no memory for {tile.shape[2]}x{tile.shape[1]}")
 
 
 def _white(dtype: np.dtype) -> int:

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import photograph
+from conftest import ROOT, photograph
 from PIL import Image
 
 from srgan_tf import (
@@ -29,8 +29,6 @@ from srgan_tf import (
     weights,
 )
 from srgan_tf.networks import build_generator
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture

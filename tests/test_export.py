@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
-from conftest import photograph, save_photograph
+from conftest import ROOT, photograph, save_photograph
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from PIL import Image
 
@@ -31,8 +31,6 @@ from srgan_tf import (
     upscaling,
 )
 from srgan_tf.networks import build_generator
-
-ROOT = Path(__file__).parents[1]
 
 
 def _unlike_the_start(generator):

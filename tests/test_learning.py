@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
-ROOT = Path(__file__).parents[1]
 RUNS = Path(os.environ.get("SRGAN_RUNS", ROOT / "runs" / "proof"))
 # On a CPU or GPU with bfloat16 arithmetic: SRGAN_PRECISION=mixed_bfloat16.
 PRECISION = os.environ.get("SRGAN_PRECISION", "float32")

@@ -1,12 +1,12 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import ROOT
 
 from srgan_tf import networks
 
@@ -133,7 +133,7 @@ for kind in (networks.BatchNormalization, keras.layers.BatchNormalization):
     done = subprocess.run(
         [sys.executable, "-c", script],
         env=os.environ | {"TF_ENABLE_ONEDNN_OPTS": "1"},
-        cwd=Path(__file__).parents[1],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,

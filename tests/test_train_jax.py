@@ -2,13 +2,11 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import save_photograph
+from conftest import ROOT, save_photograph
 
-ROOT = Path(__file__).parents[1]
 pytest.importorskip("jax")
 
 # One step of SRGAN on the backend that argv[1] names, from weights that are the same on each.

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-ROOT = Path(__file__).parents[1]
+from conftest import ROOT
 
 # A small network on small crops: a step takes milliseconds.
 TINY = [

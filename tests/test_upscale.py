@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import photograph, save_photograph
+from conftest import ROOT, photograph, save_photograph
 from PIL import Image
 
 from srgan_tf import (
@@ -32,7 +32,6 @@ from srgan_tf import (
     weights,
 )
 
-ROOT = Path(__file__).parents[1]
 NEAREST = upscaling.Network(lambda lr: lr.repeat(4, axis=1).repeat(4, axis=2), reach=1)
 
 

@@ -1,17 +1,15 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import ROOT
 
 from srgan_tf import exporting, runtimes, upscaling
 from srgan_tf.networks import build_generator
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")

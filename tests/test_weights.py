@@ -1,12 +1,12 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import h5py
 import keras
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from srgan_tf import folding, networks, runtimes, weights
 
@@ -110,7 +110,7 @@ def test_a_keras_file_needs_nothing_imported_before(generator, tmp_path):
     generator.save(tmp_path / "any.keras")
     code = "import sys; from srgan_tf import weights; weights.load_generator(sys.argv[1])"
     command = [sys.executable, "-c", code, tmp_path / "any.keras"]
-    subprocess.run(command, cwd=Path(__file__).parents[1], check=True)
+    subprocess.run(command, cwd=ROOT, check=True)
 
 
 def test_a_keras_file_of_another_network_is_named(tmp_path):
