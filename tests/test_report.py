@@ -59,7 +59,7 @@ def page(browser, written):
 
 def _show_first(page):
     page.js("document.querySelector('article').scrollIntoView()")
-    page.wait("[...document.querySelectorAll('.stage img')].slice(0, 2).every(i => i.naturalWidth)")
+    page.wait("document.querySelectorAll('.stage img')[1]?.naturalWidth")
 
 
 def _stage(page):
