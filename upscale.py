@@ -13,6 +13,7 @@ done.
 import functools
 import sys
 import warnings
+from pathlib import Path
 
 from absl import app, flags
 
@@ -69,7 +70,7 @@ def main(argv):
     # Here, so that --help need not wait for these imports.
     from PIL import Image
 
-    from srgan_tf import inference, photo_jobs, photographs
+    from srgan_tf import inference, photo_jobs, photographs, records
 
     # Pillow warns above this number and refuses above twice of it.
     Image.MAX_IMAGE_PIXELS = int(FLAGS.max_megapixels * 1e6 / 2)
@@ -80,6 +81,9 @@ def main(argv):
     if len(missing) < len(jobs):
         there = jobs[0].target if len(jobs) == 1 else f"{len(jobs) - len(missing)} of {len(jobs)}"
         print(f"{there} skipped: already there (--overwrite makes them again)")
+
+    if missing and FLAGS.out_dir is not None:
+        records.make_folder(Path(FLAGS.out_dir))
 
     # Made with the first picture, so that its clock does not count the loading of the network.
     bar = functools.cache(command_line.progress_bar)

@@ -434,7 +434,7 @@ class _Kept:
                     self._remove(record)
                 else:
                     self._records[record["key"]] = record
-        out_dir.mkdir(parents=True, exist_ok=True)
+        records.make_folder(out_dir)
         self._log = path.open("w" if fresh else "a")
         self._log.write("\n")  # ends a line that was cut short
 

@@ -341,7 +341,7 @@ def export(
         ValueError: A file differs from the Keras model by more than `parity.BOUNDS` allows,
             `out_dir` cannot be written to, or as in the functions that write the forms.
     """
-    out_dir, name = Path(out_dir), card["name"]
+    out_dir, name = Path(out_dir), card["name"].removesuffix(".keras")
     size = f".{input_size[0]}x{input_size[1]}" if input_size else ""
     forms = list(dict.fromkeys(quantize)) if "tflite" in formats else []
     # What can be refused before anything is computed.
@@ -396,16 +396,12 @@ def export(
 @contextlib.contextmanager
 def _staging(out_dir: Path) -> Iterator[Path]:
     """Makes a folder in `out_dir` that is gone afterwards, with `out_dir` if nothing came of it."""
+    new = [folder for folder in (out_dir, *out_dir.parents) if not folder.exists()]
+    records.make_folder(out_dir)
+    _clear_leftovers(out_dir)
     try:
-        new = [folder for folder in (out_dir, *out_dir.parents) if not folder.exists()]
-        out_dir.mkdir(parents=True, exist_ok=True)
-        _clear_leftovers(out_dir)
-        staged = tempfile.TemporaryDirectory(dir=out_dir, prefix=f".export-{os.getpid()}-")
-    except OSError as error:
-        raise ValueError(f"{out_dir}: cannot be written to ({error.strerror})") from error
-    try:
-        with staged:
-            yield Path(staged.name)
+        with tempfile.TemporaryDirectory(dir=out_dir, prefix=f".export-{os.getpid()}-") as staged:
+            yield Path(staged)
     finally:
         with contextlib.suppress(OSError):  # it is not empty
             for folder in new:

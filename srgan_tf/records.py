@@ -12,12 +12,26 @@ import json
 import os
 import platform
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     import keras
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder and sees that files can be written there: before hours of work, not after.
+
+    Raises:
+        ValueError: They cannot.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be written to ({error.strerror})") from error
 
 
 @contextlib.contextmanager

@@ -85,6 +85,11 @@ def train(config: recipe.Config, strategy: tf.distribute.Strategy | None = None)
     if restored:
         _refuse_other_findings(config, facts)
         facts["generator"] = f"{restored}, step {first_step}"
+    # Every worker takes part in saving, but only the chief's files are wanted.
+    is_chief = _is_chief(strategy)
+    checkpoints = run_dir / "checkpoints"
+    if is_chief and not config.dry_run:
+        records.make_folder(checkpoints)
     batches = _distribute(config, strategy, train_source, first_step)
     run_steps = _step_function(config, strategy, model)
 
@@ -104,7 +109,6 @@ def train(config: recipe.Config, strategy: tf.distribute.Strategy | None = None)
         "seconds_per_step": round(seconds, 4),
         "estimated_hours_left": round(seconds * (config.steps - first_step) / 3600, 2),
     }
-    is_chief = _is_chief(strategy)
     if is_chief:
         print(run_folder.start_report(dataclasses.asdict(config), facts), flush=True)
     if config.dry_run:
@@ -112,10 +116,7 @@ def train(config: recipe.Config, strategy: tf.distribute.Strategy | None = None)
 
     with contextlib.ExitStack() as stack:
         log = None
-        # Every worker takes part in saving, but only the chief's files are wanted.
-        checkpoints = run_dir / "checkpoints"
         if is_chief:
-            checkpoints.mkdir(parents=True, exist_ok=True)
             if restored:
                 records.add_resumption(run_dir, first_step, facts)
             else:

@@ -506,6 +506,13 @@ def test_equal_pictures_leave_valid_json(evaluate, tmp_path):
     assert document["means"]["flat"]["nearest"]["psnr"] is None
 
 
+def test_a_folder_that_cannot_be_written_to_is_named_in_one_line(evaluate, flat_set, tmp_path):
+    (tmp_path / "file").touch()
+    out_dir = tmp_path / "file"
+    code, _, err = evaluate(f"--data={flat_set}", "--weights=", f"--out_dir={out_dir}")
+    assert (code, err) == (1, f"error: {out_dir}: cannot be written to (File exists)\n")
+
+
 def test_an_interruption_is_one_line_and_says_what_is_kept(evaluate, flat_set, monkeypatch):
     monkeypatch.setattr(evaluation, "evaluate", _interrupt)
     arguments = [f"--data={flat_set}", "--weights="]

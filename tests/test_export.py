@@ -391,6 +391,7 @@ def test_an_export_says_what_it_is_and_takes_the_next_number(generator, pairs, t
         assert written.path == tmp_path / "tiny" / version
     found = json.loads((written.path / "assets.extra" / "card.json").read_text())
     assert found["weights"] == card and found["parity"]["pictures"] == 2
+    card["name"] = "tiny.keras"
     [written] = exporting.export(
         generator, card, tmp_path, formats=["tflite"], quantize=["float32"], pairs=pairs,
         input_size=(20, 16), facts={"data": "made up"},

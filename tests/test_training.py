@@ -197,6 +197,7 @@ def test_what_a_user_gets_wrong_is_one_line(photo_folder, tmp_path):
         ("empty: no pictures", {"train_data": "empty"}),
         ("nowhere: no such", {"init_generator": "nowhere"}),
         ("--content_loss: VGG19 has no layer 'conv9'", {"content_loss": "conv9"}),
+        ("a_file/checkpoints: cannot be written to", {"run_dir": "a_file"}),
         ("--warmup_steps belongs to", {"warmup_steps": 5}),
         ("--val_data=sample: --val_pictures=0", {"val_data": "sample", "val_pictures": 0}),
         (
@@ -214,8 +215,9 @@ def test_what_cannot_be_trained_is_named(message, wrong, photo_folder, tmp_path,
 
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
-    options = {"train_data": str(photo_folder), "residual_blocks": 1, "filters": 8} | wrong
-    config = recipe.Config(run_dir="run", deterministic=False, **options)
+    Path("a_file").touch()
+    options = {"train_data": str(photo_folder), "residual_blocks": 1, "filters": 8}
+    config = recipe.Config(**{"run_dir": "run", "deterministic": False} | options | wrong)
     with pytest.raises((ValueError, FileNotFoundError), match=message) as raised:
         training.train(config)
     assert "\n" not in str(raised.value)

@@ -108,6 +108,10 @@ def test_what_a_user_gets_wrong_is_one_line(upscale, tiny, tmp_path, monkeypatch
         ([], "give pictures or folders"),
         (["missing.jpg"], "missing.jpg: no such file or folder"),
         (["a.jpg", "--weights=missing"], "missing: no such run folder"),
+        (
+            ["a.jpg", "--out_dir=a.jpg/in"],
+            "error: a.jpg/in: cannot be written to (Not a directory)",
+        ),
         (["a.jpg", "--quality=9"], "--quality is for --format=jpg and webp"),
         (
             ["a.jpg", f"--weights={tiny}", "--tile=9", "--precision=float32"],

@@ -194,7 +194,7 @@ def start_or_go_on(config, record: dict | None, found: dict) -> tuple:
     facts |= {"variant": config.variant, "script": _SCRIPT, "train_data": found}
     facts |= {"device": jax.devices()[0].device_kind, "replicas": 1}
     if not record:
-        run_dir.mkdir(parents=True, exist_ok=True)
+        records.make_folder(run_dir)
         records.write_start(run_dir, dataclasses.asdict(config), facts)
         return generator, model, model.state, 0
     recipe.refuse_other_version(config, record)
