@@ -13,7 +13,12 @@ import pytest
 from absl import flags
 from PIL import Image
 
+from srgan_tf import upscaling
+
 ROOT = Path(__file__).parents[1]
+
+# A network that repeats each pixel, and shows if it is given the wrong ones.
+NEAREST = upscaling.Network(lambda lr: lr.repeat(4, axis=1).repeat(4, axis=2), reach=1)
 
 SHARED = Path(os.environ.get("SRGAN_SHARED", Path(__file__).parents[2] / "shared"))
 
@@ -90,6 +95,19 @@ def photo_folder(tmp_path_factory) -> Path:
         name = f"{number:02}" + (".png" if number % 4 == 3 else ".jpg")
         save_photograph(parent / name, 100 + 3 * number, 160 - 2 * number, seed=number)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Path:
+    """The weights file of a tiny generator, which enlarges as nearest neighbour, a little off."""
+    import keras
+
+    from srgan_tf import networks
+
+    keras.utils.set_random_seed(2)
+    path = tmp_path_factory.mktemp("weights") / "tiny.weights.h5"
+    networks.build_generator(residual_blocks=1, filters=8).save_weights(path)
+    return path
 
 
 @pytest.fixture(scope="session")

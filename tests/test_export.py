@@ -491,13 +491,6 @@ def test_a_flat_picture_counts_in_the_mean_of_psnr_and_hardly_in_pooled_errors(m
 
 
 @pytest.fixture(scope="module")
-def tiny_weights(tmp_path_factory):
-    path = tmp_path_factory.mktemp("weights") / "tiny.weights.h5"
-    build_generator(residual_blocks=1, filters=8).save_weights(path)
-    return path
-
-
-@pytest.fixture(scope="module")
 def other_weights(tmp_path_factory):
     """The weights of another network, as two files: path.weights.h5 and path.keras."""
     picture = keras.Input((None, None, 3))
@@ -508,9 +501,9 @@ def other_weights(tmp_path_factory):
     return path
 
 
-def test_one_command_exports_what_evaluation_takes(export, tiny_weights, photo_folder, tmp_path):
+def test_one_command_exports_what_evaluation_takes(export, tiny, photo_folder, tmp_path):
     code, out, err = export(
-        f"--weights={tiny_weights}", f"--out_dir={tmp_path}", f"--data={photo_folder}",
+        f"--weights={tiny}", f"--out_dir={tmp_path}", f"--data={photo_folder}",
         f"--calibration_data={photo_folder}", "--format=savedmodel,tflite,tflite",
         "--quantize=dynamic,int8,int8",
     )  # fmt: skip
@@ -518,7 +511,7 @@ def test_one_command_exports_what_evaluation_takes(export, tiny_weights, photo_f
     forms = [line.split()[0] for line in out.splitlines()[2:-3]]
     assert forms == ["savedmodel", "dynamic", "int8"]
     files = [tmp_path / name for name in ("tiny/1", "tiny.dynamic.tflite", "tiny.int8.tflite")]
-    methods = evaluation.load_methods([str(path) for path in (tiny_weights, *files)], tile=64)
+    methods = evaluation.load_methods([str(path) for path in (tiny, *files)], tile=64)
     names = [method.name for method in methods[2:]]
     assert names == ["tiny", "tiny/1", "tiny.dynamic.tflite", "tiny.int8.tflite"]
     lr = _picture(70, 11)  # two tiles
@@ -570,10 +563,10 @@ def test_the_bundled_weights_keep_their_pictures_in_every_form(export, tmp_path)
     ],
 )
 def test_what_goes_wrong_is_said_in_one_line(
-    export, tiny_weights, other_weights, tmp_path, arguments, message
+    export, tiny, other_weights, tmp_path, arguments, message
 ):
     (tmp_path / "file").touch()
-    given = [f"--weights={tiny_weights}", f"--out_dir={tmp_path / 'out'}"]
+    given = [f"--weights={tiny}", f"--out_dir={tmp_path / 'out'}"]
     for argument in arguments:
         argument = argument.replace("FILE", str(tmp_path / "file"))
         given.append(argument.replace("OTHER", str(other_weights)))
@@ -584,11 +577,11 @@ def test_what_goes_wrong_is_said_in_one_line(
 
 
 def test_packages_that_are_missing_are_named_before_anything_is_made(
-    export, tiny_weights, tmp_path, monkeypatch
+    export, tiny, tmp_path, monkeypatch
 ):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     code, _, err = export(
-        f"--weights={tiny_weights}", f"--out_dir={tmp_path / 'out'}", "--format=savedmodel,onnx"
+        f"--weights={tiny}", f"--out_dir={tmp_path / 'out'}", "--format=savedmodel,onnx"
     )
     assert code == 1 and err.splitlines()[-1].endswith("pip install onnxruntime")
     assert not (tmp_path / "out").exists()
@@ -596,14 +589,14 @@ def test_packages_that_are_missing_are_named_before_anything_is_made(
 
 @pytest.mark.parametrize("quantize, shares", [("float32", (0, 7)), ("int8", (4, 3))])
 def test_photographs_are_shared_out_only_where_some_are_for_calibration(
-    export, tiny_weights, tmp_path, monkeypatch, quantize, shares
+    export, tiny, tmp_path, monkeypatch, quantize, shares
 ):
     def given(*_, calibration, pairs, **__):
         raise ValueError(f"{(len(calibration), len(pairs))}")
 
     monkeypatch.setattr(exporting, "export", given)
     _, _, err = export(
-        f"--weights={tiny_weights}", f"--out_dir={tmp_path}", "--format=tflite",
+        f"--weights={tiny}", f"--out_dir={tmp_path}", "--format=tflite",
         f"--quantize={quantize}",
     )  # fmt: skip
     assert err.splitlines()[-1] == f"error: {shares}"

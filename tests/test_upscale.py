@@ -17,13 +17,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT, photograph, save_photograph
+from conftest import NEAREST, ROOT, photograph, save_photograph
 from PIL import Image
 
 from srgan_tf import (
     exporting,
     inference,
-    networks,
     openvino_model,
     photo_jobs,
     pictures,
@@ -31,16 +30,6 @@ from srgan_tf import (
     upscaling,
     weights,
 )
-
-NEAREST = upscaling.Network(lambda lr: lr.repeat(4, axis=1).repeat(4, axis=2), reach=1)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """The weights file of a tiny generator, which enlarges as nearest neighbour, a little off."""
-    path = tmp_path_factory.mktemp("weights") / "tiny.weights.h5"
-    networks.build_generator(residual_blocks=1, filters=8).save_weights(path)
-    return path
 
 
 @pytest.fixture(autouse=True)

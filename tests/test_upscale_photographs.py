@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import photograph
+from conftest import NEAREST, photograph
 from PIL import Image, ImageCms, PngImagePlugin
 
 import srgan_tf
@@ -13,10 +13,9 @@ from srgan_tf.png import PngWriter
 
 ORIENTATION, MAKE, EXIF_IFD, EXPOSURE, WIDTH, HEIGHT = 0x0112, 271, 0x8769, 0x829A, 0xA002, 0xA003
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
 # Sees one pixel around, so that pictures are cut into tiles; repeats pixels.
-NEAREST = upscaling.Network(lambda lr: lr.repeat(4, axis=1).repeat(4, axis=2), reach=1)
-
-
 @pytest.fixture(scope="module")
 def executor():
     with ThreadPoolExecutor(2) as executor:
