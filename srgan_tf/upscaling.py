@@ -59,7 +59,8 @@ def upscale(network: Network, lr: np.ndarray, *, tile: int | None = None) -> np.
         [4h, 4w, 3] of lr's type.
 
     Raises:
-        ValueError: lr is no such picture, or a tile is smaller than what the network sees.
+        ValueError: lr is no such picture, a tile is smaller than what the network sees, or the
+            network does not enlarge by 4.
     """
     return _joined(upscaled_pieces(network, lr, tile=tile), lr.shape, lr.dtype)
 
@@ -112,6 +113,12 @@ def _pieces(network, x, rows, columns, dtype):
             columns, windows[1], strict=True
         ):
             y = network.call(x[None, top:bottom, left:right])[0]
+            scale = 1 if tail else 4
+            if y.shape[:2] != (scale * (bottom - top), scale * (right - left)):
+                raise ValueError(
+                    "this network does not enlarge by 4: it makes "
+                    f"{y.shape[1]}x{y.shape[0]} of {right - left}x{bottom - top}"
+                )
             if tail:
                 y = y[above - top : below - top, before - left : behind - left]
                 spans = (_spans(length, tail.tile, tail.reach) for length in y.shape[:2])

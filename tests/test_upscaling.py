@@ -39,6 +39,14 @@ def saved_model(generator, tmp_path_factory):
     return folder
 
 
+def test_a_network_of_another_scale_is_refused():
+    twice = upscaling.Network(lambda x: x.repeat(2, axis=1).repeat(2, axis=2), reach=0)
+    tailed = upscaling.Network(lambda lr: lr, reach=0, tail=twice)
+    for network in (twice, tailed):
+        with pytest.raises(ValueError, match="does not enlarge by 4: it makes 12x10 of 6x5"):
+            upscaling.upscale(network, np.zeros([5, 6, 3], np.uint8))
+
+
 def _tflite(generator, path, dtype):
     archive = keras.export.ExportArchive()
     archive.track(generator)
