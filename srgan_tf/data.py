@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import re
+import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -161,7 +162,8 @@ def _open_tfds(spec: str, min_size: int) -> Source:
             raise ValueError(f"{name}:{split}#{number}: damaged record ({error})") from error
 
     names = [f"tfds:{name}:{split}#{number}" for number in range(len(data_source))]
-    slug = re.sub(r"\W+", "_", f"{key}-{split}")
+    # Splits as different as train[:9] and train[-9:] are the same words.
+    slug = re.sub(r"\W+", "_", f"{key}-{split}") + f"-{zlib.crc32(split.encode()):08x}"
     index = os.path.join(builder.data_dir, f"srgan_tf_headers-{slug}.npz")
     headers, reasons = _stored_headers(index, len(names)) or _scan(
         names, lambda number: io.BytesIO(read_record(number)), index

@@ -456,6 +456,12 @@ def test_tfds_headers_are_read_once(tfds, monkeypatch):
     assert {*again.names, *(name for name, _ in again.left_out)} == set(first.names)
 
 
+def test_splits_of_the_same_words_have_headers_of_their_own(tfds):
+    sizes = [data.open_source(f"tfds:tiny_photos:train{s}").sizes for s in ("", "[:4]", "[-4:]")]
+    np.testing.assert_array_equal(sizes[1], sizes[0][:4])
+    np.testing.assert_array_equal(sizes[2], sizes[0][-4:])
+
+
 def test_a_damaged_header_file_is_made_anew(tfds):
     source = data.open_source("tfds:tiny_photos:train[:2]")
     for path in tfds.rglob("srgan_tf_headers*"):
