@@ -1,5 +1,6 @@
 """Methods scored on sets of pictures by the measures of `metrics`; `tables` prints the means."""
 
+import collections
 import contextlib
 import dataclasses
 import hashlib
@@ -187,8 +188,9 @@ def _by_name(folder: Path, kept: Path | None) -> dict[str, Path]:
     if kept:
         found = [path for path in found if not path.resolve().is_relative_to(kept)]
     stems = [path.relative_to(folder).with_suffix("").as_posix() for path in found]
+    counts = collections.Counter(stems)
     return {
-        path.relative_to(folder).as_posix() if stems.count(stem) > 1 else stem: path
+        path.relative_to(folder).as_posix() if counts[stem] > 1 else stem: path
         for stem, path in zip(stems, found, strict=True)
     }
 

@@ -4,8 +4,6 @@ import contextlib
 import importlib.util
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from srgan_tf import folding, networks, parity, pictures, records, runtimes, signals
+from srgan_tf import folding, networks, parity, pictures, records, runtimes
 
 FORMATS = ("savedmodel", "tflite", "onnx")
 QUANTIZE = ("float32", "float16", "dynamic", "int8")
@@ -319,7 +317,7 @@ def export(
     """Writes a generator in several forms, each with a card, after comparing all on pictures.
 
     Names are those of the card: NAME/1 (or the next free number) for the SavedModel,
-    NAME.QUANTIZE[.HxW].tflite and NAME.onnx. Cards are .json files beside them, or in the
+    NAME.QUANTIZE[.HxW].tflite and NAME.onnx. Cards are NAME.tflite.json and so on, or in the
     SavedModel's `assets.extra`. Nothing appears in `out_dir` before everything is written and
     compared.
 
@@ -368,10 +366,10 @@ def export(
                 input_size=input_size,
                 calibration=calibration,
             )
-            made.append((form, path, path.with_suffix(".json")))
+            made.append((form, path, path.with_name(f"{path.name}.json")))
         if "onnx" in formats:
             path = write_onnx(generator, staging / f"{name}.onnx")
-            made.append(("onnx", path, path.with_suffix(".json")))
+            made.append(("onnx", path, path.with_name(f"{path.name}.json")))
 
         found = {form: parity.compare(path, expected, tile=tile) for form, path, _ in made}
         wrong = filter(None, (parity.out_of_bounds(form, found[form]) for form in found))
@@ -398,21 +396,13 @@ def _staging(out_dir: Path) -> Iterator[Path]:
     """Makes a folder in `out_dir` that is gone afterwards, with `out_dir` if nothing came of it."""
     new = [folder for folder in (out_dir, *out_dir.parents) if not folder.exists()]
     records.make_folder(out_dir)
-    _clear_leftovers(out_dir)
     try:
-        with tempfile.TemporaryDirectory(dir=out_dir, prefix=f".export-{os.getpid()}-") as staged:
+        with records.staging(out_dir) as staged:
             yield Path(staged)
     finally:
         with contextlib.suppress(OSError):  # it is not empty
             for folder in new:
                 folder.rmdir()
-
-
-def _clear_leftovers(out_dir: Path) -> None:
-    """Removes what killed exports left."""
-    for folder in out_dir.glob(".export-*-*"):
-        if signals.is_gone(folder.name.split("-")[1]):
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _next_version(folder: Path) -> Path:

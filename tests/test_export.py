@@ -397,11 +397,11 @@ def test_an_export_says_what_it_is_and_takes_the_next_number(generator, pairs, t
         input_size=(20, 16), facts={"data": "made up"},
     )  # fmt: skip
     assert written.path == tmp_path / "tiny.float32.20x16.tflite"
-    found = json.loads(written.path.with_suffix(".json").read_text())
+    found = json.loads(written.path.with_name(f"{written.path.name}.json").read_text())
     assert found["output"] == {"shape": [1, 80, 64, 3], "range": [-1, 1], "dtype": "float32"}
     assert found["data"] == "made up" and found["parity"]["pictures"] == 2
     left = {path.name for path in tmp_path.iterdir()}
-    assert left == {"tiny", "tiny.float32.20x16.tflite", "tiny.float32.20x16.json"}
+    assert left == {"tiny", "tiny.float32.20x16.tflite", "tiny.float32.20x16.tflite.json"}
 
 
 def test_a_file_out_of_its_bound_is_an_error_and_not_left_behind(
@@ -420,11 +420,11 @@ def test_what_killed_exports_left_is_cleared_and_what_others_make_is_not(tmp_pat
     over = subprocess.Popen(["true"])
     over.wait()
     for process in (over.pid, os.getpid()):
-        (tmp_path / f".export-{process}-x").mkdir()
-        (tmp_path / f".export-{process}-x" / "part").touch()
+        (tmp_path / f".making-{process}-x").mkdir()
+        (tmp_path / f".making-{process}-x" / "part").touch()
     with exporting._staging(tmp_path):
         assert len(list(tmp_path.iterdir())) == 2
-    assert [path.name for path in tmp_path.iterdir()] == [f".export-{os.getpid()}-x"]
+    assert [path.name for path in tmp_path.iterdir()] == [f".making-{os.getpid()}-x"]
 
 
 def test_pairs_are_cut_to_the_size_that_a_file_takes(pairs):

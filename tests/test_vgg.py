@@ -83,6 +83,11 @@ def test_auto_falls_back_to_hed_with_a_loud_warning(monkeypatch, caplog):
         vgg.build_features("block2_conv2", "imagenet")
 
 
+def test_hed_itself_is_loud_too(caplog):
+    vgg.build_features("block1_conv1", "hed")
+    assert "NOT COMPARABLE WITH THE PAPER" in caplog.text
+
+
 def test_a_file_of_vgg19_is_loaded(tmp_path):
     network = keras.applications.VGG19(include_top=False, weights=None)
     path = tmp_path / "vgg19.weights.h5"

@@ -62,6 +62,17 @@ def test_a_run_folder_gives_its_last_weights_and_says_what_they_saw(generator, t
     assert {key: card[key] for key in expected} == expected
 
 
+def test_files_of_others_beside_weights_are_none_of_theirs(generator, tmp_path, monkeypatch):
+    generator.save_weights(tmp_path / "any.weights.h5")
+    for name in ("any.json", "run.json"):
+        (tmp_path / name).write_text('{"class_name": "Functional"}')
+    card = weights.describe(str(tmp_path / "any.weights.h5"))
+    assert (card["name"], card["variant"]) == ("any", None)
+    (tmp_path / "srresnet_mse" / "1").mkdir(parents=True)  # as export.py makes it
+    monkeypatch.chdir(tmp_path)
+    assert weights.describe("srresnet_mse")["steps"] == 3000
+
+
 def test_what_cannot_be_loaded_is_named_in_one_line(generator, tmp_path):
     (tmp_path / "noise.weights.h5").write_bytes(b"nothing of the kind")
     networks.build_discriminator(16, filters=4).save_weights(tmp_path / "other.weights.h5")
