@@ -56,7 +56,7 @@ flags.DEFINE_float(
 flags.DEFINE_float("total_variation_weight", 0.0, "Weight of the total variation.", lower_bound=0)
 
 # Networks.
-flags.DEFINE_integer("residual_blocks", 16, "Blocks of the generator.", lower_bound=0)
+flags.DEFINE_integer("residual_blocks", 16, "Blocks of the generator.", lower_bound=1)
 flags.DEFINE_integer("filters", 64, "Feature maps of the generator.", lower_bound=3)
 flags.DEFINE_enum(
     "init",
@@ -122,6 +122,8 @@ def main(argv):
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     # It takes seconds to import: not before the flags are known to be right.
     command_line.load_tensorflow()
+    import tensorflow as tf
+
     from srgan_tf import training
 
     try:
@@ -129,6 +131,11 @@ def main(argv):
     except training.Stopped as stopped:
         print(stopped, file=sys.stderr)
         return 128 + stopped.signum
+    except tf.errors.ResourceExhaustedError as error:
+        raise ValueError(f"--batch_size={FLAGS.batch_size}: not enough memory") from error
+    except tf.errors.OpError as error:
+        reason = training.reason(error)
+        raise ValueError(f"{reason}; the same command goes on from the last checkpoint") from error
     return 0
 
 

@@ -82,6 +82,11 @@ def train(config: recipe.Config, strategy: tf.distribute.Strategy | None = None)
         "pictures": [name for name, _, _ in pairs],
         "fingerprint": data.describe(val_source)["fingerprint"] if val_source else None,
     }
+    if not restored and (run_dir / "generator.weights.h5").exists():
+        raise ValueError(
+            f"--run_dir={run_dir} holds weights but no checkpoint to go on from: give another, so "
+            "that nothing is lost"
+        )
     if restored:
         _refuse_other_findings(config, facts)
         facts["generator"] = f"{restored}, step {first_step}"
@@ -172,6 +177,15 @@ def _check(config: recipe.Config, strategy: tf.distribute.Strategy) -> None:
         )
     if config.jit_compile and replicas > 1:
         raise ValueError("--jit_compile does not work with several replicas: leave it out")
+
+
+def reason(error: tf.errors.OpError) -> str:
+    """Finds the line that says what happened: what Python raised within a graph, else the first."""
+    lines = [line.strip() for line in error.message.splitlines()]
+    raised = [line.removeprefix("ValueError: ") for line in lines if line.startswith("ValueError:")]
+    frame = ("Graph execution error", "Detected at node", "<stack")
+    own = [line for line in lines if line and not line.startswith(frame)]
+    return next(iter(raised or own), type(error).__name__)
 
 
 def _refuse_other_run(config: recipe.Config, run_dir: Path) -> None:
@@ -414,7 +428,9 @@ def _restore(checkpoint: tf.train.Checkpoint, folder: Path) -> str | None:
             logging.warning("%s cannot be read (%s): trying the one before it", path, reason)
             continue
         return path
-    raise ValueError(f"{folder}: none of its checkpoints can be read; delete it to start over")
+    raise ValueError(
+        f"{folder}: none of its checkpoints can be read; give another --run_dir to start over"
+    )
 
 
 def _is_chief(strategy) -> bool:

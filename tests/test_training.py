@@ -142,6 +142,34 @@ def test_a_signal_saves_where_the_run_is_and_the_same_command_goes_on(photo_fold
     assert f"ckpt-{step}, step {step}" in done.stdout
 
 
+def test_pictures_that_vanish_during_a_run_end_it_in_one_line(photo_folder, tmp_path):
+    shutil.copytree(photo_folder, tmp_path / "photos")
+    flags = [f"--train_data={tmp_path}/photos", "--steps=100000", "--log_every=1"]
+    process = subprocess.Popen(
+        command(*flags, f"--run_dir={tmp_path}/run"), cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    for line in process.stderr:
+        if line.startswith("step 3/"):
+            shutil.rmtree(tmp_path / "photos")
+            break
+    rest = process.stderr.read()
+    assert process.wait() == 1 and "Traceback" not in rest
+    [line] = [line for line in rest.splitlines() if line.startswith("error:")]
+    assert line == (
+        f"error: {tmp_path}/photos: none of its pictures can be read; the same command goes on "
+        "from the last checkpoint"
+    )
+
+
+def test_weights_without_a_checkpoint_are_not_written_over(photo_folder, tmp_path):
+    flags = [f"--train_data={photo_folder}", f"--run_dir={tmp_path}/run", "--steps=1"]
+    train(*flags)
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    (line,) = errors(train(*flags, code=1))
+    assert "holds weights but no checkpoint to go on from" in line
+    assert (tmp_path / "run" / "generator.weights.h5").exists()
+
+
 def test_a_dry_run_says_what_a_run_would_do_and_writes_nothing(photo_folder, tmp_path):
     run_dir = tmp_path / "run"
     done = train(
