@@ -14,10 +14,10 @@ from PIL import Image, ImageCms, ImageOps
 from srgan_tf import inference, pictures, upscaling
 from srgan_tf.png import PngWriter
 
-# Pillow's name for each format, and the most pixels that its files can have each way.
+# Pillow's name for each format, and the most pixels that it writes each way.
 FORMATS = {
     "png": ("PNG", 2**31 - 1),
-    "jpg": ("JPEG", 65535),
+    "jpg": ("JPEG", 65500),
     "webp": ("WEBP", 16383),
     "tif": ("TIFF", 2**31 - 1),
 }

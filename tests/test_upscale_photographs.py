@@ -295,6 +295,14 @@ def test_a_result_too_large_for_its_format_is_refused_before_the_work():
         photographs.fitted(wide, "webp", 16)
 
 
+@pytest.mark.parametrize("ending", ["jpg", "webp"])
+def test_the_largest_size_of_a_format_is_what_pillow_writes(ending):
+    name, most = photographs.FORMATS[ending]
+    Image.new("RGB", (most, 1)).save(io.BytesIO(), name)
+    with pytest.raises((OSError, ValueError)):
+        Image.new("RGB", (most + 1, 1)).save(io.BytesIO(), name)
+
+
 def test_a_tiff_too_large_for_the_plain_kind_is_a_bigtiff(executor, monkeypatch):
     exif = Image.Exif()
     exif[MAKE] = "Lens Works"
