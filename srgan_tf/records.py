@@ -43,10 +43,13 @@ def staging(folder: Path) -> tempfile.TemporaryDirectory:
     Raises:
         OSError: It cannot be made.
     """
-    for left in folder.glob(".making-*-*"):
-        if signals.is_gone(left.name.split("-")[1]):
+    # Of other machines that share the folder nobody here knows which processes are gone.
+    own = f".making-{platform.node()}-"
+    for left in folder.iterdir():
+        process = left.name.removeprefix(own).partition("-")[0]
+        if left.name.startswith(own) and signals.is_gone(process):
             shutil.rmtree(left, ignore_errors=True)
-    return tempfile.TemporaryDirectory(dir=folder, prefix=f".making-{os.getpid()}-")
+    return tempfile.TemporaryDirectory(dir=folder, prefix=f"{own}{os.getpid()}-")
 
 
 @contextlib.contextmanager

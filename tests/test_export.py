@@ -3,6 +3,7 @@ import functools
 import io
 import json
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -420,11 +421,14 @@ def test_what_killed_exports_left_is_cleared_and_what_others_make_is_not(tmp_pat
     over = subprocess.Popen(["true"])
     over.wait()
     for process in (over.pid, os.getpid()):
-        (tmp_path / f".making-{process}-x").mkdir()
-        (tmp_path / f".making-{process}-x" / "part").touch()
+        left = tmp_path / f".making-{platform.node()}-{process}-x"
+        left.mkdir()
+        (left / "part").touch()
+    other = tmp_path / f".making-another-machine-{over.pid}-x"
+    other.mkdir()
     with exporting._staging(tmp_path):
-        assert len(list(tmp_path.iterdir())) == 2
-    assert [path.name for path in tmp_path.iterdir()] == [f".making-{os.getpid()}-x"]
+        assert len(list(tmp_path.iterdir())) == 3
+    assert set(tmp_path.iterdir()) == {left, other}
 
 
 def test_pairs_are_cut_to_the_size_that_a_file_takes(pairs):
