@@ -95,7 +95,7 @@ flags.DEFINE_enum(
     "mixed_precision",
     "float32",
     ["float32", "mixed_bfloat16", "mixed_float16"],
-    "Keras' dtype policy: bfloat16 for recent CPUs and GPUs, float16 for older GPUs.",
+    "Keras' dtype policy: bfloat16 for recent CPUs and GPUs, float16 for a single older GPU.",
 )
 flags.DEFINE_boolean("jit_compile", False, "Compile the step by XLA; one device only.")
 flags.DEFINE_integer(
@@ -132,7 +132,8 @@ def main(argv):
         print(stopped, file=sys.stderr)
         return 128 + stopped.signum
     except tf.errors.ResourceExhaustedError as error:
-        raise ValueError(f"--batch_size={FLAGS.batch_size}: not enough memory") from error
+        reason = training.reason(error)
+        raise ValueError(f"--batch_size={FLAGS.batch_size} may be too large: {reason}") from error
     except tf.errors.OpError as error:
         reason = training.reason(error)
         raise ValueError(f"{reason}; the same command goes on from the last checkpoint") from error

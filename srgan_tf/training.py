@@ -69,7 +69,7 @@ def train(config: recipe.Config, strategy: tf.distribute.Strategy | None = None)
     pairs = data.validation_pairs(val_source, count=config.val_pictures) if val_source else []
 
     building = config
-    if tf.train.get_checkpoint_state(os.fspath(run_dir / "checkpoints")):
+    if _checkpoints(run_dir / "checkpoints"):
         building = recipe.going_on(config, records.read_start(run_dir)["vgg"])
     with strategy.scope():
         model, facts = build_model(building, synchronized=strategy.num_replicas_in_sync > 1)
@@ -177,6 +177,12 @@ def _check(config: recipe.Config, strategy: tf.distribute.Strategy) -> None:
         )
     if config.jit_compile and replicas > 1:
         raise ValueError("--jit_compile does not work with several replicas: leave it out")
+    if config.mixed_precision == "mixed_float16" and replicas > 1:
+        # Keras' loss scaling looks for overflows in one replica only.
+        raise ValueError(
+            "--mixed_precision=mixed_float16 does not work with several replicas: give "
+            "mixed_bfloat16"
+        )
 
 
 def reason(error: tf.errors.OpError) -> str:
@@ -415,12 +421,18 @@ def _checkpoint(model: gan.SRGAN) -> tf.train.Checkpoint:
     return tf.train.Checkpoint(**parts)
 
 
+def _checkpoints(folder: Path) -> list[str]:
+    """Paths of the checkpoints that are there, oldest first, whatever TensorFlow's list of them."""
+    found = [path.with_suffix("") for path in folder.glob("ckpt-*.index")]
+    return list(map(os.fspath, sorted(found, key=lambda path: int(path.name[len("ckpt-") :]))))
+
+
 def _restore(checkpoint: tf.train.Checkpoint, folder: Path) -> str | None:
     """Restores the newest readable checkpoint; returns its path, or None where there is none."""
-    state = tf.train.get_checkpoint_state(os.fspath(folder)) if folder.is_dir() else None
-    if state is None:
+    paths = _checkpoints(folder)
+    if not paths:
         return None
-    for path in reversed(state.all_model_checkpoint_paths):
+    for path in reversed(paths):
         try:
             checkpoint.restore(path).assert_existing_objects_matched()
         except (tf.errors.OpError, AssertionError, ValueError) as error:

@@ -23,9 +23,11 @@ PRECISION = os.environ.get("SRGAN_PRECISION", "float32")
 def train(shared, name, *flags):
     run_dir = RUNS / name
     if (run_dir / "scores.json").exists():
-        commit = json.loads((run_dir / "run.json").read_text())["commit"].rstrip("+")
+        commit = json.loads((run_dir / "run.json").read_text())["commit"] or ""
         code = ["srgan_tf/*.py", "train.py", "*.flags"]
-        if subprocess.run(["git", "diff", "--quiet", commit, "--", *code], cwd=ROOT).returncode:
+        if subprocess.run(
+            ["git", "diff", "--quiet", commit.rstrip("+"), "--", *code], cwd=ROOT
+        ).returncode:
             shutil.rmtree(run_dir)
     subprocess.run(
         [

@@ -175,6 +175,8 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
     record = tmp_path / "whole/run.json"
     record.write_text(json.dumps(json.loads(record.read_text()) | {"script": None}))
     _refused(*flags, f"--run_dir={tmp_path}/whole", message="holds a run of train.py")
+    (tmp_path / "whole/state.npz").unlink()
+    _refused(*flags, f"--run_dir={tmp_path}/whole", message="holds weights but no state")
 
 
 def _rows(path):
