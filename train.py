@@ -136,7 +136,7 @@ def main(argv):
         raise ValueError(f"--batch_size={FLAGS.batch_size} may be too large: {reason}") from error
     except tf.errors.OpError as error:
         reason = training.reason(error)
-        raise ValueError(f"{reason}; the same command goes on from the last checkpoint") from error
+        raise ValueError(f"{reason}; the same command goes on from what was saved") from error
     return 0
 
 

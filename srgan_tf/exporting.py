@@ -317,9 +317,9 @@ def export(
     """Writes a generator in several forms, each with a card, after comparing all on pictures.
 
     Names are those of the card: NAME/1 (or the next free number) for the SavedModel,
-    NAME.QUANTIZE[.HxW].tflite and NAME.onnx. Cards are NAME.tflite.json and so on, or in the
-    SavedModel's `assets.extra`. Nothing appears in `out_dir` before everything is written and
-    compared.
+    NAME.QUANTIZE[.HxW].tflite and NAME.onnx. Cards have .json behind the whole name, or are
+    in the SavedModel's `assets.extra`. Nothing appears in `out_dir` before everything is written
+    and compared.
 
     Args:
         generator: As `networks.build_generator` makes it.

@@ -46,8 +46,9 @@ def staging(folder: Path) -> tempfile.TemporaryDirectory:
     # Of other machines that share the folder nobody here knows which processes are gone.
     own = f".making-{platform.node()}-"
     for left in folder.iterdir():
-        process = left.name.removeprefix(own).partition("-")[0]
-        if left.name.startswith(own) and signals.is_gone(process):
+        # A machine's name may begin with another's: a process has a number, and one "-" behind it.
+        process, *rest = left.name.removeprefix(own).split("-")
+        if left.name.startswith(own) and len(rest) == 1 and signals.is_gone(process):
             shutil.rmtree(left, ignore_errors=True)
     return tempfile.TemporaryDirectory(dir=folder, prefix=f"{own}{os.getpid()}-")
 

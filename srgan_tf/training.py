@@ -187,10 +187,11 @@ def _check(config: recipe.Config, strategy: tf.distribute.Strategy) -> None:
 
 def reason(error: tf.errors.OpError) -> str:
     """Finds the line that says what happened: what Python raised within a graph, else the first."""
-    lines = [line.strip() for line in error.message.splitlines()]
+    lines = error.message.splitlines()
     raised = [line.removeprefix("ValueError: ") for line in lines if line.startswith("ValueError:")]
     frame = ("Graph execution error", "Detected at node", "<stack")
-    own = [line for line in lines if line and not line.startswith(frame)]
+    # Frames of Python and of the graph are indented.
+    own = [line for line in lines if line.strip() == line != "" and not line.startswith(frame)]
     return next(iter(raised or own), type(error).__name__)
 
 
@@ -395,8 +396,8 @@ def _require_finite_weights(model: gan.SRGAN, step: int, manager) -> None:
 
 
 def _what_to_do(manager) -> str:
-    latest = manager.latest_checkpoint
-    saved = f"the last checkpoint is {latest}" if latest else "nothing was saved"
+    found = _checkpoints(Path(manager.directory))
+    saved = f"the last checkpoint is {found[-1]}" if found else "nothing was saved"
     return f"{saved}; start a new run with a lower --learning_rate"
 
 
@@ -423,8 +424,9 @@ def _checkpoint(model: gan.SRGAN) -> tf.train.Checkpoint:
 
 def _checkpoints(folder: Path) -> list[str]:
     """Paths of the checkpoints that are there, oldest first, whatever TensorFlow's list of them."""
-    found = [path.with_suffix("") for path in folder.glob("ckpt-*.index")]
-    return list(map(os.fspath, sorted(found, key=lambda path: int(path.name[len("ckpt-") :]))))
+    numbers = [path.stem.removeprefix("ckpt-") for path in folder.glob("ckpt-*.index")]
+    steps = sorted(int(number) for number in numbers if number.isdecimal())
+    return [os.fspath(folder / f"ckpt-{step}") for step in steps]
 
 
 def _restore(checkpoint: tf.train.Checkpoint, folder: Path) -> str | None:

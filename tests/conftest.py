@@ -17,7 +17,7 @@ from srgan_tf import upscaling
 
 ROOT = Path(__file__).parents[1]
 
-# A network that repeats each pixel, and shows if it is given the wrong ones.
+# Repeats pixels; says that it sees one around, so that pictures are cut into tiles.
 NEAREST = upscaling.Network(lambda lr: lr.repeat(4, axis=1).repeat(4, axis=2), reach=1)
 
 SHARED = Path(os.environ.get("SRGAN_SHARED", Path(__file__).parents[2] / "shared"))

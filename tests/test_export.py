@@ -424,7 +424,7 @@ def test_what_killed_exports_left_is_cleared_and_what_others_make_is_not(tmp_pat
         left = tmp_path / f".making-{platform.node()}-{process}-x"
         left.mkdir()
         (left / "part").touch()
-    other = tmp_path / f".making-another-machine-{over.pid}-x"
+    other = tmp_path / f".making-{platform.node()}-{over.pid}-{over.pid}-x"
     other.mkdir()
     with exporting._staging(tmp_path):
         assert len(list(tmp_path.iterdir())) == 3

@@ -173,17 +173,21 @@ def test_pictures_that_vanish_during_a_run_end_it_in_one_line(photo_folder, tmp_
     [line] = [line for line in rest.splitlines() if line.startswith("error:")]
     assert line == (
         f"error: {tmp_path}/photos: none of its pictures can be read; the same command goes on "
-        "from the last checkpoint"
+        "from what was saved"
     )
 
 
-def test_weights_without_a_checkpoint_are_not_written_over(photo_folder, tmp_path):
-    flags = [f"--train_data={photo_folder}", f"--run_dir={tmp_path}/run", "--steps=1"]
-    train(*flags)
-    shutil.rmtree(tmp_path / "run" / "checkpoints")
-    (line,) = errors(train(*flags, code=1))
-    assert "holds weights but no checkpoint to go on from" in line
-    assert (tmp_path / "run" / "generator.weights.h5").exists()
+def test_an_error_of_tensorflow_is_its_own_line_not_a_frame():
+    import tensorflow as tf
+
+    from srgan_tf import training
+
+    text = (
+        "Graph execution error:\n\nDetected at node conv defined at (most recent call last):\n"
+        '  File "train.py", line 1, in main\n\nOOM when allocating tensor\n\t [[{{node conv}}]]'
+    )
+    error = tf.errors.ResourceExhaustedError(None, None, text)
+    assert training.reason(error) == "OOM when allocating tensor"
 
 
 def test_a_dry_run_says_what_a_run_would_do_and_writes_nothing(photo_folder, tmp_path):
@@ -213,6 +217,7 @@ def test_a_damaged_checkpoint_costs_no_more_than_the_way_from_the_one_before(
     start.unlink()  # a run that goes on does not need what it started from
     (tmp_path / "checkpoints" / "ckpt-4.index").write_bytes(b"rubbish")
     (tmp_path / "checkpoints" / "checkpoint").unlink()  # TensorFlow's list of them
+    (tmp_path / "checkpoints" / "ckpt-9 (copy).index").touch()
     done = train(*flags, "--steps=4")
     assert "ckpt-4 cannot be read" in done.stderr
     assert "ckpt-2, step 2" in done.stdout
@@ -233,6 +238,10 @@ def test_what_a_user_gets_wrong_is_one_line(photo_folder, tmp_path):
     train(*run)
     (line,) = errors(train(*run, "--learning_rate=0.5", code=1))
     assert re.search(r"--learning_rate=0.5 \(was 0.0001\)", line)
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    (line,) = errors(train(*run, code=1))
+    assert "holds weights but no checkpoint to go on from" in line
+    assert (tmp_path / "run" / "generator.weights.h5").exists()
 
 
 def test_float16_is_refused_where_its_overflows_would_be_overlooked(tmp_path):

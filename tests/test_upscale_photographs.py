@@ -15,7 +15,6 @@ ORIENTATION, MAKE, EXIF_IFD, EXPOSURE, WIDTH, HEIGHT = 0x0112, 271, 0x8769, 0x82
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
-# Sees one pixel around, so that pictures are cut into tiles; repeats pixels.
 @pytest.fixture(scope="module")
 def executor():
     with ThreadPoolExecutor(2) as executor:
