@@ -132,10 +132,10 @@ def main(argv):
         print(stopped, file=sys.stderr)
         return 128 + stopped.signum
     except tf.errors.ResourceExhaustedError as error:
-        reason = training.reason(error)
+        reason = training.explain(error)
         raise ValueError(f"--batch_size={FLAGS.batch_size} may be too large: {reason}") from error
     except tf.errors.OpError as error:
-        reason = training.reason(error)
+        reason = training.explain(error)
         raise ValueError(f"{reason}; the same command goes on from what was saved") from error
     return 0
 

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from srgan_tf import folding, networks, parity, pictures, records, runtimes
+from srgan_tf import folding, networks, parity, pictures, records, runtimes, weights
 
 FORMATS = ("savedmodel", "tflite", "onnx")
 QUANTIZE = ("float32", "float16", "dynamic", "int8")
@@ -354,31 +354,29 @@ def export(
         pairs, tile = parity.crops(pairs, input_size), max(input_size)
     with _staging(out_dir) as staging:
         expected = parity.reference(generator, pairs)
-        made = []
+        made = {}
         if "savedmodel" in formats:
-            folder = write_saved_model(generator, staging / "saved_model")
-            made.append(("savedmodel", folder, folder / "assets.extra" / "card.json"))
+            made["savedmodel"] = write_saved_model(generator, staging / "saved_model")
         for form in forms:
-            path = write_tflite(
+            made[form] = write_tflite(
                 generator,
                 staging / f"{name}.{form}{size}.tflite",
                 quantize=form,
                 input_size=input_size,
                 calibration=calibration,
             )
-            made.append((form, path, path.with_name(f"{path.name}.json")))
         if "onnx" in formats:
-            path = write_onnx(generator, staging / f"{name}.onnx")
-            made.append(("onnx", path, path.with_name(f"{path.name}.json")))
+            made["onnx"] = write_onnx(generator, staging / f"{name}.onnx")
 
-        found = {form: parity.compare(path, expected, tile=tile) for form, path, _ in made}
+        found = {form: parity.compare(path, expected, tile=tile) for form, path in made.items()}
         wrong = filter(None, (parity.out_of_bounds(form, found[form]) for form in found))
         if wrong := "; ".join(wrong):
             raise ValueError(f"nothing exported: {wrong} (leave it out by --quantize or --format)")
 
         written = []
-        for form, path, card_path in made:
+        for form, path in made.items():
             description = _describe(form, input_size, card, found[form], len(pairs), facts or {})
+            card_path = weights.card_path(path)
             card_path.write_text(json.dumps(description, indent=2) + "\n")
             if path.is_dir():
                 target = _next_version(out_dir / name)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import keras
 
@@ -114,6 +115,23 @@ def refuse_changes(config: Config, before: dict) -> None:
         raise ValueError(
             f"--run_dir={config.run_dir} holds a run with other flags: {', '.join(changed)}; "
             "give these as they were, or another --run_dir"
+        )
+
+
+def refuse_to_write_over(run_dir: Path, missing: str) -> None:
+    """Refuses to start where a run has ended but cannot be gone on with.
+
+    Args:
+        run_dir: The run folder.
+        missing: What one would go on from, for the error.
+
+    Raises:
+        ValueError: There are final weights; one line.
+    """
+    if (run_dir / "generator.weights.h5").exists():
+        raise ValueError(
+            f"--run_dir={run_dir} holds weights but no {missing} to go on from: give another, so "
+            "that nothing is lost"
         )
 
 

@@ -71,6 +71,8 @@ def train(config: recipe.Config, strategy: tf.distribute.Strategy | None = None)
     building = config
     if _checkpoints(run_dir / "checkpoints"):
         building = recipe.going_on(config, records.read_start(run_dir)["vgg"])
+    else:
+        recipe.refuse_to_write_over(run_dir, "checkpoint")
     with strategy.scope():
         model, facts = build_model(building, synchronized=strategy.num_replicas_in_sync > 1)
         checkpoint = _checkpoint(model)
@@ -82,11 +84,6 @@ def train(config: recipe.Config, strategy: tf.distribute.Strategy | None = None)
         "pictures": [name for name, _, _ in pairs],
         "fingerprint": data.describe(val_source)["fingerprint"] if val_source else None,
     }
-    if not restored and (run_dir / "generator.weights.h5").exists():
-        raise ValueError(
-            f"--run_dir={run_dir} holds weights but no checkpoint to go on from: give another, so "
-            "that nothing is lost"
-        )
     if restored:
         _refuse_other_findings(config, facts)
         facts["generator"] = f"{restored}, step {first_step}"
@@ -185,7 +182,7 @@ def _check(config: recipe.Config, strategy: tf.distribute.Strategy) -> None:
         )
 
 
-def reason(error: tf.errors.OpError) -> str:
+def explain(error: tf.errors.OpError) -> str:
     """Finds the line that says what happened: what Python raised within a graph, else the first."""
     lines = error.message.splitlines()
     raised = [line.removeprefix("ValueError: ") for line in lines if line.startswith("ValueError:")]

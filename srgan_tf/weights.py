@@ -87,7 +87,37 @@ def describe(spec: str) -> dict:
     Raises:
         FileNotFoundError, ValueError: As `load_generator`, but for what is wrong with the weights.
     """
-    return _card(_find(spec))
+    path = _find(spec)
+    card = {
+        "name": path.name.removesuffix(_SUFFIX),
+        "path": str(path),
+        "sha256": file_sha256(path),
+        "variant": None,
+        "steps": None,
+        "vgg": None,
+    }
+    run = path.parent / "run.json"
+    beside = path.with_name(f"{card['name']}.json")
+    with contextlib.suppress(OSError, KeyError, TypeError, ValueError):  # another program's files
+        if beside.is_file():
+            known = json.loads(beside.read_text())
+            card |= {key: known[key] for key in ("variant", "steps", "vgg")}
+        elif run.is_file():
+            record = json.loads(run.read_text())
+            card |= {
+                "name": path.resolve().parent.name,
+                "variant": record["variant"],
+                "steps": record["config"]["steps"] if card["name"] == "generator" else None,
+                "vgg": record["vgg"],
+            }
+    return card
+
+
+def card_path(exported: Path) -> Path:
+    """Says where the card of a file or SavedModel folder is that `exporting.export` writes."""
+    if exported.is_dir():
+        return exported / "assets.extra" / "card.json"
+    return exported.with_name(f"{exported.name}.json")
 
 
 def exported_card(spec: str) -> dict:
@@ -105,13 +135,9 @@ def exported_card(spec: str) -> dict:
     if name.isdecimal():  # a SavedModel's version; what it is of is the folder above
         name = f"{path.resolve().parent.name}/{name}"
     card = {"name": name, "path": spec, "sha256": file_sha256(path)}
-    if path.is_dir():
-        beside = path / "assets.extra" / "card.json"
-    else:
-        beside = path.with_name(f"{path.name}.json")
     facts = dict.fromkeys(("variant", "steps", "vgg"))
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        known = json.loads(beside.read_text())
+        known = json.loads(card_path(path).read_text())
         if path.is_dir() or known["megabytes"] == round(path.stat().st_size / 1e6, 3):
             facts = {key: known["weights"][key] for key in facts}
     return card | facts
@@ -200,29 +226,3 @@ def _read(path: Path) -> dict[str, list[np.ndarray]]:
     if used != count:
         raise ValueError(f"holds {count} arrays where a generator has {used}")
     return arrays
-
-
-def _card(path: Path) -> dict:
-    card = {
-        "name": path.name.removesuffix(_SUFFIX),
-        "path": str(path),
-        "sha256": file_sha256(path),
-        "variant": None,
-        "steps": None,
-        "vgg": None,
-    }
-    run = path.parent / "run.json"
-    beside = path.with_name(f"{card['name']}.json")
-    with contextlib.suppress(OSError, KeyError, TypeError, ValueError):  # another program's files
-        if beside.is_file():
-            known = json.loads(beside.read_text())
-            card |= {key: known[key] for key in ("variant", "steps", "vgg")}
-        elif run.is_file():
-            record = json.loads(run.read_text())
-            card |= {
-                "name": path.resolve().parent.name,
-                "variant": record["variant"],
-                "steps": record["config"]["steps"] if card["name"] == "generator" else None,
-                "vgg": record["vgg"],
-            }
-    return card

@@ -52,11 +52,11 @@ def test_a_turn_of_several_times_gives_the_seconds_of_one(turns, contender, tmp_
 
 
 def test_work_beside_another_takes_turns_with_it_in_one_process(turns, contender, tmp_path):
-    other = f"beside=lambda: (open({str(tmp_path / 'order')!r}, 'a').write('b'), time.sleep(0.1))"
+    other = f"beside=lambda: (open({str(tmp_path / 'order')!r}, 'a').write('b'), time.sleep(0.3))"
     results = turns.compare({"A": contender("A", serve=f"times=2, {other}")}, rounds=3)
     assert (tmp_path / "order").read_text() == "AAbb" + "bbAA" + "AAbb"
     assert len(results["A"].seconds) == len(results["A"].beside) == 3
-    assert np.median(results["A"].seconds) < 0.1 <= min(results["A"].beside)
+    assert max(results["A"].seconds) < 0.3 <= min(results["A"].beside)
 
 
 def test_one_that_fails_is_named_with_its_last_words_and_stops_no_other(turns, contender, tmp_path):

@@ -187,7 +187,7 @@ def test_an_error_of_tensorflow_is_its_own_line_not_a_frame():
         '  File "train.py", line 1, in main\n\nOOM when allocating tensor\n\t [[{{node conv}}]]'
     )
     error = tf.errors.ResourceExhaustedError(None, None, text)
-    assert training.reason(error) == "OOM when allocating tensor"
+    assert training.explain(error) == "OOM when allocating tensor"
 
 
 def test_a_dry_run_says_what_a_run_would_do_and_writes_nothing(photo_folder, tmp_path):

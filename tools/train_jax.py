@@ -161,11 +161,8 @@ def read_record(config, found: dict) -> dict | None:
     from srgan_tf import recipe, records
 
     run_dir = Path(config.run_dir)
-    if not (run_dir / "state.npz").exists() and (run_dir / "generator.weights.h5").exists():
-        raise ValueError(
-            f"--run_dir={run_dir} holds weights but no state to go on from: give another, so that "
-            "nothing is lost"
-        )
+    if not (run_dir / "state.npz").exists():
+        recipe.refuse_to_write_over(run_dir, "state")
     if not (run_dir / "run.json").exists():
         return None
     record = records.read_start(run_dir)
