@@ -57,14 +57,15 @@ def main(argv):
         raise ValueError("--fresh needs --out_dir: nothing is kept elsewhere")
 
     # Here, so that --help need not wait for these imports.
-    from srgan_tf import evaluation, report, tables, weights
+    from srgan_tf import weights
+    from srgan_tf.evaluation import report, scoring, sets, tables
 
-    sets = evaluation.open_sets(FLAGS.data, FLAGS.out_dir)
-    lpips = evaluation.load_lpips() if FLAGS.lpips else None
+    sets = sets.open_sets(FLAGS.data, FLAGS.out_dir)
+    lpips = scoring.load_lpips() if FLAGS.lpips else None
     specs = weights.bundled() if FLAGS.weights is None else filter(None, FLAGS.weights)
     with command_line.native_logs_hidden():
-        methods = evaluation.load_methods(specs, tile=FLAGS.tile)
-    results = evaluation.evaluate(
+        methods = scoring.load_methods(specs, tile=FLAGS.tile)
+    results = scoring.evaluate(
         sets,
         methods,
         out_dir=FLAGS.out_dir,

@@ -63,10 +63,11 @@ def main(argv):
     # Here, so that --help need not wait for TensorFlow.
     command_line.load_tensorflow()
     logging.set_verbosity(logging.WARNING)  # TensorFlow tells each detail of a SavedModel
-    from srgan_tf import exporting, records, weights
+    from srgan_tf import provenance, weights
+    from srgan_tf.formats import exporting, litert
 
     _check("format", FLAGS.format, exporting.FORMATS)
-    _check("quantize", FLAGS.quantize, exporting.QUANTIZE)
+    _check("quantize", FLAGS.quantize, litert.QUANTIZE)
     input_size = _input_size()
     _refuse_idle_flags()
     generator, card = weights.load_generator(FLAGS.weights)
@@ -83,7 +84,7 @@ def main(argv):
         facts={
             "data": FLAGS.data,
             "calibration_data": FLAGS.calibration_data,
-            **records.here(),
+            **provenance.here(),
         },
     )
     print(f"On {len(written[0].parity.changes)} pictures of {FLAGS.data}, against the Keras model:")

@@ -124,25 +124,25 @@ def main(argv):
     command_line.load_tensorflow()
     import tensorflow as tf
 
-    from srgan_tf import training
+    from srgan_tf.training import loop
 
     try:
-        training.train(read_config(f"runs/{FLAGS.variant.lower()}"))
-    except training.Stopped as stopped:
+        loop.train(read_config(f"runs/{FLAGS.variant.lower()}"))
+    except loop.Stopped as stopped:
         print(stopped, file=sys.stderr)
         return 128 + stopped.signum
     except tf.errors.ResourceExhaustedError as error:
-        reason = training.explain(error)
+        reason = loop.explain(error)
         raise ValueError(f"--batch_size={FLAGS.batch_size} may be too large: {reason}") from error
     except tf.errors.OpError as error:
-        reason = training.explain(error)
+        reason = loop.explain(error)
         raise ValueError(f"{reason}; the same command goes on from what was saved") from error
     return 0
 
 
 def read_config(run_dir: str):
     """Gives the `recipe.Config` that the flags make, with the run folder if none is given."""
-    from srgan_tf import recipe
+    from srgan_tf.training import recipe
 
     values = {field.name: FLAGS[field.name].value for field in dataclasses.fields(recipe.Config)}
     return recipe.Config(**values | {"run_dir": FLAGS.run_dir or run_dir})

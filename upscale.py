@@ -70,20 +70,21 @@ def main(argv):
     # Here, so that --help need not wait for these imports.
     from PIL import Image
 
-    from srgan_tf import inference, photo_jobs, photographs, records
+    from srgan_tf import files
+    from srgan_tf.photos import enlarge, fastest, photographs
 
     # Pillow warns above this number and refuses above twice of it.
     Image.MAX_IMAGE_PIXELS = int(FLAGS.max_megapixels * 1e6 / 2)
     warnings.filterwarnings("ignore", module="PIL")
 
-    jobs = photo_jobs.plan(argv[1:], out_dir=FLAGS.out_dir, format=FLAGS.format, say=print)
+    jobs = enlarge.plan(argv[1:], out_dir=FLAGS.out_dir, format=FLAGS.format, say=print)
     missing = [job for job in jobs if FLAGS.overwrite or not job.target.exists()]
     if len(missing) < len(jobs):
         there = jobs[0].target if len(jobs) == 1 else f"{len(jobs) - len(missing)} of {len(jobs)}"
         print(f"{there} skipped: already there (--overwrite makes them again)")
 
     if missing and FLAGS.out_dir is not None:
-        records.make_folder(Path(FLAGS.out_dir))
+        files.make_folder(Path(FLAGS.out_dir))
 
     # Made with the first picture, so that its clock does not count the loading of the network.
     bar = functools.cache(command_line.progress_bar)
@@ -95,14 +96,14 @@ def main(argv):
 
     def load(bits):
         with command_line.native_logs_hidden():
-            return inference.load_network(
+            return fastest.load_network(
                 FLAGS.weights,
                 precision=FLAGS.precision,
                 bits=bits,
                 say=lambda text: line(text, sys.stderr),
             )
 
-    failed = photo_jobs.run(
+    failed = enlarge.run(
         missing,
         load,
         format=FLAGS.format,

@@ -34,9 +34,9 @@ def batch(size: int) -> None:
     os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"  # as train.py does
     import tensorflow as tf
 
-    from srgan_tf import recipe, training
+    from srgan_tf.training import loop, recipe
 
-    model, _ = training.build_model(recipe.Config(run_dir=""))
+    model, _ = loop.build_model(recipe.Config(run_dir=""))
     step = tf.function(model.train_step)
     crops = tf.random.uniform([size, 24, 24, 3]), tf.random.uniform([size, 96, 96, 3], -1)
     step(crops)
@@ -45,9 +45,10 @@ def batch(size: int) -> None:
 
 def picture(side: int) -> None:
     """A picture through the default of upscale.py."""
-    from srgan_tf import inference, upscaling
+    from srgan_tf import upscaling
+    from srgan_tf.photos import fastest
 
-    network, _ = inference.load_network("srresnet_mse")
+    network, _ = fastest.load_network("srresnet_mse")
     lr = np.random.default_rng(0).integers(0, 256, [side, side, 3], np.uint8)
     upscaling.upscale(network, lr)
     turns.serve(lambda: upscaling.upscale(network, lr))
@@ -57,17 +58,17 @@ def folder(count: int) -> None:
     """Pictures of 64x64 through the default of upscale.py, files and all."""
     from PIL import Image
 
-    from srgan_tf import inference, photo_jobs
+    from srgan_tf.photos import enlarge, fastest
 
-    network = inference.load_network("srresnet_mse")
+    network = fastest.load_network("srresnet_mse")
     with tempfile.TemporaryDirectory() as given, tempfile.TemporaryDirectory() as made:
         rng = np.random.default_rng(0)
         for number in range(count):
             pixels = rng.integers(0, 256, [64, 64, 3], np.uint8)
             Image.fromarray(pixels).save(Path(given, f"{number}.png"))
-        jobs = photo_jobs.plan([given], out_dir=made, format="png")
-        photo_jobs.run(jobs[:1], lambda bits: network)
-        turns.serve(lambda: photo_jobs.run(jobs, lambda bits: network))
+        jobs = enlarge.plan([given], out_dir=made, format="png")
+        enlarge.run(jobs[:1], lambda bits: network)
+        turns.serve(lambda: enlarge.run(jobs, lambda bits: network))
 
 
 SIZES = {batch: (8, 16, 32), picture: (96, 192, 384), folder: (4, 8, 16)}

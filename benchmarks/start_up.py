@@ -60,7 +60,9 @@ def commands(folder: Path, cache: Path) -> dict[str, Command]:
     upscale = ["upscale.py", str(photo), "--overwrite"]
     made = {
         "imports of train.py": Command(["-c", "import tensorflow, keras"]),
-        "imports of upscale.py": Command(["-c", "from srgan_tf import openvino_model, photo_jobs"]),
+        "imports of upscale.py": Command(
+            ["-c", "import srgan_tf.formats.openvino_model, srgan_tf.photos.enlarge"]
+        ),
         "upscale.py --help": Command(["upscale.py", "--help"], code=1),  # absl's
         "upscale.py, 64x64, for the first time": Command(upscale, removes=cache),
         "upscale.py, 64x64": Command(upscale),

@@ -43,7 +43,7 @@ def make_ours():
     os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"  # as train.py does
     import tensorflow as tf
 
-    from srgan_tf import recipe, training
+    from srgan_tf.training import loop, recipe
 
     tf.keras.utils.set_random_seed(1)
     tf.config.experimental.enable_op_determinism()
@@ -57,7 +57,7 @@ def make_ours():
         init_generator="srresnet_mse",
         mixed_precision="float32" if FLAGS.precision == "float32" else "mixed_bfloat16",
     )
-    return training.build_model(config)[0]
+    return loop.build_model(config)[0]
 
 
 def make_batches(inputs: Path):

@@ -45,9 +45,9 @@ _REACH = 40
 
 def ours(precision: str):
     """What upscale.py uses."""
-    from srgan_tf import inference
+    from srgan_tf.photos import fastest
 
-    network, form = inference.load_network(FLAGS.weights, precision=precision)
+    network, form = fastest.load_network(FLAGS.weights, precision=precision)
     return network, {"form": form}
 
 
@@ -163,12 +163,13 @@ def write_inputs(folder: Path, height: int, width: int) -> tuple[np.ndarray, flo
     """Writes weights and pictures; returns hr of the validation pictures, and a picture's GFLOP."""
     import torch_networks
 
-    from srgan_tf import exporting, pictures, resize, weights
+    from srgan_tf import pictures, resize, weights
+    from srgan_tf.formats import keras_model, onnx_file
 
     generator, _ = weights.load_generator(FLAGS.weights)
-    folded = exporting.fold_batch_norm(generator)
+    folded = keras_model.fold_batch_norm(generator)
     np.savez(folder / "weights.npz", **torch_networks.weights_of(folded))
-    exporting.write_onnx(generator, folder / "generator.onnx")
+    onnx_file.write_onnx(generator, folder / "generator.onnx")
     samples = [pictures.read_rgb(path) for path in pictures.sample_pictures()]
     hrs = np.stack([s[22:278, 60:316] for s in samples])
     lr = samples[0]

@@ -4,7 +4,7 @@
 def __getattr__(name: str):
     """Gives `srgan_tf.upscale`, and loads what it needs for those alone who use it."""
     if name == "upscale":
-        from srgan_tf.photographs import upscale
+        from srgan_tf.photos.photographs import upscale
 
         return upscale
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

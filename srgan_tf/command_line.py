@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -115,3 +116,21 @@ def exit_code(main: Callable[[list[str]], int], argv: list[str], interrupted: st
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         return 130
+
+
+@contextlib.contextmanager
+def caught_signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM instead of dying of them; a second one is obeyed at once."""
+    received = []
+
+    def handler(signum, _):
+        received.append(signum)
+        signal.signal(signum, signal.SIG_DFL)
+        print("\nstopping after this step; once more to stop at once", file=sys.stderr)
+
+    before = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for signum, old in before.items():
+            signal.signal(signum, old)

@@ -35,14 +35,6 @@ class Layer(NamedTuple):
     slope: np.ndarray | None
 
 
-class Statistics(NamedTuple):
-    """What calibration saw in a tensor: float64 [channels] each."""
-
-    low: np.ndarray
-    high: np.ndarray
-    mean: np.ndarray
-
-
 def fold(generator: keras.Model) -> dict[str, Layer]:
     """Takes a generator's weights out, batch norms folded into the convolutions before them.
 
@@ -159,27 +151,6 @@ def _before_shuffle(kernel: np.ndarray) -> np.ndarray:
                 target : target + made,
             ] = kernel[y, x]
     return before
-
-
-def rounded(
-    kernel: np.ndarray, bias: np.ndarray, steps: np.ndarray, mean: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rounds a kernel to int8.
-
-    Args:
-        kernel: [height, width, channels in, channels out].
-        bias: [channels out].
-        steps: [channels out].
-        mean: Of each channel in, where it is known: what rounding adds to the mean of the result is
-            then taken off the bias.
-
-    Returns:
-        The kernel in steps, int8, and the bias.
-    """
-    values = np.round(kernel / steps)
-    if mean is not None:
-        bias = bias + mean @ (kernel - values * steps).sum(axis=(0, 1))
-    return values.astype(np.int8), bias
 
 
 def network(x: Any, layers: Mapping[str, Layer], conv: Callable, add: Callable, shuffle: Callable):

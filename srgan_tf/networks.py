@@ -1,102 +1,13 @@
 """The paper's figure 4: generator and discriminator as Keras functional models.
 
 Only `keras.layers` and `keras.ops`, so that both networks run on every Keras backend; with
-TensorFlow as the backend batch norms train by its own kernel. PReLU, BatchNormalization and Conv2D
-keep the names of Keras' classes, by which weights files tell layers apart.
+TensorFlow as the backend batch norms train by its own kernel.
 """
 
 import keras
 import numpy as np
 
-
-@keras.saving.register_keras_serializable(package="srgan_tf")
-class PReLU(keras.layers.PReLU):
-    """Keras' PReLU with one slope per channel, in fewer passes over memory.
-
-    Keras computes `relu(x) - alpha * relu(-x)`. Here the positive part is reached from `x` itself:
-    three elementwise operations instead of five, the same function and the same gradients.
-    """
-
-    def __init__(self, alpha_initializer="zeros", shared_axes=(1, 2), **kwargs):
-        """Takes the arguments of `keras.layers.PReLU`; slopes are shared over height and width."""
-        super().__init__(alpha_initializer=alpha_initializer, shared_axes=shared_axes, **kwargs)
-
-    def call(self, inputs):
-        """Returns `inputs` where positive and `alpha * inputs` elsewhere, same shape and dtype."""
-        return inputs + (self.alpha - 1) * keras.ops.minimum(inputs, 0)
-
-
-@keras.saving.register_keras_serializable(package="srgan_tf")
-class BatchNormalization(keras.layers.BatchNormalization):
-    """Keras' batch norm, which trains by TensorFlow's kernel for it where that is the backend.
-
-    Keras' is a dozen elementwise operations and as many again for the gradient, in float32 under
-    every policy. The kernel's function, gradients and moving statistics are the same. With
-    `synchronized` it is Keras'. Of axis, scale, center and renorm it knows the defaults.
-    """
-
-    def call(self, inputs, training=None, mask=None):
-        """Normalizes `inputs` [N, h, w, channels]; the same shape and dtype."""
-        trains = training and self.trainable and mask is None
-        if not trains or self.synchronized or keras.backend.backend() != "tensorflow":
-            return super().call(inputs, training=training, mask=mask)
-        import tensorflow as tf
-
-        outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
-            x=inputs,
-            scale=self.gamma.value,
-            offset=self.beta.value,
-            mean=[],
-            variance=[],
-            epsilon=self.epsilon,
-        )
-        # The kernel gives the unbiased variance; Keras' moving variance is of the biased one.
-        count = tf.cast(tf.size(inputs) // tf.size(mean), tf.float32)
-        for moving, now in (
-            (self.moving_mean, mean),
-            (self.moving_variance, variance * (count - 1) / count),
-        ):
-            moving.assign(moving * self.momentum + now * (1 - self.momentum))
-        return outputs
-
-
-@keras.saving.register_keras_serializable(package="srgan_tf")
-class Conv2D(keras.layers.Conv2D):
-    """Keras' "same" convolution, for few channels out: it makes two by two pixels at a time.
-
-    Kernels compute 8 or 16 channels where three are asked for. As a convolution of stride 2 by a
-    kernel that is one larger, and a shuffle, three are twelve: 100 * 16 / 4 products a pixel
-    instead of 81 * 8 or 81 * 16. The function is the same. Measured on CPUs only.
-
-    Products are made in the dtype of the inputs; bias and result have the layer's own. In a network
-    of mixed precision the latter is float32. Products in float32, too, made gradients no better
-    (benchmarks/README.md).
-    """
-
-    def __init__(self, filters, kernel_size, padding="same", **kwargs):
-        """Takes the arguments of `keras.layers.Conv2D`, but for `autocast`.
-
-        Raises:
-            ValueError: Not "same", or with strides, dilation, groups, an activation or no bias.
-        """
-        super().__init__(filters, kernel_size, padding=padding, autocast=False, **kwargs)
-        given = self.padding, self.strides, self.dilation_rate, self.groups, self.use_bias
-        linear = self.activation is keras.activations.linear
-        if given != ("same", (1, 1), (1, 1), 1, True) or not linear:
-            raise ValueError(f"{self.name}: this needs keras.layers.Conv2D")
-
-    def call(self, inputs):
-        """Convolves `inputs` [N, h, w, channels], of even h and w, to [N, h, w, filters]."""
-        kernel = keras.ops.cast(self.kernel, inputs.dtype)
-        kernels = [
-            keras.ops.pad(kernel, [(row, 1 - row), (column, 1 - column), (0, 0), (0, 0)])
-            for row in (0, 1)
-            for column in (0, 1)
-        ]
-        kernel = keras.ops.concatenate(kernels, axis=-1)
-        outputs = keras.ops.conv(inputs, kernel, strides=2, padding="same")
-        outputs = keras.ops.depth_to_space(outputs, 2)
-        return keras.ops.cast(outputs, self.compute_dtype) + self.bias
+from srgan_tf.layers import BatchNormalization, Conv2D, PReLU
 
 
 def build_generator(

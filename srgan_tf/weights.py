@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from srgan_tf import folding, pictures
+from srgan_tf import files, folding, pictures
 
 if TYPE_CHECKING:  # what only describes weights need not wait for Keras
     import keras
@@ -111,6 +111,12 @@ def describe(spec: str) -> dict:
                 "vgg": record["vgg"],
             }
     return card
+
+
+def save_weights(generator: keras.Model, path: Path) -> None:
+    """Writes a .weights.h5 file, whole or not at all."""
+    with files.replacing(path) as beside:
+        generator.save_weights(beside)
 
 
 def card_path(exported: Path) -> Path:

@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from srgan_tf import adam, gan, losses, networks, vgg
+from srgan_tf import gan, losses, networks, vgg
+from srgan_tf.training import adam
 
 
 def batch(seed=0, count=4):

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from conftest import ROOT
 
-from srgan_tf import networks
+from srgan_tf import layers, networks
 
 
 def small_generator(**options):
@@ -26,7 +26,7 @@ def test_the_generator_is_that_of_figure_4():
     assert shapes == (
         [(9, 9, 3, 64)] + 33 * [(3, 3, 64, 64)] + 2 * [(3, 3, 64, 256)] + [(9, 9, 64, 3)]
     )
-    assert sum(isinstance(layer, networks.PReLU) for layer in generator.layers) == 1 + 16 + 2
+    assert sum(isinstance(layer, layers.PReLU) for layer in generator.layers) == 1 + 16 + 2
     norms = [x for x in generator.layers if isinstance(x, keras.layers.BatchNormalization)]
     assert len(norms) == 2 * 16 + 1
     with_bias = {conv.name for conv in convs if conv.use_bias}
@@ -97,7 +97,7 @@ def test_prelu_is_keras_prelu_with_the_same_gradients():
     slopes = np.array([-0.5, 0.0, 0.25, 1.5], np.float32).reshape(1, 1, 4)
     ours, theirs = (
         _with_gradients(layer, tf.constant(_random(2, 5, 6, 4)), [slopes])
-        for layer in (networks.PReLU(), keras.layers.PReLU(shared_axes=[1, 2]))
+        for layer in (layers.PReLU(), keras.layers.PReLU(shared_axes=[1, 2]))
     )
     for value, other in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(value, other, atol=1e-5)
@@ -111,7 +111,7 @@ def test_batch_norm_is_keras_batch_norm_with_the_same_gradients(dtype, tolerance
     weights = [*(1 + _random(4, 4) / 4)]
     ours, theirs = (
         _with_gradients(kind(dtype=dtype), x, weights, training=True)
-        for kind in (networks.BatchNormalization, keras.layers.BatchNormalization)
+        for kind in (layers.BatchNormalization, keras.layers.BatchNormalization)
     )
     assert not np.array_equal(ours[-2], weights[-2])
     for value, other in zip(ours, theirs, strict=True):
@@ -123,9 +123,9 @@ def test_batch_norm_is_keras_batch_norm_with_the_same_gradients(dtype, tolerance
 def test_batch_norm_keeps_keras_statistics_by_the_kernel_that_training_uses():
     script = """
 import numpy as np, tensorflow as tf, keras
-from srgan_tf import networks
+from srgan_tf import layers, networks
 x = tf.constant(np.random.default_rng(0).normal(size=(2, 2, 2, 16)).astype(np.float32))
-for kind in (networks.BatchNormalization, keras.layers.BatchNormalization):
+for kind in (layers.BatchNormalization, keras.layers.BatchNormalization):
     layer = kind()
     tf.function(layer)(x, training=True)
     print(*np.concatenate(layer.get_weights()))
@@ -148,7 +148,7 @@ def test_batch_norm_uses_its_moving_statistics_outside_training(frozen):
     weights = [*(1 + _random(4, 4) / 4)]
     ours, theirs = (
         _with_gradients(kind(trainable=not frozen), x, weights, training=frozen)
-        for kind in (networks.BatchNormalization, keras.layers.BatchNormalization)
+        for kind in (layers.BatchNormalization, keras.layers.BatchNormalization)
     )
     for value, other in zip(ours, theirs, strict=True):
         np.testing.assert_array_equal(value, other)
@@ -162,7 +162,7 @@ def test_two_by_two_pixels_at_a_time_are_keras_convolution_in_the_inputs_dtype(d
     weights = [_random(9, 9, 5, 3) / 20, _random(3)]
     ours, theirs = (
         _with_gradients(kind(3, 9, padding="same", dtype="float32"), x, weights)
-        for kind in (networks.Conv2D, keras.layers.Conv2D)
+        for kind in (layers.Conv2D, keras.layers.Conv2D)
     )
     assert ours[0].dtype == np.float32
     errors = []
@@ -202,7 +202,7 @@ def test_pictures_and_logits_are_float32_under_mixed_precision(dtype):
 
 def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="this needs keras.layers.Conv2D"):
-        networks.Conv2D(3, 9, strides=2)
+        layers.Conv2D(3, 9, strides=2)
     with pytest.raises(ValueError, match="init is 'zeros'"):
         networks.build_generator(init="zeros")
     with pytest.raises(ValueError, match="crop_size is 40"):

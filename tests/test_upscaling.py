@@ -7,7 +7,8 @@ import pytest
 import tensorflow as tf
 from conftest import ROOT
 
-from srgan_tf import exporting, runtimes, upscaling
+from srgan_tf import upscaling
+from srgan_tf.formats import onnx_file, runtimes
 from srgan_tf.networks import build_generator
 
 
@@ -228,7 +229,7 @@ def test_a_tile_that_litert_has_no_memory_for_is_a_memory_error(generator, tmp_p
 _SHORT_OF_MEMORY = """
 import resource, sys
 import numpy as np
-from srgan_tf import runtimes
+from srgan_tf.formats import runtimes
 network = runtimes.load_exported(sys.argv[1])
 with open("/proc/self/statm") as statm:
     used = int(statm.read().split()[0]) * resource.getpagesize()
@@ -244,7 +245,7 @@ print(network.call(np.zeros([1, 5, 5, 3], np.uint8)).shape)
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
 def test_a_tile_that_onnx_runtime_has_no_memory_for_is_a_memory_error(generator, tmp_path):
     pytest.importorskip("onnxruntime")
-    path = exporting.write_onnx(generator, tmp_path / "net.onnx")
+    path = onnx_file.write_onnx(generator, tmp_path / "net.onnx")
     command = [sys.executable, "-c", _SHORT_OF_MEMORY, path]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == f"{path}: no memory for 2500x2500\n(1, 20, 20, 3)\n", done.stderr

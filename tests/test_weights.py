@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from srgan_tf import folding, networks, runtimes, weights
+from srgan_tf import folding, networks, weights
+from srgan_tf.formats import runtimes
 
 
 @pytest.fixture(scope="module")

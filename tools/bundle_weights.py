@@ -107,7 +107,8 @@ def make_card(record: dict, scores: dict, final: Path) -> dict:
         OSError: There are no weights.
         ValueError: The scores are of other weights.
     """
-    from srgan_tf import recipe, weights
+    from srgan_tf import weights
+    from srgan_tf.training import recipe
 
     digest = weights.file_sha256(final)
     scored = [name for name, known in scores["methods"].items() if known.get("sha256") == digest]

@@ -28,10 +28,11 @@ _HEIGHT, _WIDTH, _GAP, _LABEL = 180, 240, 4, 22
 def main(_) -> int:
     """Enlarges, cuts out, joins and writes."""
     command_line.load_tensorflow()
-    from srgan_tf import evaluation, pictures, records
+    from srgan_tf import files, pictures
+    from srgan_tf.evaluation import scoring, sets
 
     samples = {path.stem: path for path in pictures.sample_pictures()}
-    methods = evaluation.load_methods(FLAGS.weights)
+    methods = scoring.load_methods(FLAGS.weights)
     labels = ["LR", *(method.name for method in methods[1:]), "HR"]
     sheet = Image.new(
         "RGB",
@@ -43,13 +44,13 @@ def main(_) -> int:
     for column, label in enumerate(labels):
         draw.text((column * (_WIDTH + _GAP) + _WIDTH // 2, 2), label, "black", font, "ma")
     for row, (name, (top, left)) in enumerate(_DETAILS.items()):
-        lr, hr = evaluation.read_pair(evaluation.Pair(name, samples[name], None))
+        lr, hr = sets.read_pair(sets.Pair(name, samples[name], None))
         # The first method is nearest: that is how LR is shown.
         for column, whole in enumerate([*(method.upscale(lr) for method in methods), hr]):
             detail = np.ascontiguousarray(whole[top : top + _HEIGHT, left : left + _WIDTH])
             place = column * (_WIDTH + _GAP), _LABEL + row * (_HEIGHT + _GAP)
             sheet.paste(Image.fromarray(detail), place)
-    with records.replacing(Path(FLAGS.out)) as beside:
+    with files.replacing(Path(FLAGS.out)) as beside:
         sheet.save(beside, optimize=True)
     print(FLAGS.out)
     return 0

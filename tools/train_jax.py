@@ -56,11 +56,12 @@ def main(argv) -> int:
         raise ValueError("this trains by JAX: pip install jax")
     if FLAGS.mixed_precision == "mixed_float16":
         raise ValueError("--mixed_precision=mixed_float16: use mixed_bfloat16 here")
-    from srgan_tf import recipe, signals
+    from srgan_tf import command_line
+    from srgan_tf.training import recipe
 
     config = train.read_config(f"runs/{FLAGS.variant.lower()}-jax")
     recipe.check(config)
-    with signals.caught() as received:
+    with command_line.caught_signals() as received:
         return run_training(config, received)
 
 
@@ -69,14 +70,14 @@ def run_training(config, received: list[int]) -> int:
 
     Args:
         config: A `recipe.Config`.
-        received: From `signals.caught`.
+        received: From `command_line.caught_signals`.
 
     Raises:
         ValueError, FileNotFoundError: It cannot be done; one line.
     """
     import keras
 
-    from srgan_tf import recipe
+    from srgan_tf.training import recipe
 
     keras.utils.set_random_seed(config.seed)
     run_dir = Path(config.run_dir)
@@ -158,17 +159,17 @@ def read_record(config, found: dict) -> dict | None:
     Raises:
         ValueError: It is another run.
     """
-    from srgan_tf import recipe, records
+    from srgan_tf.training import resume, run_folder
 
     run_dir = Path(config.run_dir)
     if not (run_dir / "state.npz").exists():
-        recipe.refuse_to_write_over(run_dir, "state")
+        resume.refuse_to_write_over(run_dir, "state")
     if not (run_dir / "run.json").exists():
         return None
-    record = records.read_start(run_dir)
+    record = run_folder.read_start(run_dir)
     if record.get("script") != _SCRIPT:
         raise ValueError(f"--run_dir={run_dir} holds a run of train.py: give another --run_dir")
-    recipe.refuse_changes(config, record["config"])
+    resume.refuse_changes(config, record["config"])
     if record["train_data"] != found:
         raise ValueError(f"--train_data: not the pictures that {run_dir} was started with")
     return record if (run_dir / "state.npz").exists() else None
@@ -187,21 +188,22 @@ def start_or_go_on(config, record: dict | None, found: dict) -> tuple:
     """
     import jax
 
-    from srgan_tf import recipe, records
+    from srgan_tf import files
+    from srgan_tf.training import recipe, resume, run_folder
 
     run_dir = Path(config.run_dir)
-    building = recipe.going_on(config, record["vgg"]) if record else config
+    building = resume.going_on(config, record["vgg"]) if record else config
     generator, discriminator, content, facts = recipe.build(building)
     model = make_model(config, generator, discriminator, content)
     facts |= {"variant": config.variant, "script": _SCRIPT, "train_data": found}
     facts |= {"device": jax.devices()[0].device_kind, "replicas": 1}
     if not record:
-        records.make_folder(run_dir)
-        records.write_start(run_dir, dataclasses.asdict(config), facts)
+        files.make_folder(run_dir)
+        run_folder.write_start(run_dir, dataclasses.asdict(config), facts)
         return generator, model, model.state, 0
-    recipe.refuse_other_version(config, record)
+    resume.refuse_other_version(config, record)
     state, step = load_state(run_dir, model.state)
-    records.add_resumption(run_dir, step, facts)
+    run_folder.add_resumption(run_dir, step, facts)
     return generator, model, state, step
 
 
@@ -231,10 +233,10 @@ class Rows:
 
     def __init__(self, config, run_dir: Path, step: int):
         """Opens the file of a run that starts, or goes on, after a step."""
-        from srgan_tf import records
+        from srgan_tf.training import run_folder
 
         self._config = config
-        self._file = records.open_metrics(run_dir, step)
+        self._file = run_folder.open_metrics(run_dir, step)
         self._start(step)
 
     def _start(self, step: int) -> None:
@@ -250,7 +252,7 @@ class Rows:
         Raises:
             ValueError: The loss is not finite.
         """
-        from srgan_tf import recipe
+        from srgan_tf.training import recipe
 
         for name, value in sums.items():  # float() waits for the device
             self._sums[name] = self._sums.get(name, 0.0) + float(value)
@@ -381,7 +383,8 @@ def make_model(config, generator, discriminator, content) -> Model:
     import jax
     import numpy as np
 
-    from srgan_tf import losses, metrics, recipe, resize
+    from srgan_tf import losses, metrics, resize
+    from srgan_tf.training import recipe
 
     def start(network, optimizer):
         optimizer.build(network.trainable_variables)
@@ -477,7 +480,7 @@ def save(run_dir: Path, state, step: int, generator, model: Model, is_last: bool
     import jax
     import numpy as np
 
-    from srgan_tf import records
+    from srgan_tf import files, weights
 
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
     if not all(np.isfinite(leaf).all() for leaf in leaves):
@@ -486,9 +489,9 @@ def save(run_dir: Path, state, step: int, generator, model: Model, is_last: bool
         )
     model.assign(state)
     newest = run_dir / "generator.newest.weights.h5"
-    records.save_weights(generator, run_dir / "generator.weights.h5" if is_last else newest)
+    weights.save_weights(generator, run_dir / "generator.weights.h5" if is_last else newest)
     named = {str(i): leaf for i, leaf in enumerate(leaves)}
-    with records.replacing(run_dir / "state.npz") as beside:
+    with files.replacing(run_dir / "state.npz") as beside:
         np.savez(beside, step=step, **named)
     if is_last:
         newest.unlink(missing_ok=True)

@@ -1,0 +1,401 @@
+"""Training batches as a pure function of (seed, step)."""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from srgan_tf import resize
+from srgan_tf.data.sources import _CODINGS, Source, _shuffled
+
+AUTOTUNE = tf.data.AUTOTUNE
+
+# EXIF orientation -> how to turn the stored picture upright: flip its rows, flip its columns,
+# then swap rows and columns.
+_TURNS = np.array(
+    [(0, 0, 0)]  # 0 is not in use
+    + [(0, 0, 0), (0, 1, 0), (1, 1, 0), (1, 0, 0)]  # 1 to 4
+    + [(0, 0, 1), (1, 0, 1), (1, 1, 1), (0, 1, 1)],  # 5 to 8
+    bool,
+)
+
+# How often an unreadable picture is replaced by one that its place in the batch would get later,
+# before the search goes through the source in order.
+_REPLACEMENTS = 7
+
+
+def _drawer(source: Source, seed: int, batch_size: int, by_area: bool) -> Callable:
+    """Makes the function that says which pictures a step uses.
+
+    Returns:
+        step -> int64 [batch_size, 1 + _REPLACEMENTS]: for every place in the batch its picture and
+        those that replace it, in turn, where it cannot be read. While there are enough pictures,
+        those of a batch are distinct, and so, but for the end of an epoch, are their replacements.
+    """
+    count = len(source)
+    later = tf.range(1 + _REPLACEMENTS, dtype=tf.int64)
+
+    def uniformly(step):
+        # An epoch is as many whole batches as there are: the rest of its permutation is not used,
+        # so that no batch spans two epochs and meets a picture twice.
+        batches = count // batch_size
+        first = step % batches * batch_size + tf.range(batch_size, dtype=tf.int64)
+        positions = (first[:, None] + later * batch_size) % count
+        indices = _shuffled(tf.reshape(positions, [-1]), count, seed, step // batches)
+        return tf.reshape(indices, [batch_size, -1])
+
+    def repeatedly(step):
+        # Fewer pictures than places: a step is several epochs, the last of them cut.
+        epochs = -(-batch_size // count)
+        positions = tf.reshape(tf.range(count, dtype=tf.int64)[:, None] + later, [-1]) % count
+        indices = [_shuffled(positions, count, seed, step * epochs + n) for n in range(epochs)]
+        return tf.reshape(tf.concat(indices, 0), [-1, 1 + _REPLACEMENTS])[:batch_size]
+
+    def by_areas(step):
+        # Gumbel's trick: the largest of log weight + Gumbel noise are a weighted draw without
+        # replacement.
+        uniform = tf.random.stateless_uniform(
+            [count], tf.stack([tf.cast(seed, tf.int64), -1 - step]), dtype=tf.float64, alg="philox"
+        )
+        scores = log_weights - tf.math.log(-tf.math.log(uniform))
+        order = tf.math.top_k(scores, drawn).indices
+        positions = (tf.range(batch_size, dtype=tf.int64)[:, None] + later * batch_size) % drawn
+        return tf.cast(tf.gather(order, positions), tf.int64)
+
+    if not by_area:
+        return uniformly if count >= batch_size else repeatedly
+    drawn = min(count, batch_size * (1 + _REPLACEMENTS))
+    log_weights = tf.constant(0.7 * np.log(source.sizes.astype(np.float64).prod(axis=1)))
+    return by_areas
+
+
+def training_batches(
+    source: Source,
+    *,
+    seed: int,
+    batch_size: int,
+    start_step: int = 0,
+    replica_batch_size: int | None = None,
+    pipeline_index: int = 0,
+    pipeline_count: int = 1,
+    crop_size: int = 96,
+    augment: bool = False,
+    sample_by_area: bool = False,
+    cache: bool = False,
+) -> tf.data.Dataset:
+    """Makes an endless stream of training batches that is a pure function of (seed, step).
+
+    The batch of a step is `batch_size` random crops of distinct pictures (while there are that
+    many), each with its bicubic x1/4 (paper, section 3.2). It depends on the seed, the step and the
+    pictures alone: not on where the stream was started, on how it is divided, or on timing.
+
+    Of a JPEG only what lies around the crop is decoded, of others all: a PNG of 2 megapixels takes
+    a core about 0.1 s for each crop, so that for large PNGs the cache is worth its memory.
+
+    A picture that turns out to be damaged when it is drawn is named in the log once. Each time it
+    is drawn it is replaced by the picture that its place in the batch would get a step later, or
+    further on, so that the stream stays a pure function. A truncated JPEG still serves crops above
+    the damage.
+
+    Args:
+        source: The pictures.
+        seed: Seed of permutations, crops, flips and rotations.
+        batch_size: Crops in a step over all pipelines.
+        start_step: Step that the first element belongs to; any step starts at once.
+        replica_batch_size: Crops in an element, by default the pipeline's whole share of a step.
+            With less, a step's share comes as several elements in order.
+        pipeline_index: Which pipeline this is: it gets the contiguous share of this number.
+        pipeline_count: Into how many pipelines a batch is divided.
+        crop_size: Side of an HR crop in pixels, a multiple of 4; the paper's is 96.
+        augment: Flip and rotate the crops by multiples of 90 degrees (not in the paper).
+        sample_by_area: Draw pictures by area^0.7, for collections of very different sizes, rather
+            than each once an epoch (the paper's).
+        cache: Decode all pictures first and keep them in memory: 3 bytes a pixel, 0.45 MB for each
+            picture of 481x321. Refused where twice that, which it takes for a moment, is more
+            than four fifths of the memory.
+
+    Returns:
+        Elements (lr, hr): lr float32 [b, crop_size/4, crop_size/4, 3] in [0, 1], 8-bit levels;
+        hr float32 [b, crop_size, crop_size, 3] in [-1, 1].
+
+    Raises:
+        ValueError: The numbers do not fit each other, a picture is smaller than a crop, no picture
+            can be read, or the cache does not fit.
+    """
+    if crop_size < 4 or crop_size % 4:
+        raise ValueError(f"crop size {crop_size} is not a multiple of 4")
+    if batch_size < 1 or batch_size % pipeline_count:
+        raise ValueError(
+            f"a batch of {batch_size} cannot be divided among {pipeline_count} pipelines"
+        )
+    if not 0 <= pipeline_index < pipeline_count:
+        raise ValueError(f"there is no pipeline {pipeline_index} among {pipeline_count}")
+    share = batch_size // pipeline_count
+    chunk = share if replica_batch_size is None else replica_batch_size
+    if chunk < 1 or share % chunk:
+        raise ValueError(f"a pipeline's share of {share} crops is no multiple of {chunk}")
+    if source.sizes.min() < crop_size:
+        raise ValueError(f"{source.spec}: has pictures smaller than a crop of {crop_size} pixels")
+    _require_readable(source)
+
+    # Tables and eager steps on a GPU would cost a transfer each.
+    with tf.device("CPU"):
+        draw = _drawer(source, seed, batch_size, sample_by_area)
+        mine = slice(pipeline_index * share, (pipeline_index + 1) * share)
+
+        # Nothing here needs AutoGraph, and its reading of these functions takes a second.
+        @tf.autograph.experimental.do_not_convert
+        def plan(step):
+            key = tf.stack([tf.constant(seed, tf.int64), step])
+            chances = tf.random.stateless_uniform(
+                [batch_size, 3], key, dtype=tf.float64, alg="philox"
+            )
+            return tuple(
+                tf.reshape(each[mine], [share // chunk, chunk, each.shape[1]])
+                for each in (draw(step), chances)
+            )
+
+        chunks = tf.data.Dataset.counter(start_step).map(plan).unbatch()
+        crop_all = _taker(source, _cropper(source, crop_size, augment, cache))
+        degrade = _degrader(crop_size)
+
+        @tf.autograph.experimental.do_not_convert
+        def take(candidates, chances):
+            return crop_all(candidates, chances).map(degrade)
+
+        batches = chunks.interleave(
+            take,
+            cycle_length=4,
+            num_parallel_calls=AUTOTUNE,
+            deterministic=True,
+        )
+    options = tf.data.Options()
+    options.deterministic = True
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    return batches.prefetch(AUTOTUNE).with_options(options)
+
+
+def _require_readable(source: Source) -> None:
+    for index in range(len(source)):
+        try:
+            source.read_rgb(index)
+            return
+        except ValueError as error:
+            reason = error
+    raise ValueError(f"{source.spec}: none of its pictures can be read; the last: {reason}")
+
+
+def _taker(source: Source, crop: Callable) -> Callable:
+    """Makes the function that takes the crops of a chunk, whatever is damaged.
+
+    Args:
+        source: The pictures.
+        crop: See `_cropper`.
+
+    Returns:
+        (int64 [b, 1 + _REPLACEMENTS] candidates for each place, float64 [b, 3] chances) -> data
+        set of one element, uint8 [b, s, s, 3]: the crop of the first candidate that has one.
+    """
+    reported = set()
+
+    def crop_firsts(candidates, chances):
+        return tf.map_fn(
+            lambda place: crop(*place), (candidates[:, 0], chances), fn_output_signature=tf.uint8
+        )
+
+    def search(candidates, chances):
+        found = []
+        for place in range(len(candidates)):
+            further = (candidates[place, 0] + np.arange(1, min(len(source), 1000))) % len(source)
+            for index in (*candidates[place], *further):
+                try:
+                    with tf.device("CPU"):
+                        found.append(crop(index, chances[place]).numpy())
+                    break
+                except (tf.errors.OpError, ValueError):
+                    if index not in reported:
+                        reported.add(index)
+                        logging.warning(
+                            "%s: is damaged and replaced by another picture (%d so far)",
+                            source.names[index],
+                            len(reported),
+                        )
+            else:
+                raise ValueError(f"{source.spec}: none of its pictures can be read")
+        return np.stack(found)
+
+    def with_replacements(candidates, chances):
+        # tf.data alone can catch an error without leaving TensorFlow: where any crop of the chunk
+        # fails, the first data set is empty, and the second takes its place.
+        chunk = tf.data.Dataset.from_tensors((candidates, chances))
+        firsts = chunk.map(crop_firsts).ignore_errors()
+
+        def search_in_python(candidates, chances):
+            found = tf.numpy_function(search, [candidates, chances], tf.uint8, stateful=False)
+            return tf.ensure_shape(found, firsts.element_spec.shape)
+
+        return firsts.concatenate(chunk.map(search_in_python)).take(1)
+
+    return with_replacements
+
+
+def _cropper(source: Source, size: int, augment: bool, cache: bool) -> Callable:
+    """Makes the function that cuts a crop out of a picture.
+
+    Returns:
+        (int64 index, float64 [3] chances in [0, 1)) -> uint8 [size, size, 3]. The chances choose
+        the top, the left and, with `augment`, one of the 8 ways to turn the crop. Works in a graph
+        and out of it; raises ValueError or tf.errors.OpError where the picture is damaged.
+    """
+    sizes, orientations = tf.constant(source.sizes, tf.int64), tf.constant(source.orientations)
+    # A name need not be UTF-8.
+    names = tf.constant([os.fsencode(n) for n in source.names] if source.records is None else [])
+    ways = source.codings
+    if cache:
+        memory, offsets = _decode_all(source)
+        ways = np.where(offsets < 0, ways, len(_CODINGS))
+        memory, offsets = tf.constant(memory), tf.constant(offsets)
+    ways, turn = tf.constant(ways), _turner(size)
+
+    def read(index):
+        if source.records is None:
+            return tf.io.read_file(names[index])
+        return tf.numpy_function(
+            lambda index: source.read_record(source.records[index]),
+            [index],
+            tf.string,
+            stateful=False,
+        )
+
+    def crop(index, chances):
+        (height, width), orientation = tf.unstack(sizes[index]), orientations[index]
+        top, left = tf.unstack(
+            tf.cast(chances[:2] * tf.cast(sizes[index] - size + 1, tf.float64), tf.int64)
+        )
+
+        def from_other():
+            def read_and_cut(index, top, left):
+                cut = source.read_rgb(index)[top : top + size, left : left + size]
+                if cut.shape != (size, size, 3):
+                    raise ValueError(f"{source.names[index]}: is smaller than its header says")
+                return cut
+
+            return tf.numpy_function(read_and_cut, [index, top, left], tf.uint8, stateful=False)
+
+        def from_jpeg():
+            y, x, stored_width = _stored_window(top, left, height, width, orientation, size)
+            # Two more columns on each side: at a cut libjpeg lacks the neighbours between which
+            # it interpolates colours. So the crop equals the same piece of the whole picture.
+            start, end = tf.maximum(x - 2, 0), tf.minimum(x + size + 2, stored_width)
+            window = tf.cast([y, start, size, end - start], tf.int32)
+            wide = tf.io.decode_and_crop_jpeg(
+                read(index), window, channels=3, dct_method="INTEGER_ACCURATE"
+            )
+            return turn(tf.slice(wide, [0, x - start, 0], [size, size, 3]), orientation)
+
+        def from_png():
+            y, x, _ = _stored_window(top, left, height, width, orientation, size)
+            whole = tf.io.decode_png(read(index), channels=3)
+            return turn(tf.slice(whole, [y, x, 0], [size, size, 3]), orientation)
+
+        def from_memory():
+            side = tf.range(size, dtype=tf.int64)
+            rows = offsets[index] + (top + side) * width
+            return tf.gather(memory, rows[:, None] + left + side)
+
+        branches = [from_other, from_jpeg, from_png] + [from_memory] * cache
+        upright = tf.ensure_shape(tf.switch_case(ways[index], branches), [size, size, 3])
+        return turn(upright, 1 + tf.cast(chances[2] * 8, tf.int32)) if augment else upright
+
+    return crop
+
+
+def _decode_all(source: Source) -> tuple[np.ndarray, np.ndarray]:
+    """Decodes all pictures into one array.
+
+    Returns:
+        uint8 [pixels, 3], and int64 [N] where each picture begins, or -1 if it is damaged.
+
+    Raises:
+        ValueError: They would fill most of the machine's memory.
+    """
+    ends = np.cumsum(source.sizes.astype(np.int64).prod(axis=1))
+    needed, present = 3 * ends[-1], os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if 2 * needed > 0.8 * present:  # TensorFlow copies it
+        raise ValueError(
+            f"{source.spec}: would take {needed / 2**30:.1f} GiB of this machine's "
+            f"{present / 2**30:.1f} GiB, and twice that while it is loaded; leave out --cache"
+        )
+    logging.info("decoding %d pictures into %.1f GiB of memory", len(source), needed / 2**30)
+    memory = np.empty([ends[-1], 3], np.uint8)
+
+    def fill(index):
+        try:
+            picture = source.read_rgb(index)
+        except ValueError:
+            return -1  # it is named when it is drawn
+        if picture.shape[:2] != tuple(source.sizes[index]):
+            return -1
+        start = ends[index] - picture.shape[0] * picture.shape[1]
+        memory[start : ends[index]] = picture.reshape(-1, 3)
+        return start
+
+    with ThreadPoolExecutor() as pool:
+        return memory, np.array(list(pool.map(fill, range(len(source)))), np.int64)
+
+
+def _stored_window(top, left, height, width, orientation, size: int):
+    """Where a window of the upright picture lies in the picture as it is stored.
+
+    Returns:
+        The window's top and left there, and the stored picture's width.
+    """
+    flip_rows, flip_columns, swap = tf.unstack(tf.gather(_TURNS, orientation))
+    top, left = tf.where(swap, left, top), tf.where(swap, top, left)
+    height, width = tf.where(swap, width, height), tf.where(swap, height, width)
+    top = tf.where(flip_rows, height - size - top, top)
+    left = tf.where(flip_columns, width - size - left, left)
+    return top, left, width
+
+
+def _turner(size: int) -> Callable:
+    """Makes the function that turns a square crop upright.
+
+    Returns:
+        ([size, size, 3] crop, EXIF orientation 1 to 8) -> [size, size, 3].
+    """
+    places = np.arange(size * size, dtype=np.int32).reshape(size, size)
+    turned = []
+    for flip_rows, flip_columns, swap in _TURNS:
+        square = places[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
+        turned.append((square.T if swap else square).ravel())
+    turned = tf.constant(np.stack(turned))
+
+    def turn(square, orientation):
+        pixels = tf.gather(tf.reshape(square, [size * size, 3]), turned[orientation])
+        return tf.reshape(pixels, [size, size, 3])
+
+    return turn
+
+
+def _degrader(crop_size: int) -> Callable:
+    """Makes the function from uint8 HR crops to the (lr, hr) of `training_batches`."""
+    size = crop_size // 4
+    # The weights are multiples of 1/4096, so float32 sums are exact: the same as resize.imresize.
+    matrix = tf.constant(resize.bicubic_matrix(crop_size, size), tf.float32)
+
+    def to_8_bits(values):
+        return tf.clip_by_value(tf.floor(values + 0.5), 0.0, 255.0)
+
+    def degrade(crops):
+        hr = tf.cast(crops, tf.float32)
+        rows = tf.matmul(matrix, tf.reshape(hr, [-1, crop_size, crop_size * 3]))
+        rows = tf.reshape(to_8_bits(rows), [-1, size, crop_size, 3])
+        lr = to_8_bits(tf.einsum("jw,biwc->bijc", matrix, rows))
+        lr = tf.ensure_shape(lr, [crops.shape[0], size, size, 3])
+        return lr / 255.0, hr / 127.5 - 1.0
+
+    return degrade

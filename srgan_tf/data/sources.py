@@ -1,0 +1,342 @@
+"""Collections of pictures to draw from: folders, TFDS or sample pictures; nothing decoded."""
+
+import dataclasses
+import hashlib
+import io
+import os
+import re
+import zlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from srgan_tf import pictures, resize
+
+_CODINGS = ("other", "jpeg", "png")
+
+# "Epochs" whose permutations choose validation pictures; those of the training count from 0.
+_SPLIT, _VALIDATION = -1, -2
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A collection of pictures to draw from: what is known of each, nothing decoded.
+
+    Attributes:
+        spec: What the user asked for, see `open_source`.
+        names: Name of each picture: its path, or "tfds:NAME:SPLIT#RECORD".
+        sizes: int32 [N, 2], height and width in pixels, after the EXIF turn.
+        orientations: int32 [N], EXIF orientation 1 to 8.
+        codings: int32 [N], index into ("other", "jpeg", "png"), see `pictures.Header`.
+        left_out: (name, reason) of each picture that is too small or cannot be read.
+        records: int64 [N], which record each picture is, where pictures are not files.
+        read_record: Record number to encoded picture, for the same; raises ValueError.
+    """
+
+    spec: str
+    names: Sequence[str]
+    sizes: np.ndarray
+    orientations: np.ndarray
+    codings: np.ndarray
+    left_out: Sequence[tuple[str, str]] = ()
+    records: np.ndarray | None = None
+    read_record: Callable[[int], bytes] | None = None
+
+    def __len__(self) -> int:
+        """Number of usable pictures."""
+        return len(self.names)
+
+    def subset(self, indices: Sequence[int]) -> "Source":
+        """The pictures at these places, in this order; `left_out` stays with the whole."""
+        indices = np.asarray(indices, np.int64)
+        return dataclasses.replace(
+            self,
+            names=[self.names[i] for i in indices],
+            sizes=self.sizes[indices],
+            orientations=self.orientations[indices],
+            codings=self.codings[indices],
+            left_out=(),
+            records=None if self.records is None else self.records[indices],
+        )
+
+    def read_rgb(self, index: int) -> np.ndarray:
+        """Reads one picture whole.
+
+        Returns:
+            uint8 [H, W, 3].
+
+        Raises:
+            ValueError: It is damaged; one line with its name.
+        """
+        name = self.names[index]
+        if self.records is None:
+            return pictures.read_rgb(name)
+        return pictures.read_rgb(io.BytesIO(self.read_record(self.records[index])), name)
+
+
+def open_source(spec: str, *, min_size: int = 96) -> Source:
+    """Finds the pictures of a data set and reads their headers.
+
+    A picture whose shorter side is less than `min_size`, or whose header cannot be read, is left
+    out, named in the log and listed in `left_out`.
+
+    The headers of a folder are read at each start: some thousand files a second. Those of a TFDS
+    data set come with the whole records, likewise some thousand a second (ImageNet: about ten
+    minutes), so they are kept in a small file beside the data set.
+
+    Args:
+        spec: A folder, searched at any depth; `tfds:NAME[/CONFIG][:SPLIT]` (split "train" unless
+            given), found or prepared in TFDS_DATA_DIR; or `sample`, the photographs that
+            scikit-image carries.
+        min_size: Smallest usable side in pixels: the crop size.
+
+    Returns:
+        The source.
+
+    Raises:
+        ValueError, FileNotFoundError: There is no such data set, or it holds no usable picture.
+    """
+    if spec.startswith("tfds:"):
+        return _open_tfds(spec, min_size)
+    paths = pictures.sample_pictures() if spec == "sample" else pictures.find_pictures(spec)
+    names = [os.fspath(path) for path in paths]
+    if not names:
+        raise ValueError(f"{spec}: no pictures in this folder or below it")
+    headers, reasons = _scan(names, lambda number: names[number])
+    return _usable(spec, names, headers, reasons, min_size)
+
+
+def _open_tfds(spec: str, min_size: int) -> Source:
+    match = re.fullmatch(r"tfds:([^:]+(?::\d+\.\d+\.\d+)?)(?::(.+))?", spec)
+    if not match:
+        raise ValueError(f"{spec}: should read tfds:NAME[/CONFIG][:SPLIT]")
+    name, split = match[1], match[2] or "train"
+    try:
+        import array_record  # noqa: F401  (TFDS would say only later, and less plainly)
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise ValueError(
+            f"{spec}: needs pip install tensorflow-datasets array_record importlib_resources "
+            f"({error})"
+        ) from error
+    try:
+        data_dir = os.environ.get("TFDS_DATA_DIR")  # TFDS itself would look once, when imported
+        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+        builder.download_and_prepare()
+        features = builder.info.features
+        images = [key for key in features if isinstance(features[key], tfds.features.Image)]
+        decoders = {key: tfds.decode.SkipDecoding() for key in images}
+        data_source = builder.as_data_source(split, decoders=decoders)
+    except Exception as error:  # a data set's own code raises all sorts
+        reason = pictures.one_line(error)
+        if "file format" in reason:
+            reason += " Set TFDS_DATA_DIR to another folder to prepare it there as array_record."
+        raise ValueError(f"{spec}: cannot be opened or prepared: {reason}") from error
+    if not images:
+        raise ValueError(f"{spec}: holds no pictures, only {', '.join(features)}")
+    # DIV2K and its like have the picture as "hr" beside a shrunken one; elsewhere it is "image".
+    key = next((key for key in ("image", "hr") if key in images), images[0])
+
+    def read_record(number: int) -> bytes:
+        try:
+            return data_source[int(number)][key]
+        except Exception as error:  # array_record and the parser raise all sorts on damage
+            raise ValueError(f"{name}:{split}#{number}: damaged record ({error})") from error
+
+    names = [f"tfds:{name}:{split}#{number}" for number in range(len(data_source))]
+    # Splits as different as train[:9] and train[-9:] are the same words.
+    slug = re.sub(r"\W+", "_", f"{key}-{split}") + f"-{zlib.crc32(split.encode()):08x}"
+    index = os.path.join(builder.data_dir, f"srgan_tf_headers-{slug}.npz")
+    headers, reasons = _stored_headers(index, len(names)) or _scan(
+        names, lambda number: io.BytesIO(read_record(number)), index
+    )
+    return _usable(spec, names, headers, reasons, min_size, read_record)
+
+
+def _scan(
+    names: Sequence[str], open_one: Callable, index: str | None = None
+) -> tuple[np.ndarray, dict[int, str]]:
+    """Reads the headers of all pictures.
+
+    Args:
+        names: Their names.
+        open_one: Number of a picture to what `pictures.read_header` takes.
+        index: Where to keep the result for `_stored_headers`.
+
+    Returns:
+        int32 [N, 4]: height, width, orientation, place of the coding in _CODINGS; and the reasons
+        of those that cannot be read, whose rows are 0.
+    """
+
+    def look(number):
+        try:
+            header = pictures.read_header(open_one(number), names[number])
+        except ValueError as error:
+            return str(error).removeprefix(f"{names[number]}: ")
+        return header._replace(coding=_CODINGS.index(header.coding))
+
+    logging.info("reading the headers of %d pictures", len(names))
+    with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
+        found = list(pool.map(look, range(len(names))))
+    reasons = {number: reason for number, reason in enumerate(found) if isinstance(reason, str)}
+    headers = np.array(
+        [(0, 0, 0, 0) if number in reasons else row for number, row in enumerate(found)], np.int32
+    )
+    if index is not None:
+        try:
+            # Under another name first: several processes may do this at once.
+            draft = f"{index}.{os.getpid()}.npz"
+            np.savez(
+                draft,
+                headers=headers,
+                broken=np.array(list(reasons), np.int64),
+                reasons=np.array(list(reasons.values()), str),
+            )
+            os.replace(draft, index)
+        except OSError as error:
+            logging.warning("picture headers will be read again at the next start: %s", error)
+    return headers, reasons
+
+
+def _stored_headers(index: str, count: int) -> tuple[np.ndarray, dict[int, str]] | None:
+    """What `_scan` kept in `index`, if it is there and of this number of pictures."""
+    try:
+        with np.load(index) as stored:
+            if len(stored["headers"]) == count:
+                broken, reasons = stored["broken"].tolist(), stored["reasons"].tolist()
+                return stored["headers"], dict(zip(broken, reasons, strict=True))
+    except FileNotFoundError:
+        pass
+    except Exception as error:  # zipfile and NumPy raise all sorts on a damaged file
+        logging.warning("%s: cannot be read and is made anew (%s)", index, error)
+    return None
+
+
+def _usable(spec, names, headers, reasons, min_size, read_record=None) -> Source:
+    """Makes the source of the pictures that can be used; names those that cannot."""
+    left_out = []
+    for number in np.flatnonzero(headers[:, :2].min(axis=1) < min_size).tolist():
+        height, width = headers[number, :2]
+        reason = reasons.get(number, f"{width}x{height} is smaller than {min_size}x{min_size}")
+        logging.warning("left out: %s: %s", names[number], reason)
+        left_out.append((names[number], reason))
+    if len(left_out) == len(names):
+        raise ValueError(
+            f"{spec}: none of its {len(names)} pictures can be used; the first is "
+            f"{left_out[0][0]}: {left_out[0][1]}"
+        )
+    if left_out:
+        logging.warning("%s: %d of %d pictures left out", spec, len(left_out), len(names))
+    whole = Source(
+        spec,
+        names,
+        sizes=headers[:, :2],
+        orientations=headers[:, 2],
+        codings=headers[:, 3],
+        records=None if read_record is None else np.arange(len(names)),
+        read_record=read_record,
+    )
+    kept = np.flatnonzero(headers[:, :2].min(axis=1) >= min_size)
+    return dataclasses.replace(whole.subset(kept), left_out=left_out)
+
+
+def split_validation(source: Source, count: int, seed: int) -> tuple[Source, Source]:
+    """Sets some pictures aside for validation: a choice by (seed, number of pictures) alone.
+
+    Args:
+        source: The pictures.
+        count: How many to set aside.
+        seed: Seed of the choice.
+
+    Returns:
+        The training source (which keeps `left_out`) and the validation source.
+
+    Raises:
+        ValueError: Not even one picture would be left to train on.
+    """
+    if not 0 <= count < len(source):
+        raise ValueError(
+            f"{source.spec}: cannot set {count} of {len(source)} pictures aside for validation"
+        )
+    order = _shuffled(np.arange(len(source)), len(source), seed, _SPLIT)
+    chosen, rest = np.sort(order[:count]), np.sort(order[count:])
+    train = dataclasses.replace(source.subset(rest), left_out=source.left_out)
+    return train, source.subset(chosen)
+
+
+def _shuffled(positions: tf.Tensor, count: int, seed: int, epoch: int | tf.Tensor) -> tf.Tensor:
+    """Where a random permutation of `count` sends positions (int64 [n]); nothing is kept."""
+    # index_shuffle takes but the last 8 bits of each part of its key where count < 2**16: by itself
+    # it would repeat after 256 epochs. Two of it, with hashed keys, have 2**32 permutations.
+    epoch_key = tf.stack([tf.constant(seed, tf.int64), tf.cast(epoch, tf.int64)])
+    keys = tf.random.stateless_uniform(
+        [2, 2], epoch_key, minval=None, maxval=None, dtype=tf.int64, alg="philox"
+    )
+    for key in tf.unstack(keys):
+        positions = tf.random.experimental.index_shuffle(
+            positions, key, tf.constant(count - 1, tf.int64)
+        )
+    return positions
+
+
+def validation_pairs(
+    source: Source, *, count: int, max_size: int = 384
+) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """Reads a fixed choice of pictures, with their bicubic x1/4.
+
+    Args:
+        source: The pictures.
+        count: How many at most; fewer where there are not that many.
+        max_size: Longest side of an HR picture in pixels; of a larger one the centre is cut out.
+
+    Returns:
+        (name, lr, hr) in the source's order: hr uint8 [4h, 4w, 3], lr uint8 [h, w, 3].
+
+    Raises:
+        ValueError: No picture can be read.
+    """
+    order = _shuffled(tf.range(len(source), dtype=tf.int64), len(source), 0, _VALIDATION).numpy()
+    pairs = {}
+    for index in order:
+        if len(pairs) == count:
+            break
+        try:
+            picture = source.read_rgb(index)
+        except ValueError as error:
+            logging.warning("left out: %s", error)
+            continue
+        height, width = (min(side, max_size) // 4 * 4 for side in picture.shape[:2])
+        top, left = (picture.shape[0] - height) // 2, (picture.shape[1] - width) // 2
+        hr = picture[top : top + height, left : left + width]
+        pairs[index] = source.names[index], resize.imresize(hr, (height // 4, width // 4)), hr
+    if count and not pairs:
+        raise ValueError(f"{source.spec}: none of its pictures can be read")
+    return [pairs[index] for index in sorted(pairs)]
+
+
+def describe(source: Source) -> dict:
+    """Sums up a source for a run's record.
+
+    Returns:
+        What `json.dumps` takes: spec; pictures, their number; left_out (number) and
+        left_out_first (name and reason of the first 20); smallest, largest and total megapixels;
+        fingerprint, which changes with the names, the sizes or the order of the pictures, but not
+        with the place of their folder.
+    """
+    megapixels = source.sizes.astype(np.float64).prod(axis=1) / 1e6
+    return {
+        "spec": source.spec,
+        "pictures": len(source),
+        "left_out": len(source.left_out),
+        "left_out_first": [list(pair) for pair in source.left_out[:20]],
+        "smallest_megapixels": round(float(megapixels.min()), 4),
+        "largest_megapixels": round(float(megapixels.max()), 4),
+        "total_megapixels": round(float(megapixels.sum()), 2),
+        "fingerprint": hashlib.sha256(
+            "\0".join(map(os.path.basename, source.names)).encode(errors="surrogateescape")
+            + source.sizes.tobytes()
+        ).hexdigest(),
+    }

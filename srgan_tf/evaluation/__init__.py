@@ -1,0 +1,1 @@
+"""evaluate.py's room: sets, scoring, tables, the report."""

@@ -1,0 +1,134 @@
+"""One HTML page to read an evaluation and to look at its pictures, without any network."""
+
+import base64
+import html
+import json
+import os
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+
+from srgan_tf import files, pictures
+from srgan_tf.evaluation import scoring, tables
+
+# Above this the page refers to the pictures in the folder beside it instead of containing them.
+SELF_CONTAINED_BYTES = 30_000_000
+CROP = 64  # pixels of the original, each way
+
+
+def write_report(results: scoring.Results, out_dir: str | os.PathLike) -> Path:
+    """Writes `report.html` beside the kept pictures.
+
+    Args:
+        results: From `scoring.evaluate` with the same `out_dir`.
+        out_dir: Holds `pictures/`. The page contains these where it stays below 30 MB, and
+            otherwise must be moved together with this folder.
+
+    Returns:
+        The page's path.
+    """
+    out_dir = Path(out_dir)
+    shown = list(dict.fromkeys([*results.originals.values(), *(row.file for row in results.rows)]))
+    size = sum((out_dir / file).stat().st_size for file in shown) * 4 / 3
+    embedded = shown if size <= SELF_CONTAINED_BYTES else []
+    page = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
+    parts = {
+        "tables": _tables(results),
+        "notes": _list([*tables.describe_sets(results), *tables.describe_methods(results)]),
+        "left_out": _left_out(results),
+        "data": _script_json(_data(results, out_dir, embedded)),
+        "embedded": "\n".join(
+            f'<script type="text/plain" id="file{i}">{_base64(out_dir / file)}</script>'
+            for i, file in enumerate(embedded)
+        ),
+    }
+    for name, text in parts.items():
+        page = page.replace(f"<!-- {name} -->", text)
+    path = out_dir / "report.html"
+    files.write_text(path, page)
+    return path
+
+
+def _base64(path: Path) -> str:
+    return base64.b64encode(path.read_bytes()).decode()
+
+
+def _script_json(value) -> str:
+    """JSON that cannot end the script element it stands in."""
+    return json.dumps(tables.finite(value), separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _list(lines: list[str]) -> str:
+    return "<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in lines) + "</ul>"
+
+
+def _left_out(results: scoring.Results) -> str:
+    if not results.left_out:
+        return ""
+    return f"<h2>Left out</h2>{_list(list(results.left_out))}"
+
+
+def _tables(results: scoring.Results) -> str:
+    """A table of means for each set, the paper's figure in parentheses after ours."""
+    means, counts, measures = results.means(), results.counts(), results.measures()
+    heads = "".join(f'<th scope="col">{html.escape(scoring.MEASURES[m])}</th>' for m in measures)
+    texts = []
+    for i, (name, by_method) in enumerate(means.items()):
+        rows = []
+        for method in results.methods:
+            paper = tables.paper_scores(name, method)
+            cells = "".join(
+                f"<td>{tables.format_score(m, value)}"
+                + (f" <i>({tables.format_score(m, paper[m])})</i>" if m in paper else "")
+                + "</td>"
+                for m, value in by_method[method.name].items()
+            )
+            rows.append(f'<tr><th scope="row">{html.escape(method.name)}</th>{cells}</tr>')
+        texts.append(
+            f'<table><caption><a href="#set{i}">'
+            f"{html.escape(tables.heading(name, counts[name]))}</a></caption>"
+            f"<thead><tr><td></td>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+        )
+    return "\n".join(texts)
+
+
+def _data(results: scoring.Results, out_dir: Path, embedded: list[str]) -> dict:
+    """What the page's script shows: for each picture its size, scores, crop and files."""
+    places = {file: f"#file{i}" for i, file in enumerate(embedded)}
+    methods, measures = [method.name for method in results.methods], results.measures()
+    by_picture: dict = {}
+    for row in results.rows:
+        by_picture.setdefault((row.set, row.picture), {})[row.method] = row
+    sets: dict[str, list] = {}
+    for (set_name, picture), rows in by_picture.items():
+        original = results.originals[set_name, picture]
+        hr = pictures.read_scoring(out_dir / original)
+        files = [*(rows[method].file for method in methods), original]
+        sets.setdefault(set_name, []).append(
+            {
+                "name": picture,
+                "width": hr.shape[1],
+                "height": hr.shape[0],
+                "crop": _hardest_crop(pictures.read_scoring(out_dir / rows["bicubic"].file), hr),
+                "files": [places.get(file, quote(file)) for file in files],
+                "scores": [rows[method].scores for method in methods],
+            }
+        )
+    return {
+        "methods": [*methods, "original"],
+        "measures": [[m, scoring.MEASURES[m]] for m in measures],
+        "sets": [{"name": name, "pictures": items} for name, items in sets.items()],
+        "crop": CROP,
+    }
+
+
+def _hardest_crop(bicubic: np.ndarray, hr: np.ndarray) -> list[int]:
+    """The centre (x, y) of the crop where bicubic is furthest from the original."""
+    error = np.square(bicubic.astype(np.float64) - hr)
+    error = error if error.ndim == 2 else error.sum(axis=-1)
+    size = min(CROP, *error.shape)
+    sums = np.pad(error.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
+    windows = sums[size:, size:] - sums[:-size, size:] - sums[size:, :-size] + sums[:-size, :-size]
+    y, x = np.unravel_index(np.argmax(windows), windows.shape)
+    return [int(x) + size // 2, int(y) + size // 2]

@@ -1,0 +1,150 @@
+"""Sets of pictures to score on."""
+
+import collections
+import dataclasses
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from srgan_tf import pictures, resize
+
+SAMPLE = "sample"
+
+# Pixels each way: the least multiples of 4 that leave room for Wang's window and for AlexNet.
+SMALLEST, SMALLEST_LPIPS = 20, 32
+
+_PICTURES = "pictures"  # the folder in out_dir
+
+
+class Pair(NamedTuple):
+    """One picture of a set: the original and, where the set brings it, its LR file."""
+
+    name: str
+    hr: Path
+    lr: Path | None
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSet:
+    """Pictures to score on.
+
+    Attributes:
+        name: As it stands in the tables, the folder's name.
+        folder: Where it is.
+        pairs: The pictures, sorted by name.
+        lr: Where LR comes from, in words.
+        left_out: A line for each file that has no partner.
+    """
+
+    name: str
+    folder: str
+    pairs: Sequence[Pair]
+    lr: str
+    left_out: Sequence[str] = ()
+
+
+def open_sets(
+    specs: Sequence[str], out_dir: str | os.PathLike | None = None
+) -> list[EvaluationSet]:
+    """Opens the sets to score on.
+
+    Args:
+        specs: Folders with `HR/` and perhaps `LR_x4/`, or folders of HR pictures, or "sample" for
+            the photographs that scikit-image carries.
+        out_dir: As in `evaluate`: what is kept there is no original.
+
+    Returns:
+        One set for each, with names that differ.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        ValueError: A folder has no pictures, or is where `out_dir` keeps its own.
+    """
+    once = {os.path.realpath(spec): spec for spec in specs}
+    kept = None if out_dir is None else Path(out_dir, _PICTURES).resolve()
+    sets = [_open_set(spec, kept) for spec in once.values()]
+    names = [s.name for s in sets]
+    return [dataclasses.replace(s, name=s.folder) if names.count(s.name) > 1 else s for s in sets]
+
+
+def _open_set(spec: str, kept: Path | None) -> EvaluationSet:
+    made = "made from HR by Matlab's bicubic"
+    if spec == SAMPLE:
+        pairs = [Pair(path.stem, path, None) for path in pictures.sample_pictures()]
+        return EvaluationSet(SAMPLE, SAMPLE, pairs, made)
+    folder = Path(spec)
+    if kept and folder.resolve().is_relative_to(kept):
+        raise ValueError(f"{folder}: scores keep their own pictures there, give another --out_dir")
+    name = folder.resolve().name
+    hr_folder, lr_folder = folder / "HR", folder / "LR_x4"
+    if not hr_folder.is_dir():
+        hr_folder = folder
+    originals = _by_name(hr_folder, kept)
+    if not originals:
+        raise ValueError(f"{hr_folder}: no pictures to score on")
+    if hr_folder == folder or not lr_folder.is_dir():
+        pairs = [Pair(name, path, None) for name, path in originals.items()]
+        return EvaluationSet(name, str(folder), pairs, made)
+    # Some copies of the benchmarks name the LR file of "baby" "babyx4".
+    small = {re.sub("x4$", "", stem) if stem not in originals else stem: path
+             for stem, path in _by_name(lr_folder, kept).items()}  # fmt: skip
+    pairs = [Pair(name, path, small[name]) for name, path in originals.items() if name in small]
+    left_out = [
+        f"{path}: no picture of this name in {lr_folder}"
+        for name, path in originals.items()
+        if name not in small
+    ]
+    left_out += [
+        f"{path}: no picture of this name in {hr_folder}"
+        for name, path in small.items()
+        if name not in originals
+    ]
+    return EvaluationSet(name, str(folder), pairs, "from LR_x4", left_out)
+
+
+def _by_name(folder: Path, kept: Path | None) -> dict[str, Path]:
+    """Pictures by path below the folder, without ending (with it where two would be the same)."""
+    found = pictures.find_pictures(folder)
+    if kept:
+        found = [path for path in found if not path.resolve().is_relative_to(kept)]
+    stems = [path.relative_to(folder).with_suffix("").as_posix() for path in found]
+    counts = collections.Counter(stems)
+    return {
+        path.relative_to(folder).as_posix() if counts[stem] > 1 else stem: path
+        for stem, path in zip(stems, found, strict=True)
+    }
+
+
+def read_pair(pair: Pair, smallest: int = SMALLEST) -> tuple[np.ndarray, np.ndarray]:
+    """Reads a picture for scoring, its sides cut to a multiple of 4.
+
+    Args:
+        pair: From an `EvaluationSet`.
+        smallest: Pixels that the original must have each way.
+
+    Returns:
+        lr and hr, uint8 [h, w, 3] and [4h, 4w, 3], or [h, w] where the file is grayscale.
+
+    Raises:
+        ValueError: A file cannot be read, is too small or does not fit the other; names the file.
+    """
+    hr = pictures.read_scoring(pair.hr)
+    height, width = (side // 4 * 4 for side in hr.shape[:2])
+    hr = hr[:height, :width]
+    if min(height, width) < smallest:
+        raise ValueError(
+            f"{pair.hr}: too small to score ({width}x{height}, at least {smallest}x{smallest})"
+        )
+    if pair.lr is None:
+        return resize.imresize(hr, (height // 4, width // 4)), hr
+    lr = pictures.read_scoring(pair.lr)
+    if lr.shape[:2] != (height // 4, width // 4):
+        raise ValueError(
+            f"{pair.lr}: {lr.shape[1]}x{lr.shape[0]} is not a quarter of its original's "
+            f"{width}x{height}"
+        )
+    return lr, hr

@@ -1,0 +1,167 @@
+"""An evaluation's tables, the paper's figures beside ours: on the terminal, as CSV and as JSON."""
+
+import csv
+import datetime
+import io
+import json
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from srgan_tf import files, provenance
+from srgan_tf.evaluation import scoring
+
+# The paper's tables 1 to 3 (arXiv 1609.04802v5): PSNR and SSIM at x4.
+PAPER = {
+    "Set5": {
+        "nearest": (26.26, 0.7552),
+        "bicubic": (28.43, 0.8211),
+        "SRResNet-MSE": (32.05, 0.9019),
+        "SRResNet-VGG22": (30.51, 0.8803),
+        "SRGAN-MSE": (30.64, 0.8701),
+        "SRGAN-VGG22": (29.84, 0.8468),
+        "SRGAN-VGG54": (29.40, 0.8472),
+    },
+    "Set14": {
+        "nearest": (24.64, 0.7100),
+        "bicubic": (25.99, 0.7486),
+        "SRResNet-MSE": (28.49, 0.8184),
+        "SRResNet-VGG22": (27.19, 0.7807),
+        "SRGAN-MSE": (26.92, 0.7611),
+        "SRGAN-VGG22": (26.44, 0.7518),
+        "SRGAN-VGG54": (26.02, 0.7397),
+    },
+    "BSD100": {
+        "nearest": (25.02, 0.6606),
+        "bicubic": (25.94, 0.6935),
+        "SRResNet-MSE": (27.58, 0.7620),
+        "SRGAN-VGG54": (25.16, 0.6688),
+    },
+}
+
+
+def paper_scores(set_name: str, method: scoring.Method) -> dict[str, float]:
+    """The paper's PSNR and SSIM of a method on a set, as {measure: value}; empty if it has none."""
+    known = {name.lower(): figures for name, figures in PAPER.items()}.get(set_name.lower(), {})
+    variant = method.provenance.get("variant") if method.provenance else method.name
+    return dict(zip(("psnr", "ssim"), known.get(variant, ()), strict=False))
+
+
+def format_score(measure: str, value: float) -> str:
+    """A score as the paper prints it: two decimals for decibels, four for the others."""
+    return f"{value:.2f}" if measure == "psnr" else f"{value:.4f}"
+
+
+def describe_methods(results: scoring.Results) -> list[str]:
+    """A line for each set of weights: what was trained, for how long, with which VGG."""
+    lines = []
+    for method in results.methods:
+        if known := method.provenance:
+            steps = known.get("steps")
+            facts = [
+                known.get("variant") or "variant not known",
+                "steps not known" if steps is None else f"{steps:,} steps",
+                _describe_vgg(known),
+                f"sha256 {method.sha256[:12]}",
+                str(known["path"]),
+            ]
+            lines.append(f"{method.name}: {', '.join(facts)}")
+    return lines
+
+
+def _describe_vgg(known: dict) -> str:
+    if not known.get("variant"):
+        return "VGG not known"
+    note = " (not comparable with the paper)" if known["vgg"] == "hed" else ""
+    return f"VGG: {known['vgg'] or 'none'}{note}"
+
+
+def heading(set_name: str, count: int) -> str:
+    """A set's name and number of pictures."""
+    return f"{set_name}, {count} picture{'' if count == 1 else 's'}"
+
+
+def describe_sets(results: scoring.Results) -> list[str]:
+    """A line for each set: how many pictures, and where their LR comes from."""
+    counts = results.counts()
+    return [f"{heading(s.name, counts[s.name])}, LR {s.lr}" for s in results.sets]
+
+
+def terminal_table(results: scoring.Results) -> str:
+    """Lays the means out for a terminal: methods down, sets across, the paper's figures below ours.
+
+    Returns:
+        Lines without a newline at the end.
+    """
+    means, counts, measures = results.means(), results.counts(), results.measures()
+    names = list(means)
+    widths = {m: max(len(scoring.MEASURES[m]), 7) for m in measures}
+
+    def line(label: str, cells: Iterable[dict[str, str]]) -> str:
+        texts = (f"  {cell.get(m, ''):>{widths[m]}}" for cell in cells for m in measures)
+        return f"{label:{first}}{''.join(texts)}"
+
+    def formatted(scores: dict[str, float]) -> dict[str, str]:
+        return {m: format_score(m, value) for m, value in scores.items()}
+
+    paper = "  (paper)"
+    first = max(len(label) for label in [paper, *(method.name for method in results.methods)])
+    width = sum(widths.values()) + 2 * len(measures)
+    heads = "".join(f"  {heading(name, counts[name]):{width - 2}}" for name in names)
+    lines = [" " * first + heads, line("", [scoring.MEASURES] * len(names))]
+    for method in results.methods:
+        lines.append(line(method.name, [formatted(means[name][method.name]) for name in names]))
+        theirs = [formatted(paper_scores(name, method)) for name in names]
+        if any(theirs):
+            lines.append(line(paper, theirs))
+    lines += ["", *describe_sets(results), *describe_methods(results)]
+    return "\n".join(text.rstrip() for text in lines)
+
+
+def write_scores(results: scoring.Results, out_dir: str | os.PathLike, flags: dict) -> None:
+    """Writes `scores.csv` (a line per picture and method) and `scores.json` (means, provenance).
+
+    Args:
+        results: From `evaluate`.
+        out_dir: An existing folder.
+        flags: What the evaluation was asked for, to be written down.
+    """
+    out_dir = Path(out_dir)
+    measures = results.measures()
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["set", "picture", "method", *measures])
+    for row in results.rows:
+        values = [f"{row.scores[m]:.6f}" for m in measures]
+        writer.writerow([row.set, row.picture, row.method, *values])
+    files.write_text(out_dir / "scores.csv", table.getvalue())
+    means, counts = results.means(), results.counts()
+    document = {
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "flags": flags,
+        "versions": provenance.versions(),
+        "measures": scoring.MEASURES,
+        "sets": {
+            s.name: {"folder": s.folder, "pictures": counts[s.name], "lr": s.lr}
+            for s in results.sets
+        },
+        "methods": {method.name: method.provenance for method in results.methods},
+        "means": means,
+        "paper": {
+            s.name: {m.name: paper for m in results.methods if (paper := paper_scores(s.name, m))}
+            for s in results.sets
+        },
+        "left_out": results.left_out,
+    }
+    text = json.dumps(finite(document), indent=2) + "\n"
+    files.write_text(out_dir / "scores.json", text)
+
+
+def finite(value):
+    """Replaces what JSON cannot say, the infinite PSNR of equal pictures, by None."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

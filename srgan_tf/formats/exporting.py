@@ -1,0 +1,162 @@
+"""Generators as files for other programs: SavedModel, LiteRT, ONNX; batch norms folded, float32."""
+
+import contextlib
+import importlib.util
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import keras
+import numpy as np
+
+from srgan_tf import files, folding, weights
+from srgan_tf.formats import parity
+from srgan_tf.formats.litert import QUANTIZE, _refuse_form, write_tflite
+from srgan_tf.formats.onnx_file import write_onnx
+from srgan_tf.formats.saved_model import write_saved_model
+
+FORMATS = ("savedmodel", "tflite", "onnx")
+
+
+class Written(NamedTuple):
+    """An exported file or folder, and how it compares with the Keras model."""
+
+    form: str
+    path: Path
+    parity: parity.Parity
+
+
+def export(
+    generator: keras.Model,
+    card: dict,
+    out_dir: str | os.PathLike,
+    *,
+    formats: Sequence[str] = FORMATS,
+    quantize: Sequence[str] = QUANTIZE,
+    input_size: tuple[int, int] | None = None,
+    calibration: Sequence[np.ndarray] = (),
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]],
+    facts: dict | None = None,
+) -> list[Written]:
+    """Writes a generator in several forms, each with a card, after comparing all on pictures.
+
+    Names are those of the card: NAME/1 (or the next free number) for the SavedModel,
+    NAME.QUANTIZE[.HxW].tflite and NAME.onnx. Cards have .json behind the whole name, or are
+    in the SavedModel's `assets.extra`. Nothing appears in `out_dir` before everything is written
+    and compared.
+
+    Args:
+        generator: As `networks.build_generator` makes it.
+        card: What `weights.load_generator` knows of it.
+        out_dir: The folder for all, made if it is not there.
+        formats: Of `FORMATS`; one that is named twice is written once.
+        quantize: Of `QUANTIZE`, for .tflite files, likewise.
+        input_size: As in `write_tflite`. All is then compared on crops of this size.
+        calibration: As in `write_tflite`.
+        pairs: Pictures to compare on: lr uint8 [h, w, 3] and hr uint8 [4h, 4w, 3].
+        facts: What else is to stand in the cards, for `json.dumps`.
+
+    Returns:
+        What was written, in this order.
+
+    Raises:
+        ValueError: A file differs from the Keras model by more than `parity.BOUNDS` allows,
+            `out_dir` cannot be written to, or as in the functions that write the forms.
+    """
+    out_dir, name = Path(out_dir), card["name"].removesuffix(".keras")
+    size = f".{input_size[0]}x{input_size[1]}" if input_size else ""
+    forms = list(dict.fromkeys(quantize)) if "tflite" in formats else []
+    # What can be refused before anything is computed.
+    folding.fold(generator)
+    for form in forms:
+        _refuse_form(form, calibration)
+    packages = ("onnx", "onnxruntime") if "onnx" in formats else ()
+    if missing := [package for package in packages if not importlib.util.find_spec(package)]:
+        raise ValueError(f"to write and try an .onnx file, pip install {' '.join(missing)}")
+    tile = None
+    if input_size:
+        pairs, tile = parity.crops(pairs, input_size), max(input_size)
+    with _staging(out_dir) as staging:
+        expected = parity.reference(generator, pairs)
+        made = {}
+        if "savedmodel" in formats:
+            made["savedmodel"] = write_saved_model(generator, staging / "saved_model")
+        for form in forms:
+            made[form] = write_tflite(
+                generator,
+                staging / f"{name}.{form}{size}.tflite",
+                quantize=form,
+                input_size=input_size,
+                calibration=calibration,
+            )
+        if "onnx" in formats:
+            made["onnx"] = write_onnx(generator, staging / f"{name}.onnx")
+
+        found = {form: parity.compare(path, expected, tile=tile) for form, path in made.items()}
+        wrong = filter(None, (parity.out_of_bounds(form, found[form]) for form in found))
+        if wrong := "; ".join(wrong):
+            raise ValueError(f"nothing exported: {wrong} (leave it out by --quantize or --format)")
+
+        written = []
+        for form, path in made.items():
+            description = _describe(form, input_size, card, found[form], len(pairs), facts or {})
+            card_path = weights.card_path(path)
+            card_path.write_text(json.dumps(description, indent=2) + "\n")
+            if path.is_dir():
+                target = _next_version(out_dir / name)
+                path.rename(target)
+            else:
+                target = out_dir / path.name
+                card_path.replace(out_dir / card_path.name)
+                path.replace(target)
+            written.append(Written(form, target, found[form]))
+    return written
+
+
+@contextlib.contextmanager
+def _staging(out_dir: Path) -> Iterator[Path]:
+    """Makes a folder in `out_dir` that is gone afterwards, with `out_dir` if nothing came of it."""
+    new = [folder for folder in (out_dir, *out_dir.parents) if not folder.exists()]
+    files.make_folder(out_dir)
+    try:
+        with files.staging(out_dir) as staged:
+            yield Path(staged)
+    finally:
+        with contextlib.suppress(OSError):  # it is not empty
+            for folder in new:
+                folder.rmdir()
+
+
+def _next_version(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    numbers = [int(path.name) for path in folder.iterdir() if path.name.isdecimal()]
+    return folder / str(max(numbers, default=0) + 1)
+
+
+def _describe(form, input_size, card, scores: parity.Parity, pictures: int, facts: dict) -> dict:
+    whole = form in ("savedmodel", "int8")
+    batch = 1 if form in QUANTIZE else "N"
+    height, width = input_size if input_size and form in QUANTIZE else ("h", "w")
+    times_4 = [4 * side if isinstance(side, int) else f"4{side}" for side in (height, width)]
+    kind = {"dtype": "uint8", "range": [0, 255]} if whole else {"dtype": "float32"}
+    return {
+        "form": form,
+        "scale": 4,
+        "input": {"shape": [batch, height, width, 3], "range": [0, 1], **kind},
+        "output": {"shape": [batch, *times_4, 3], "range": [-1, 1], **kind},
+        "colour": "RGB",
+        "weights": card,
+        "parity": {
+            "pictures": pictures,
+            "psnr": round(scores.psnr, 4),
+            "psnr_change": round(scores.change, 4),
+            "psnr_change_pooled": round(scores.pooled, 4),
+            "psnr_change_of_each": [round(change, 4) for change in scores.changes],
+            "worst_difference_in_levels": scores.worst,
+            "seconds_per_megapixel_of_sr": round(scores.seconds, 4),
+        },
+        "megabytes": round(scores.megabytes, 3),
+        **facts,
+    }

@@ -1,0 +1,135 @@
+"""Exported files held against the Keras model that they come from, on pictures."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from srgan_tf import metrics, upscaling
+from srgan_tf.formats import runtimes
+
+# The most that each may differ: levels of 255 in any pixel, or dB of `Parity.pooled`.
+BOUNDS = {
+    "savedmodel": (1, None),
+    "onnx": (1, None),
+    "float32": (1, None),
+    "float16": (1, None),
+    "dynamic": (None, 0.05),
+    "int8": (None, 0.2),
+}
+
+
+class Parity(NamedTuple):
+    """How a file compares.
+
+    Attributes:
+        megabytes: Its size, a folder's with all that is in it.
+        psnr: The paper's measure against the originals, mean over the pictures, dB.
+        change: By how much that differs from the Keras model's, dB.
+        pooled: The same where the squared errors of all pictures are averaged first. Bounds are on
+            this: `change` tells of the one picture that is all but flat, where float scores so high
+            that any rounding counts.
+        changes: The difference of each picture.
+        worst: The largest difference from the Keras model's pictures, in levels of 255.
+        seconds: For a megapixel of sr, on this machine.
+    """
+
+    megabytes: float
+    psnr: float
+    change: float
+    pooled: float
+    changes: Sequence[float]
+    worst: int
+    seconds: float
+
+
+class Reference(NamedTuple):
+    """Pictures to compare on: lr, hr, and the Keras model's results with the PSNR of each."""
+
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]]
+    results: Sequence[np.ndarray]
+    psnr: np.ndarray
+
+
+def reference(generator, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Reference:
+    """Runs the Keras model on pairs of lr uint8 [h, w, 3] and hr uint8 [4h, 4w, 3]."""
+    network = runtimes.compiled(generator)
+    results = [upscaling.upscale(network, lr) for lr, _ in pairs]
+    return Reference(pairs, results, _psnr(results, pairs))
+
+
+def crops(
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]], size: tuple[int, int]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Brings pairs to one size of lr: cuts out the middle, and mirrors what is too small.
+
+    Args:
+        pairs: lr uint8 [h, w, 3] and hr uint8 [4h, 4w, 3] each.
+        size: Height and width of lr.
+
+    Returns:
+        Pairs of lr uint8 [*size, 3] and hr, 4 times as large.
+    """
+
+    def fit(picture, scale):
+        missing = [
+            (0, max(0, scale * want - have))
+            for want, have in zip(size, picture.shape, strict=False)
+        ]
+        picture = np.pad(picture, [*missing, (0, 0)], mode="symmetric")
+        top, left = (
+            scale * ((have // scale - want) // 2)
+            for want, have in zip(size, picture.shape, strict=False)
+        )
+        return picture[top : top + scale * size[0], left : left + scale * size[1]]
+
+    return [(fit(lr, 1), fit(hr, 4)) for lr, hr in pairs]
+
+
+def compare(path: Path, expected: Reference, *, tile: int | None = None) -> Parity:
+    """Runs an exported file on the pictures of a reference, in tiles if they are larger."""
+    network = runtimes.load_exported(path)
+    results, seconds = [], 0.0
+    for lr, _ in expected.pairs:
+        upscaling.upscale(network, lr, tile=tile)  # the first time a size is prepared for
+        start = time.perf_counter()
+        results.append(upscaling.upscale(network, lr, tile=tile))
+        seconds += time.perf_counter() - start
+    psnr = _psnr(results, expected.pairs)
+    return Parity(
+        megabytes=sum(file.stat().st_size for file in _files(path)) / 1e6,
+        psnr=float(psnr.mean()),
+        change=float(psnr.mean() - expected.psnr.mean()),
+        pooled=float(_pooled(psnr) - _pooled(expected.psnr)),
+        changes=(psnr - expected.psnr).tolist(),
+        worst=max(
+            int(np.abs(sr.astype(int) - right).max())
+            for sr, right in zip(results, expected.results, strict=True)
+        ),
+        seconds=seconds / (sum(sr.shape[0] * sr.shape[1] for sr in results) / 1e6),
+    )
+
+
+def out_of_bounds(form: str, parity: Parity) -> str | None:
+    """Says in a line by how much a file misses its bound in `BOUNDS`, or None."""
+    levels, decibels = BOUNDS[form]
+    if levels is not None and parity.worst > levels:
+        return f"{form} differs by {parity.worst} levels of 255, more than {levels}"
+    if decibels is not None and not abs(parity.pooled) <= decibels:
+        return f"{form} changes the pooled PSNR by {parity.pooled:+.3f} dB, more than {decibels}"
+    return None
+
+
+def _files(path: Path) -> list[Path]:
+    return [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+
+
+def _psnr(results, pairs) -> np.ndarray:
+    return np.array([metrics.psnr(sr, hr) for sr, (_, hr) in zip(results, pairs, strict=True)])
+
+
+def _pooled(psnr: np.ndarray) -> float:
+    """The PSNR of the mean of the squared errors."""
+    return -10 * np.log10(np.mean(10 ** (-psnr / 10)))

@@ -1,0 +1,1 @@
+"""upscale.py's room: photographs in, photographs out."""

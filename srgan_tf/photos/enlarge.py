@@ -1,0 +1,252 @@
+"""Many pictures, one after the other: which file becomes which, and none is ever half there."""
+
+import contextlib
+import functools
+import os
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+
+from srgan_tf import files, pictures, upscaling
+from srgan_tf.photos import photographs
+
+_SUFFIX = "_x4"
+
+
+class Job(NamedTuple):
+    """A picture to enlarge, and the file that it becomes."""
+
+    source: Path
+    target: Path
+
+
+def plan(
+    inputs: Iterable[str | os.PathLike],
+    *,
+    out_dir: str | os.PathLike | None = None,
+    format: str = "png",
+    say: Callable[[str], None] = lambda line: None,
+) -> list[Job]:
+    """Decides which pictures are enlarged into which files.
+
+    `NAME.jpg` becomes `NAME_x4.png`: beside it or, in `out_dir`, in the folder that it has in the
+    folder that was given. Pictures that would get the same name keep their ending in it, also where
+    only one of them is given: the name that a picture gets depends on its folder, not on the
+    command. A picture that by its name is another one's result is passed over, so that a command
+    may be repeated.
+
+    Args:
+        inputs: Files, and folders with pictures at any depth.
+        out_dir: Where results go; None: beside each picture.
+        format: Their ending, one of `photographs.FORMATS`.
+        say: Told, in a line, how many are passed over.
+
+    Raises:
+        FileNotFoundError: There is no such file or folder.
+        ValueError: A folder has no pictures, or two would be written to one file.
+    """
+    folders: dict[Path, Path] = {}  # of each picture: where its result goes
+    for given in map(Path, inputs):
+        if given.is_dir():
+            files = pictures.find_pictures(given)
+            results = None if out_dir is None else Path(out_dir).resolve()
+            if results and given.resolve() in results.parents:
+                files = [file for file in files if not file.resolve().is_relative_to(results)]
+            if not files:
+                raise ValueError(f"{given}: no pictures in this folder")
+        elif given.exists():
+            files = [given]
+        else:
+            raise FileNotFoundError(f"{given}: no such file or folder")
+        for file in files:
+            folder = file.parent
+            if out_dir is not None:
+                folder = Path(out_dir, folder.relative_to(given if given.is_dir() else folder))
+            folders.setdefault(file, folder)
+    made = {file.with_name(name + _SUFFIX) for file in folders for name in (file.stem, file.name)}
+    results = [file for file in folders if file.with_suffix("") in made]
+    if results:
+        say(f"passed over {len(results)} named like results, such as {results[0]}")
+    for file in results:
+        del folders[file]
+    rivals, beside = defaultdict(set), defaultdict(set)
+    for file, to in folders.items():
+        rivals[to / file.stem].add(file)
+    for folder in {file.parent for file in folders}:
+        for name in filter(pictures.is_picture_name, os.listdir(folder)):
+            beside[folder / Path(name).stem].add(folder / name)
+    jobs: dict[Path, Job] = {}
+    for file, to in folders.items():
+        alone = rivals[to / file.stem] | beside[file.with_suffix("")] == {file}
+        name = file.stem if alone else file.name
+        job = Job(file, to / f"{name}{_SUFFIX}.{format}")
+        if job.target in jobs:
+            raise ValueError(
+                f"{jobs[job.target].source} and {file} would both become {job.target}: give each "
+                "its own --out_dir"
+            )
+        jobs[job.target] = job
+    return list(jobs.values())
+
+
+def run(
+    jobs: Sequence[Job],
+    load: Callable[[int], tuple[upscaling.Network, str]],
+    *,
+    format: str = "png",
+    quality: int = photographs.DEFAULT_QUALITY,
+    tile: int | None = None,
+    progress: Callable[[float, str], None] = lambda fraction, what: None,
+    say: Callable[[str], None] = lambda line: None,
+    note: Callable[[str], None] = lambda line: None,
+) -> int:
+    """Enlarges pictures into files, while the next one is read and the last one compressed.
+
+    A result is written beside its place under a hidden name and then renamed. Besides the network
+    at work on a tile, memory holds the pixels of two pictures and a few rows of tiles of results;
+    for formats other than PNG a whole result.
+
+    Args:
+        jobs: From `plan`.
+        load: Gives for the bits of a picture, 8 or 16, what `inference.load_network` gives.
+        format: One of `photographs.FORMATS`.
+        quality: As in `photographs.open_writer`.
+        tile: As in `upscaling.upscale`.
+        progress: Told the fraction that is done, in 0..1, and what is being done.
+        say: Told, in a line, of each picture that is done.
+        note: Told, in a line, of each that cannot be enlarged, and of what others lose.
+
+    Returns:
+        How many could not be enlarged.
+
+    Raises:
+        ValueError, FileNotFoundError: `load` fails, or the tile is too small for the network.
+    """
+    load = functools.cache(load)
+    _clear_leftovers(jobs)
+    pixels = {job: pictures.count_pixels(job.source) for job in jobs}
+    total, done, failed, start = sum(pixels.values()), 0, 0, None
+    ending: deque[tuple[Job, str, Future]] = deque()
+
+    def fail(line: str) -> None:
+        nonlocal failed
+        failed += 1
+        note(line)
+
+    def end(most: int) -> None:
+        """Waits until at most so many results are still being written."""
+        while len(ending) > most:
+            job, summary, result = ending.popleft()
+            try:
+                result.result()
+                say(f"{job.target}: {summary}")
+            except Exception as error:  # as below
+                fail(f"{job.target}: cannot be written ({pictures.one_line(error)})")
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        rate = 16 * done / 1e6 / (time.monotonic() - start)
+        progress(min(done / max(total, 1), 1.0), f"{rate:.2f} MP/s  {job.source.name}")
+
+    with (
+        ThreadPoolExecutor(1) as reading,
+        ThreadPoolExecutor(2) as closing,
+        ThreadPoolExecutor(os.cpu_count()) as compressing,
+    ):
+
+        def read(job: Job) -> Future:
+            return reading.submit(photographs.read_photograph, job.source)
+
+        reads = deque(map(read, jobs[:1]))
+        for number, job in enumerate(jobs):
+            reads += map(read, jobs[number + 1 : number + 2])
+            before = done
+            try:
+                photograph = reads.popleft().result()
+            except ValueError as error:
+                fail(str(error))
+                total -= pixels[job]
+                continue
+            network, precision = load(8 * photograph.colours.dtype.itemsize)
+            side = upscaling.checked_tile(network, tile)
+            begun = time.monotonic()
+            if start is None:
+                start = begun
+                progress(0.0, job.source.name)  # starts the clock of a bar
+            try:
+                photograph = photographs.fitted(photograph, format, network.bits)
+                rows = photographs.enlarged_rows(network, photograph, tile=side, progress=advance)
+                make_writer = functools.partial(
+                    photographs.open_writer,
+                    photograph=photograph,
+                    format=format,
+                    quality=quality,
+                    executor=compressing,
+                )
+                result = _write(job.target, rows, make_writer, closing)
+            except MemoryError:
+                fail(f"{job.source}: not enough memory, give a --tile smaller than {side}")
+            except Exception as error:  # Pillow and runtimes raise all sorts; the others go on
+                fail(f"{job.source}: {pictures.one_line(error)}")
+            else:
+                for line in photograph.notes:
+                    note(f"{job.source}: {line}")
+                height, width = photograph.colours.shape[:2]
+                seconds = time.monotonic() - begun
+                rate = f"{16 * height * width / 1e6 / seconds:.2f} megapixels/s"
+                summary = f"{4 * width}x{4 * height}, {seconds:.1f} s, {rate}, {precision}"
+                ending.append((job, summary, result))
+                end(2 if format == "png" else 0)
+                continue
+            total -= pixels[job] - (done - before)
+        end(0)
+    progress(1.0, "")
+    return failed
+
+
+def _write(
+    target: Path,
+    rows: Iterable[np.ndarray],
+    make_writer: Callable[[BinaryIO], photographs.PngWriter],
+    closing: Executor,
+) -> Future:
+    """Writes rows as they come, and leaves to `closing` what remains then."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    file = part.open("wb")
+    try:
+        writer = make_writer(file)
+        for piece in rows:
+            writer.write(piece)
+    except BaseException:
+        with contextlib.suppress(OSError):  # on a full disk closing fails, too
+            file.close()
+        part.unlink()
+        raise
+
+    def close() -> None:
+        try:
+            with file:
+                writer.close()
+            part.replace(target)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+
+    return closing.submit(close)
+
+
+def _clear_leftovers(jobs: Sequence[Job]) -> None:
+    """Removes what killed processes left of these jobs' results."""
+    targets = {job.target for job in jobs}
+    for folder in {target.parent for target in targets}:
+        for part in folder.glob(".*.part"):
+            name, _, process = part.stem[1:].rpartition(".")
+            if folder / name in targets and files.is_gone(process):
+                part.unlink(missing_ok=True)

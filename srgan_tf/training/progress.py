@@ -1,0 +1,205 @@
+"""How a run is followed: start report, progress line, logs, pictures, scores.
+
+metrics.jsonl               losses and validation scores by step
+tensorboard/                the same, and validation pictures
+validation.png              bicubic, SR and HR of three validation pictures, the newest
+generator.weights.h5        the last weights
+generator.best.weights.h5   those of the lowest content loss on the validation pictures
+scores.json                 how they score there
+"""
+
+import datetime
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+from srgan_tf import files, gan, metrics, resize, upscaling
+from srgan_tf.formats import runtimes
+from srgan_tf.training import run_folder
+
+# (name, lr uint8 [h, w, 3], hr uint8 [4h, 4w, 3]) of each validation picture.
+Pairs = Sequence[tuple[str, np.ndarray, np.ndarray]]
+
+# How the progress line calls what train_step calls by a Python name.
+_LABELS = {"d_hr": "D(HR)", "d_sr": "D(SR)"}
+
+# Pictures to show, and seconds between two repaints of the progress line.
+_SHOWN = 3
+
+_REPAINT = 0.2
+
+
+def start_report(config: dict, facts: dict) -> str:
+    """What `run_folder.write_start` writes, as lines to read before the first step."""
+    data, validation = facts["train_data"], facts["validation"]
+    rows = [
+        ("variant", config["variant"]),
+        ("generator", facts["generator"]),
+        ("train data", f"{data['spec']}: {data['pictures']} used, {data['left_out']} left out"),
+        ("validation", f"{len(validation['pictures'])} pictures, {validation['data']}"),
+        ("LR", facts["lr_operator"]),
+        ("VGG19 weights", facts["vgg"] or "not used"),
+        ("precision", config["mixed_precision"]),
+        ("replicas", f"{facts['replicas']} ({facts['strategy']}), {facts['device']}"),
+    ]
+    for name, term in facts["terms"].items():
+        text = f"{term['value']:.4g}, its gradient in the generator {term['gradient_norm']:.4g}"
+        rows.append((f"term {name}", text))
+    rows += [
+        ("speed", f"{facts['seconds_per_step']:.3g} s a step"),
+        ("time left", f"{facts['estimated_hours_left']:.2f} h to step {config['steps']}"),
+        ("run folder", f"{config['run_dir']}, in it validation.png: bicubic, SR, HR"),
+    ]
+    width = 2 + max(len(name) for name, _ in rows)
+    return "\n".join(f"{name + ':':{width}}{text}" for name, text in rows)
+
+
+def score(generator: keras.Model, content, pairs: Pairs) -> tuple[dict[str, float], list]:
+    """Upscales the validation pictures and scores them.
+
+    Args:
+        generator: As `networks.build_generator` makes it.
+        content: The content loss, a function of (hr, sr) in [-1, 1].
+        pairs: The pictures, at least one.
+
+    Returns:
+        Mean `validation_psnr` (the paper's, in dB) and `validation_loss` (the content loss of 8-bit
+        pictures), and the sr pictures, uint8 [4h, 4w, 3].
+    """
+    network = runtimes.compiled(generator)
+    srs = [upscaling.upscale(network, lr) for _, lr, _ in pairs]
+    psnrs = [metrics.psnr(sr, hr) for sr, (_, _, hr) in zip(srs, pairs, strict=True)]
+    contents = [
+        float(content(_symmetric(hr), _symmetric(sr)))
+        for sr, (_, _, hr) in zip(srs, pairs, strict=True)
+    ]
+    means = {
+        "validation_psnr": float(np.mean(psnrs)),
+        "validation_loss": float(np.mean(contents)),
+    }
+    return means, srs
+
+
+def _symmetric(picture: np.ndarray) -> np.ndarray:
+    """Turns uint8 [H, W, 3] into float32 [1, H, W, 3] in [-1, 1]."""
+    return picture[None].astype(np.float32) / 127.5 - 1
+
+
+class RunLog:
+    """Progress line, metrics.jsonl, TensorBoard and validation.png of a run; a context manager."""
+
+    def __init__(self, run_dir: Path, first_step: int, steps: int):
+        """Opens the logs of a run that starts, or goes on, after `first_step` of `steps`."""
+        self._run_dir = run_dir
+        self._first_step = first_step
+        self._steps = steps
+        self._is_terminal = sys.stderr.isatty()
+        self._file = run_folder.open_metrics(run_dir, first_step)
+        self._writer = tf.summary.create_file_writer(os.fspath(run_dir / "tensorboard"))
+        # Of the whole run and since the last line of the log: when it began, pictures since.
+        self._started = self._line_started = time.perf_counter()
+        self._pictures = self._line_pictures = 0
+        self._painted = 0.0
+
+    def __enter__(self) -> "RunLog":
+        """Returns itself."""
+        return self
+
+    def __exit__(self, *_) -> None:
+        """Closes the files and leaves the progress line standing."""
+        self._file.close()
+        self._writer.close()
+        if self._is_terminal:
+            print(file=sys.stderr)
+
+    def progress(self, step: int, values: dict[str, float], pictures: int) -> None:
+        """Counts trained pictures and, on a terminal, repaints the progress line.
+
+        Args:
+            step: Steps done.
+            values: Losses of the last of them, as `gan.SRGAN.train_step` returns them.
+            pictures: Crops trained on since the last call.
+        """
+        self._pictures += pictures
+        self._line_pictures += pictures
+        now = time.perf_counter()
+        if self._is_terminal and (now - self._painted > _REPAINT or step == self._steps):
+            self._painted = now
+            line = self._line(step, values, self._pictures / (now - self._started))
+            line = line[: shutil.get_terminal_size().columns - 1]
+            print(f"\r\x1b[2K{line}", end="", file=sys.stderr, flush=True)
+
+    def means(self, step: int, values: dict[str, float], learning_rate: float) -> None:
+        """Writes the means since the last call; where there is no terminal, also as a line.
+
+        Args:
+            step: Steps done.
+            values: Means of the losses since the last call.
+            learning_rate: Of the last step.
+        """
+        now = time.perf_counter()
+        images_per_second = self._line_pictures / (now - self._line_started)
+        self._line_started, self._line_pictures = now, 0
+        if not self._is_terminal:
+            print(self._line(step, values, images_per_second), file=sys.stderr, flush=True)
+        more = {"learning_rate": learning_rate, "images_per_second": images_per_second}
+        self._record(step, values | more)
+
+    def _line(self, step: int, values: dict[str, float], images_per_second: float) -> str:
+        done = max(1, step - self._first_step)
+        left = (time.perf_counter() - self._started) / done * (self._steps - step)
+        eta = str(datetime.timedelta(seconds=round(left)))
+        if left >= 86400:
+            eta = f"{left // 86400:.0f}d {left % 86400 // 3600:.0f}h"
+        # What is watched comes first: a terminal of 80 columns has no room for all.
+        first = [f"{text} {values[name]:.2f}" for name, text in _LABELS.items() if name in values]
+        terms = [f"{name} {value:.3g}" for name, value in values.items() if name not in _LABELS]
+        return "  ".join([
+            f"step {step}/{self._steps}", f"ETA {eta}", f"{images_per_second:.1f} images/s",
+            *first, *terms,
+        ])  # fmt: skip
+
+    def _record(self, step: int, values: dict[str, float]) -> None:
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        with self._writer.as_default(step):
+            for name, value in values.items():
+                tf.summary.scalar(name, value)
+        self._writer.flush()
+
+    def validate(self, step: int, model: gan.SRGAN, pairs: Pairs) -> float:
+        """Scores the validation pictures, shows the first of them; returns their content loss."""
+        began = time.perf_counter()
+        (content,) = model.content.values()
+        values, srs = score(model.generator, content, pairs)
+        shown = [
+            np.hstack([resize.imresize(lr, hr.shape[:2]), sr, hr])
+            for (_, lr, hr), sr in zip(pairs[:_SHOWN], srs, strict=False)
+        ]
+        with self._writer.as_default(step):
+            for number, row in enumerate(shown, start=1):
+                tf.summary.image(f"validation {number} (bicubic, SR, HR)", row[None])
+        self._record(step, values)
+        width = max(row.shape[1] for row in shown)
+        sheet = np.vstack([np.pad(r, ((0, 4), (0, width - r.shape[1]), (0, 0))) for r in shown])
+        with files.replacing(self._run_dir / "validation.png") as beside:
+            Image.fromarray(sheet).save(beside)
+
+        psnr, loss = values["validation_psnr"], values["validation_loss"]
+        start = "\r\x1b[2K" if self._is_terminal else ""
+        line = f"{start}step {step}: validation PSNR {psnr:.2f} dB, content loss {loss:.4g}"
+        print(line, file=sys.stderr, flush=True)
+        # Time spent on looking is no training time.
+        spent = time.perf_counter() - began
+        self._started += spent
+        self._line_started += spent
+        return loss

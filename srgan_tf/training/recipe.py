@@ -1,0 +1,197 @@
+"""What a run's flags stand for: networks, losses, optimizers. On any of Keras' backends."""
+
+import dataclasses
+from collections.abc import Callable
+
+import keras
+
+from srgan_tf import losses, networks, vgg, weights
+
+# Raise it with a change after which the same flags and pictures give other weights: runs of the
+# version before are then not gone on with. 2: Adam's epsilon is 1e-8. 3: Adam by one kernel.
+# 4: batch norms by one kernel; the last convolution makes two by two pixels at a time. 5: it
+# computes in bfloat16 or float16, too, under a mixed policy.
+VERSION = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything that a run depends on. train.py's flags have the same names and say what they are.
+
+    Attributes:
+        content_loss: "mse" or a layer of `vgg.LAYERS`.
+        adversarial_weight: 0 trains without a discriminator.
+        learning_rate_drop_at: Share of the steps after which the rate is a tenth; 1 is never.
+        init_generator: Weights to start from, as `weights.load_generator` takes them; "none"
+            and "" for a fresh start, but SRGAN must be told "none".
+    """
+
+    run_dir: str
+    variant: str = "custom"
+    train_data: str = "sample"
+    val_data: str = ""
+    val_pictures: int = 8
+    steps: int = 1_000_000
+    batch_size: int = 16
+    crop_size: int = 96
+    content_loss: str = "mse"
+    vgg_weights: str = "auto"
+    adversarial_weight: float = 0.0
+    total_variation_weight: float = 0.0
+    residual_blocks: int = 16
+    filters: int = 64
+    init: str = "nearest"
+    init_generator: str = ""
+    learning_rate: float = 1e-4
+    learning_rate_schedule: str = "step"
+    learning_rate_drop_at: float = 1.0
+    warmup_steps: int = 0
+    augment: bool = False
+    sample_by_area: bool = False
+    cache: bool = False
+    mixed_precision: str = "float32"
+    jit_compile: bool = False
+    steps_per_call: int = 1
+    deterministic: bool = True
+    seed: int = 1
+    log_every: int = 20
+    validate_every: int = 1000
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 3
+    dry_run: bool = False
+
+
+def check(config: Config) -> None:
+    """Refuses what does not fit together.
+
+    Raises:
+        ValueError: It does not; one line.
+    """
+    if config.warmup_steps and config.learning_rate_schedule != "cosine":
+        raise ValueError("--warmup_steps belongs to --learning_rate_schedule=cosine")
+    if config.warmup_steps >= config.steps:
+        raise ValueError(
+            f"--warmup_steps={config.warmup_steps} is not below --steps={config.steps}"
+        )
+    if config.val_data and not config.val_pictures:
+        raise ValueError(
+            f"--val_data={config.val_data}: --val_pictures=0 looks at none; leave out one flag"
+        )
+    if config.crop_size % 4:
+        raise ValueError(f"--crop_size={config.crop_size}: must be a multiple of 4")
+    if config.adversarial_weight and config.crop_size % 16:
+        raise ValueError(f"--crop_size={config.crop_size}: SRGAN needs a multiple of 16")
+    if config.adversarial_weight and not config.init_generator:
+        raise ValueError(
+            "--init_generator: SRGAN starts from SRResNet-MSE; give its run folder or weights, or"
+            " ask for a start from nothing with --init_generator=none"
+        )
+
+
+def next_return(config: Config, step: int) -> int:
+    """The step after `step` at which there is something to do besides training, or no more."""
+    periods = (config.log_every, config.validate_every, config.checkpoint_every)
+    events = [(step // period + 1) * period for period in periods]
+    return min(config.steps, step + config.steps_per_call, *events)
+
+
+def build(
+    config: Config, *, synchronized: bool = False
+) -> tuple[keras.Model, keras.Model | None, dict[str, Callable], dict]:
+    """Builds the networks and the content loss of a run.
+
+    Args:
+        config: The run.
+        synchronized: Batch statistics over all replicas.
+
+    Returns:
+        The generator; the discriminator, or None; the content loss by its name; and what is to be
+        written down: this version, which VGG, where the generator starts.
+
+    Raises:
+        ValueError, FileNotFoundError: Weights cannot be had or do not fit; one line.
+    """
+    dtype = config.mixed_precision
+    facts = {"recipe": VERSION, "vgg": None, "generator": f"{config.init} start"}
+    generator = networks.build_generator(
+        residual_blocks=config.residual_blocks,
+        filters=config.filters,
+        init=config.init,
+        dtype=dtype,
+        synchronized=synchronized,
+    )
+    if config.init_generator not in ("", "none"):
+        start, card = weights.load_generator(config.init_generator)
+        if [w.shape for w in start.weights] != [w.shape for w in generator.weights]:
+            raise ValueError(
+                f"--init_generator={config.init_generator}: has another number of blocks or filters"
+                " than --residual_blocks and --filters say"
+            )
+        generator.set_weights(start.get_weights())
+        facts["generator"] = (
+            f"{card['path']} ({card['variant'] or 'unknown variant'}, {card['steps'] or 'unknown'}"
+            f" steps, sha256 {card['sha256'][:12]})"
+        )
+
+    if config.content_loss == "mse":
+        content = {"mse": losses.mse}
+    else:
+        features, loaded = vgg.build_features(config.content_loss, config.vgg_weights, dtype=dtype)
+        facts["vgg"] = loaded
+        content = {config.content_loss: losses.vgg_loss(features)}
+
+    discriminator = None
+    if config.adversarial_weight:
+        discriminator = networks.build_discriminator(
+            config.crop_size, dtype=dtype, synchronized=synchronized
+        )
+    return generator, discriminator, content, facts
+
+
+def learning_rates(config: Config) -> Callable | float:
+    """The learning rate over the steps, for a Keras optimizer.
+
+    Args:
+        config: The run.
+
+    Returns:
+        A Keras schedule, from the number of steps done to the rate of the next one, or the rate
+        itself where it never changes.
+    """
+    if config.learning_rate_schedule == "cosine":
+        return keras.optimizers.schedules.CosineDecay(
+            0.0 if config.warmup_steps else config.learning_rate,
+            config.steps - config.warmup_steps,
+            warmup_target=config.learning_rate if config.warmup_steps else None,
+            warmup_steps=config.warmup_steps,
+        )
+    drop_at = round(config.learning_rate_drop_at * config.steps)
+    if drop_at >= config.steps:
+        return config.learning_rate
+    # The rate of Keras' boundary itself is the higher one, and the first step is step 0.
+    return keras.optimizers.schedules.PiecewiseConstantDecay(
+        [drop_at - 1], [config.learning_rate, config.learning_rate / 10]
+    )
+
+
+def learning_rate(config: Config, step: int) -> float:
+    """The rate by which the step of this number, from 1, is made."""
+    rates = learning_rates(config)
+    return float(rates(step - 1)) if callable(rates) else rates
+
+
+def optimizer(
+    config: Config, adam: type[keras.optimizers.Adam] = keras.optimizers.Adam
+) -> keras.optimizers.Optimizer:
+    """The Adam of a run, for one network (section 3.2).
+
+    Args:
+        config: The run.
+        adam: `srgan_tf.training.adam.Adam` where TensorFlow is the backend.
+    """
+    # 1e-8 is Adam's own epsilon (Kingma and Ba). Keras' 1e-7 is large beside these gradients, which
+    # are means over pixels, and slows the first thousand steps down.
+    optimizer = adam(learning_rates(config), beta_1=0.9, epsilon=1e-8)
+    if config.mixed_precision == "mixed_float16":
+        return keras.optimizers.LossScaleOptimizer(optimizer)
+    return optimizer

@@ -1,0 +1,542 @@
+import contextlib
+import csv
+import functools
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import ROOT, photograph
+from PIL import Image
+
+from srgan_tf import command_line, metrics, pictures, resize, weights
+from srgan_tf.evaluation import report, scoring, tables
+from srgan_tf.evaluation.sets import open_sets
+from srgan_tf.formats import exporting
+
+
+@pytest.fixture
+def evaluate(run_script):
+    """Runs evaluate.py in this process: arguments to (exit code, stdout, stderr)."""
+    return functools.partial(run_script, "evaluate.py")
+
+
+def _save(path, picture):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(path)
+    return path
+
+
+@pytest.fixture
+def flat_set(tmp_path):
+    folder = tmp_path / "flat"
+    for i, size in enumerate([(40, 52), (43, 41)]):
+        _save(folder / f"picture{i}.png", photograph(*size, seed=i))
+    return folder
+
+
+def _rows(out_dir):
+    with (out_dir / "scores.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def _counting(method, calls):
+    """A copy of a method that writes down its calls."""
+
+    def upscale(lr):
+        calls.append(lr.shape)
+        return method.upscale(lr)
+
+    return scoring.Method(method.name, upscale, method.sha256, method.provenance)
+
+
+def _interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
+def test_without_arguments_the_sample_pictures_are_scored(evaluate, monkeypatch):
+    monkeypatch.setattr(weights, "bundled", lambda: [])
+    few = [path for path in pictures.sample_pictures() if path.stem in ("chelsea", "rocket")]
+    monkeypatch.setattr(pictures, "sample_pictures", lambda: few)
+    code, out, err = evaluate()
+    assert code == 0
+    assert "sample, 2 pictures, LR made from HR by Matlab's bicubic" in out
+    assert "nearest " in out and "bicubic " in out
+
+
+@pytest.mark.parametrize("name", ["Set5", "Set14", "BSD100"])
+def test_nearest_and_bicubic_agree_with_the_papers_rows(shared, name):
+    sets = open_sets([str(shared / "data/eval" / name)])
+    methods = scoring.load_methods([], tile=64)
+    results = scoring.evaluate(sets, methods)
+    assert not results.left_out
+    assert results.counts() == {name: {"Set5": 5, "Set14": 14, "BSD100": 100}[name]}
+    for method in methods:
+        ours, paper = results.means()[name][method.name], tables.PAPER[name][method.name]
+        # The paper prints two decimals, and so do we before we compare.
+        assert round(ours["psnr"], 2) == pytest.approx(paper[0], abs=0.02 + 1e-9)
+        assert ours["ssim"] == pytest.approx(paper[1], abs=0.001)
+
+
+def test_lr_made_here_scores_as_a_sets_own_files_do(tmp_path, flat_set):
+    for path in flat_set.iterdir():
+        hr = pictures.read_rgb(path)
+        height, width = hr.shape[0] // 4 * 4, hr.shape[1] // 4 * 4
+        lr = resize.imresize(hr[:height, :width], (height // 4, width // 4))
+        _save(tmp_path / "paired" / "HR" / path.name, hr[:height, :width])
+        _save(tmp_path / "paired" / "LR_x4" / path.with_stem(f"{path.stem}x4").name, lr)
+    sets = open_sets([str(flat_set), str(tmp_path / "paired")])
+    results = scoring.evaluate(sets, scoring.load_methods([], tile=64))
+    assert not results.left_out
+    means = results.means()
+    assert means["flat"] == means["paired"]
+    assert [s.lr for s in sets] == ["made from HR by Matlab's bicubic", "from LR_x4"]
+
+
+def test_a_set_named_twice_counts_once(flat_set):
+    assert len(open_sets([str(flat_set), f"{flat_set}/", str(flat_set)])) == 1
+
+
+def test_sets_of_one_name_are_told_apart(tmp_path):
+    for parent in "ab":
+        _save(tmp_path / parent / "Set5" / "one.png", photograph(32, 32))
+    sets = open_sets([str(tmp_path / parent / "Set5") for parent in "ab"])
+    assert [s.name for s in sets] == [str(tmp_path / parent / "Set5") for parent in "ab"]
+
+
+@pytest.mark.parametrize("out_dir", ["photos/scores", "photos"])
+def test_pictures_kept_among_the_originals_are_not_scored(evaluate, tmp_path, monkeypatch, out_dir):
+    monkeypatch.chdir(tmp_path)
+    _save(Path("photos/one.png"), photograph(32, 32))
+    arguments = ["--data=photos", "--weights=", f"--out_dir={out_dir}"]
+    for _ in range(2):
+        code, out, _ = evaluate(*arguments)
+        assert code == 0 and "photos, 1 picture," in out
+
+
+def test_a_folder_that_is_to_keep_pictures_is_not_scored(evaluate, tmp_path):
+    _save(tmp_path / "pictures/one.png", photograph(32, 32))
+    code, _, err = evaluate(f"--data={tmp_path}/pictures", "--weights=", f"--out_dir={tmp_path}")
+    assert code == 1
+    assert err.endswith("scores keep their own pictures there, give another --out_dir\n")
+
+
+def test_a_grayscale_file_is_scored_on_its_own_values(tmp_path, tiny):
+    hr = photograph(48, 40)[..., 0]
+    _save(tmp_path / "gray" / "one.png", hr)
+    methods = scoring.load_methods([str(tiny)], tile=64)
+    results = scoring.evaluate(open_sets([str(tmp_path / "gray")]), methods)
+    lr = resize.imresize(hr, (12, 10))
+    scores = {row.method: row.scores for row in results.rows}
+    assert scores["bicubic"]["psnr"] == metrics.psnr(resize.imresize(lr, (48, 40)), hr)
+    # A network that starts as nearest neighbour gives about the same gray in three channels.
+    assert scores["tiny"]["psnr"] == pytest.approx(scores["nearest"]["psnr"], abs=1)
+
+
+def test_colour_for_a_gray_original_is_turned_gray_and_gray_for_a_colour_one_repeated():
+    colour = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [7, 7, 7]]], np.uint8)
+    gray = scoring._like(colour, colour[..., 0])
+    np.testing.assert_array_equal(gray, [[76, 150, 29, 7]])
+    np.testing.assert_array_equal(scoring._like(gray, colour)[..., 2], gray)
+
+
+def test_what_cannot_be_scored_is_named_and_the_rest_is_scored(evaluate, tmp_path):
+    folder = tmp_path / "set"
+    for name in ("good", "lonely", "mismatched"):
+        _save(folder / "HR" / f"{name}.png", photograph(40, 40))
+    _save(folder / "HR" / "small.png", photograph(40, 16))
+    _save(folder / "LR_x4" / "good.png", photograph(10, 10))
+    _save(folder / "LR_x4" / "mismatched.png", photograph(10, 11))
+    _save(folder / "LR_x4" / "small.png", photograph(10, 4))
+    _save(folder / "LR_x4" / "orphan.png", photograph(10, 10))
+    (folder / "HR" / "broken.png").write_bytes(b"no picture")
+    _save(folder / "LR_x4" / "broken.png", photograph(10, 10))
+    code, out, err = evaluate(f"--data={folder}", "--weights=", f"--out_dir={tmp_path / 'out'}")
+    assert code == 2
+    assert "set, 1 picture, LR from LR_x4" in out
+    left_out = [line for line in err.splitlines() if line.startswith("left out: ")]
+    assert len(left_out) == 5
+    for name, reason in {
+        "HR/broken.png": "cannot be read",
+        "HR/lonely.png": "no picture of this name in",
+        "LR_x4/orphan.png": "no picture of this name in",
+        "LR_x4/mismatched.png": "11x10 is not a quarter of its original's 40x40",
+        "HR/small.png": "too small to score (16x40, at least 20x20)",
+    }.items():
+        [line] = [line for line in left_out if str(folder / name) in line]
+        assert reason in line
+    document = json.loads((tmp_path / "out/scores.json").read_text())
+    assert len(document["left_out"]) == 5
+    assert "LR_x4/orphan.png" in (tmp_path / "out/report.html").read_text()
+
+
+def test_a_picture_that_a_network_fails_on_is_left_out_for_all_methods(
+    evaluate, tmp_path, monkeypatch
+):
+    failures = {
+        36: (MemoryError(), "not enough memory, a smaller --tile takes less"),
+        40: (RuntimeError("no tensor\nhere"), "by broken (no tensor)"),
+        44: (tf.errors.InternalError(None, None, ""), "by broken (InternalError)"),
+    }
+
+    def fail(lr):
+        if 4 * len(lr) in failures:
+            raise failures[4 * len(lr)][0]
+        return scoring.nearest(lr)
+
+    psnr = metrics.psnr
+
+    def score(sr, hr):
+        if len(hr) == 48:
+            raise MemoryError("too large")
+        return psnr(sr, hr)
+
+    for size in (*failures, 48, 52):
+        _save(tmp_path / "set" / f"{size}.png", photograph(size, 32))
+    card = {"name": "broken", "path": "somewhere"}
+    broken = scoring.Method("broken", fail, "its hash", card)
+    methods = [*scoring.load_methods([], tile=64), broken]
+    monkeypatch.setattr(scoring, "load_methods", lambda *_, **__: methods)
+    monkeypatch.setattr(metrics, "psnr", score)
+    out_dir = tmp_path / "out"
+    code, out, err = evaluate(f"--data={tmp_path / 'set'}", f"--out_dir={out_dir}")
+    assert code == 2 and "set, 1 picture, LR made" in out
+    assert [(row["picture"], row["method"]) for row in _rows(out_dir)] == [
+        ("52", "nearest"), ("52", "bicubic"), ("52", "broken")
+    ]  # fmt: skip
+    left_out = [line for line in err.splitlines() if line.startswith("left out: ")]
+    assert len(left_out) == 4 and left_out[-1].endswith("48.png: cannot be scored (too large)")
+    for line, (size, (_, reason)) in zip(left_out, failures.items(), strict=False):
+        assert f"{size}.png: cannot be upscaled by broken (" in line and reason in line
+
+
+def test_tiles_that_are_too_small_are_refused_before_anything_is_scored(evaluate, tiny):
+    code, _, err = evaluate(f"--weights={tiny}", "--tile=20")
+    assert code == 1
+    assert err.endswith(
+        "looks at 10 pixels around each, so give --tile=63, or at least 21, which is far slower\n"
+    )
+
+
+def test_nothing_to_score_is_an_error(evaluate, tmp_path):
+    _save(tmp_path / "set" / "small.png", photograph(8, 8))
+    code, _, err = evaluate(f"--data={tmp_path / 'set'}", "--weights=")
+    assert code == 1
+    assert err.splitlines()[-1] == "error: none of the pictures could be scored"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data=/no/such/folder"], "error: /no/such/folder: no such folder"),
+        (["--data={tmp}"], "no pictures to score on"),
+        (["--weights=/no/such/run"], "error: /no/such/run: no such run folder"),
+        (["--weights=/no/such.tflite"], "error: /no/such.tflite: no such file"),
+        (["--fresh"], "error: --fresh needs --out_dir"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_exit_code_1(evaluate, tmp_path, arguments, message):
+    code, out, err = evaluate(*(argument.format(tmp=tmp_path) for argument in arguments))
+    assert code == 1 and not out
+    [line] = err.splitlines()
+    assert message in line
+
+
+def test_scores_and_where_they_come_from_are_written(evaluate, flat_set, tiny, tmp_path):
+    card = {"variant": "SRGAN-VGG54", "steps": 1234, "vgg": "hed"}
+    given = shutil.copy(tiny, tmp_path)
+    (tmp_path / "tiny.json").write_text(json.dumps(card))
+    named = flat_set.rename(tmp_path / "Set5")
+    out_dir = tmp_path / "out"
+    code, out, _ = evaluate(f"--data={named}", f"--weights={given}", f"--out_dir={out_dir}")
+    assert code == 0
+
+    lines = out.splitlines()
+    ours = next(i for i, line in enumerate(lines) if line.startswith("tiny"))
+    assert lines[ours + 1].split() == ["(paper)", "29.40", "0.8472"]
+    assert "tiny: SRGAN-VGG54, 1,234 steps, VGG: hed (not comparable with the paper), sha" in out
+
+    rows = _rows(out_dir)
+    assert list(rows[0]) == ["set", "picture", "method", "psnr", "ssim", "ssim_wang"]
+    assert len(rows) == 2 * 3
+    document = json.loads((out_dir / "scores.json").read_text())
+    mean = np.mean([float(row["psnr"]) for row in rows if row["method"] == "tiny"])
+    assert document["means"]["Set5"]["tiny"]["psnr"] == pytest.approx(mean, abs=1e-6)
+    assert len(document["methods"]["tiny"]["sha256"]) == 64
+    assert document["flags"]["weights"] == [str(given)]
+    assert document["versions"]["keras"] == keras.__version__
+    assert document["paper"]["Set5"]["tiny"] == {"psnr": 29.40, "ssim": 0.8472}
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_stopped(flat_set, tmp_path, tiny):
+    sets = open_sets([str(flat_set)])
+    methods = scoring.load_methods([str(tiny)], tile=64)
+    whole = scoring.evaluate(sets, methods)
+
+    calls = []
+    stopping = [*methods[:2], scoring.Method("tiny", _interrupt, methods[2].sha256, {"name": 1})]
+    with pytest.raises(KeyboardInterrupt):
+        scoring.evaluate(sets, stopping, out_dir=tmp_path / "out")
+    log = tmp_path / "out" / "kept.jsonl"
+    log.write_text(log.read_text() + '{"key": "cut sho')
+
+    counting = [_counting(method, calls) for method in methods]
+    resumed = scoring.evaluate(sets, counting, out_dir=tmp_path / "out")
+    assert len(calls) == 4  # the first picture's nearest and bicubic were there
+    assert [row.scores for row in resumed.rows] == [row.scores for row in whole.rows]
+
+    calls.clear()
+    again = scoring.evaluate(sets, counting, out_dir=tmp_path / "out")
+    assert not calls
+    assert again.rows == resumed.rows
+
+
+def test_other_weights_other_pictures_and_fresh_are_computed(flat_set, tmp_path):
+    calls = []
+    methods = [_counting(method, calls) for method in scoring.load_methods([], tile=64)]
+    keep = {"out_dir": tmp_path / "out"}
+    scoring.evaluate(open_sets([str(flat_set)]), methods, **keep)
+    assert len(calls) == 4
+
+    calls.clear()
+    trained = scoring.Method("bicubic", methods[1].upscale, "other hash", {"name": "bicubic"})
+    scoring.evaluate(open_sets([str(flat_set)]), [methods[0], trained], **keep)
+    assert len(calls) == 2
+
+    calls.clear()
+    scoring.evaluate(open_sets([str(flat_set)]), methods, fresh=True, **keep)
+    assert len(calls) == 4
+
+    calls.clear()
+    _save(flat_set / "picture0.png", photograph(40, 52, seed=9))
+    results = scoring.evaluate(open_sets([str(flat_set)]), methods, **keep)
+    assert len(calls) == 2
+    for row in results.rows:
+        kept = pictures.read_rgb(tmp_path / "out" / row.file)
+        original = pictures.read_rgb(tmp_path / "out" / results.originals[row.set, row.picture])
+        assert metrics.psnr(kept, original) == row.scores["psnr"]
+
+
+def test_an_interrupted_write_leaves_no_picture_and_no_half_scores(flat_set, tmp_path, monkeypatch):
+    sets, methods = open_sets([str(flat_set)]), scoring.load_methods([], tile=64)
+    out_dir = tmp_path / "out"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", _interrupt)
+        scoring.evaluate(sets, methods, out_dir=out_dir)
+    assert not list(out_dir.rglob("*.png"))
+
+    results = scoring.evaluate(sets, methods, out_dir=out_dir)
+    names = ["scores.csv", "scores.json", "report.html"]
+    monkeypatch.setattr(os, "replace", _interrupt)
+    for name in names:
+        (out_dir / name).write_text("old")
+    for write in (lambda: tables.write_scores(results, out_dir, {}),
+                  lambda: report.write_report(results, out_dir)):  # fmt: skip
+        with pytest.raises(KeyboardInterrupt):
+            write()
+    assert [(out_dir / name).read_text() for name in names] == ["old"] * 3
+
+
+def test_a_damaged_picture_is_made_again(flat_set, tmp_path):
+    calls = []
+    sets = open_sets([str(flat_set)])
+    methods = [_counting(method, calls) for method in scoring.load_methods([], tile=64)]
+    first = scoring.evaluate(sets, methods, out_dir=tmp_path)
+    calls.clear()
+    cut, changed, gone = (tmp_path / row.file for row in first.rows[:3])
+    original = tmp_path / next(iter(first.originals.values()))
+    whole = {path: path.read_bytes() for path in (cut, changed, gone, original)}
+    cut.write_bytes(whole[cut][:-100])
+    changed.write_bytes(whole[changed].replace(b"IDAT", b"IDAT\x55"))
+    gone.unlink()
+    original.write_bytes(b"")
+    assert scoring.evaluate(sets, methods, out_dir=tmp_path).rows == first.rows
+    assert len(calls) == 3
+    assert {path: path.read_bytes() for path in whole} == whole
+
+
+def test_fresh_removes_the_pictures_that_were_kept_and_no_others(flat_set, tmp_path):
+    sets, methods = open_sets([str(flat_set)]), scoring.load_methods([], tile=64)
+    out_dir = tmp_path / "out"
+    scoring.evaluate(sets, methods, out_dir=out_dir)
+    others = [_save(out_dir / "pictures/mine.png", photograph(8, 8)), flat_set / "picture0.png"]
+    with (out_dir / "kept.jsonl").open("a") as log:
+        log.write('{"key": "forged", "file": "pictures/../../flat/picture0.png"}\n')
+    results = scoring.evaluate(sets, methods[:1], out_dir=out_dir, fresh=True)
+    left = {path.relative_to(out_dir).as_posix() for path in out_dir.rglob("*.png")}
+    kept = {row.file for row in results.rows} | set(results.originals.values())
+    assert left == kept | {"pictures/mine.png"}
+    assert all(path.is_file() for path in others)
+
+
+def test_trained_and_exported_weights_are_scored_alike(flat_set, tmp_path, tiny):
+    generator, _ = weights.load_generator(str(tiny))
+    folder = tmp_path / "tiny" / "1"
+    generator.export(folder, verbose=False)
+    methods = scoring.load_methods([str(tiny), str(folder)], tile=64)
+    assert [method.name for method in methods] == ["nearest", "bicubic", "tiny", "tiny/1"]
+    assert len({method.sha256 for method in methods}) == 4
+    results = scoring.evaluate(open_sets([str(flat_set)]), methods)
+    means = results.means()["flat"]
+    assert means["tiny/1"] == pytest.approx(means["tiny"], abs=1e-3)
+    assert "tiny/1: variant not known, steps not known, VGG not known, sha256" in "\n".join(
+        tables.describe_methods(results)
+    )
+
+
+def test_exported_files_are_described_by_the_cards_beside_them(tmp_path, tiny):
+    generator, card = weights.load_generator(str(tiny))
+    card |= {"variant": "SRGAN-MSE", "steps": 7, "vgg": None}
+    lr = photograph(16, 16)
+    written = exporting.export(
+        generator, card, tmp_path, formats=["savedmodel", "tflite"], quantize=["float32"],
+        pairs=[(lr, scoring.nearest(lr))],
+    )  # fmt: skip
+    specs = [str(path) for _, path, _ in written]
+    methods = scoring.load_methods(specs, tile=64)
+    results = scoring.Results([], methods, [], [], {})
+    for line, name in zip(
+        tables.describe_methods(results), ("tiny/1", "tiny.float32.tflite"), strict=True
+    ):
+        assert line.startswith(f"{name}: SRGAN-MSE, 7 steps, VGG: none, sha256 ")
+    assert tables.paper_scores("Set5", methods[-1]) == {"psnr": 30.64, "ssim": 0.8701}
+
+    with open(specs[1], "ab") as file:  # not the file that the card tells of
+        file.write(b"\0" * 1000)
+    assert weights.exported_card(specs[1])["variant"] is None
+
+
+def test_methods_of_one_name_are_told_apart_in_any_order(tmp_path, tiny, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(weights, "_BUNDLED", tiny.parent)
+    for run in ("runs/tiny", "bicubic"):
+        Path(run).mkdir(parents=True)
+        Path(run, "run.json").write_text('{"variant": "a", "vgg": null, "config": {"steps": 1}}')
+        shutil.copy(tiny, Path(run, "generator.weights.h5"))
+    for specs, names in {
+        ("tiny", "runs/tiny"): ["tiny", "runs/tiny"],
+        ("runs/tiny", "tiny"): ["runs/tiny", "tiny"],
+        ("bicubic",): ["./bicubic"],
+        ("runs/tiny", "./runs/tiny"): ["tiny"],
+    }.items():
+        methods = scoring.load_methods(specs, tile=64)
+        assert [method.name for method in methods] == ["nearest", "bicubic", *names]
+
+
+def test_lpips_is_not_imported_unless_asked_for(evaluate, flat_set, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lpips", None)  # importing it would fail
+    assert evaluate(f"--data={flat_set}", "--weights=")[0] == 0
+    code, _, err = evaluate(f"--data={flat_set}", "--weights=", "--lpips")
+    assert code == 1
+    assert err == "error: --lpips needs the lpips package: pip install lpips\n"
+
+
+def _fake_torch(monkeypatch, distance):
+    monkeypatch.setitem(sys.modules, "lpips", types.SimpleNamespace(LPIPS=distance))
+    torch = types.SimpleNamespace(no_grad=contextlib.nullcontext, from_numpy=lambda x: x)
+    monkeypatch.setitem(sys.modules, "torch", torch)
+
+
+def test_lpips_that_cannot_get_its_weights_says_so_in_one_line(evaluate, flat_set, monkeypatch):
+    def distance(**_):
+        raise OSError("<urlopen error\n Name or service not known>")
+
+    _fake_torch(monkeypatch, distance)
+    code, _, err = evaluate(f"--data={flat_set}", "--weights=", "--lpips")
+    [line] = err.splitlines()
+    assert code == 1 and "the weights of AlexNet cannot be had (<urlopen error Name" in line
+
+
+def test_lpips_is_measured_on_kept_pictures_too(evaluate, flat_set, tmp_path, monkeypatch):
+    class Distance:
+        def __init__(self, net, verbose):
+            assert net == "alex"
+
+        def eval(self):
+            return self
+
+        def __call__(self, sr, hr):
+            assert sr.shape == hr.shape and sr.shape[:2] == (1, 3)
+            assert sr.min() >= -1 and sr.max() <= 1 and hr.dtype == np.float32
+            return np.abs(sr - hr).mean()
+
+    _save(flat_set / "small.png", photograph(28, 28))  # large enough for all but AlexNet
+    arguments = [f"--data={flat_set}", "--weights=", f"--out_dir={tmp_path / 'out'}"]
+    assert evaluate(*arguments)[0] == 0
+    _fake_torch(monkeypatch, Distance)
+    # These would fail if they were called.
+    monkeypatch.setattr(scoring, "bicubic", None)
+    monkeypatch.setattr(Image.Image, "save", None)
+    code, out, err = evaluate(*arguments, "--lpips")
+    assert code == 2 and "LPIPS" in out and "small.png: too small to score" in err
+    rows = _rows(tmp_path / "out")
+    assert list(rows[0])[-1] == "lpips" and all(float(row["lpips"]) > 0 for row in rows)
+
+
+def test_equal_pictures_leave_valid_json(evaluate, tmp_path):
+    _save(tmp_path / "flat" / "one.png", np.full([32, 32, 3], 90, np.uint8))
+    out_dir = tmp_path / "out"
+    code, out, _ = evaluate(f"--data={tmp_path / 'flat'}", "--weights=", f"--out_dir={out_dir}")
+    assert code == 0 and "inf" in out
+    document = json.loads((out_dir / "scores.json").read_text())
+    assert document["means"]["flat"]["nearest"]["psnr"] is None
+
+
+def test_a_folder_that_cannot_be_written_to_is_named_in_one_line(evaluate, flat_set, tmp_path):
+    (tmp_path / "file").touch()
+    out_dir = tmp_path / "file"
+    code, _, err = evaluate(f"--data={flat_set}", "--weights=", f"--out_dir={out_dir}")
+    assert (code, err) == (1, f"error: {out_dir}: cannot be written to (File exists)\n")
+
+
+def test_an_interruption_is_one_line_and_says_what_is_kept(evaluate, flat_set, monkeypatch):
+    monkeypatch.setattr(scoring, "evaluate", _interrupt)
+    arguments = [f"--data={flat_set}", "--weights="]
+    assert evaluate(*arguments) == (130, "", "interrupted: nothing was kept\n")
+    _, _, err = evaluate(*arguments, "--out_dir=somewhere")
+    assert err == "interrupted: the same command goes on from here\n"
+
+
+class _Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+    def fileno(self):
+        return 1
+
+
+def test_the_progress_bar_is_repainted_on_a_terminal_only(monkeypatch):
+    monkeypatch.setattr(os, "get_terminal_size", lambda fd: os.terminal_size((60, 20)))
+    clock = iter(range(0, 1000, 10))
+    monkeypatch.setattr(command_line.time, "monotonic", lambda: next(clock))
+    stream = _Terminal()
+    progress = command_line.progress_bar(stream)
+    progress(0, "Set5 001: nearest")
+    progress(0.25, "Set5 002: nearest")
+    assert "\n" not in stream.getvalue()
+    assert "[#####...............]  25 %  0:00:30 left  Set5 002: nea" in stream.getvalue()
+    progress(1.0, "")
+    assert stream.getvalue().endswith("\r\x1b[K")
+
+    stream = io.StringIO()
+    progress = command_line.progress_bar(stream)
+    for i in range(101):
+        progress(i / 100, "a picture")
+    assert len(stream.getvalue().splitlines()) == 9
+    assert "\r" not in stream.getvalue()
+
+
+def test_help_does_not_wait_for_tensorflow():
+    command = [sys.executable, "-X", "importtime", ROOT / "evaluate.py", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "--data" in done.stdout
+    assert "absl" in done.stderr
+    assert not any(name in done.stderr for name in ("tensorflow", "keras", "numpy"))

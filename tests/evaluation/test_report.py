@@ -1,0 +1,295 @@
+import re
+
+import devtools
+import numpy as np
+import pytest
+from conftest import photograph
+from PIL import Image
+
+from srgan_tf.evaluation import report, scoring
+from srgan_tf.evaluation.sets import open_sets
+
+METHODS = ["nearest", "bicubic", "trained <b>&amp;</b>"]
+
+
+def _report(folder, sizes, method_count=3):
+    """Scores made-up pictures of these sizes and writes the page; the third method brightens."""
+    for i, size in enumerate(sizes):
+        path = folder / "set" / f"picture {i} #%.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(photograph(*size, seed=i)).save(path)
+    methods = scoring.load_methods([], tile=64)
+
+    def brighter(lr):
+        return np.minimum(scoring.bicubic(lr), 225) + np.uint8(30)
+
+    card = {"name": METHODS[2], "path": "somewhere"}
+    for i in range(2, method_count):
+        name = METHODS[2] if i == 2 else f"method {i}"
+        methods.append(scoring.Method(name, brighter, f"hash of {i}", card))
+    sets = open_sets([str(folder / "set")])
+    results = scoring.evaluate(sets, methods, out_dir=folder / "out")
+    return report.write_report(results, folder / "out"), results
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    return _report(tmp_path_factory.mktemp("report"), [(96, 128), (400, 300), (60, 60)])
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    if devtools.CHROMIUM is None:
+        pytest.skip("no chromium")
+    page = devtools.Page(tmp_path_factory.mktemp("chromium") / "profile")
+    yield page
+    page.close()
+
+
+@pytest.fixture
+def page(browser, written):
+    """The page, open, its first picture built and at the top of the window."""
+    browser.problems.clear()
+    browser.requests.clear()
+    browser.open(written[0])
+    _show_first(browser)
+    yield browser
+    assert not browser.problems
+    assert all(url.startswith(("file:", "data:")) for url in browser.requests)
+
+
+def _show_first(page):
+    page.js("document.querySelector('article').scrollIntoView()")
+    page.wait("document.querySelectorAll('.stage img')[1]?.naturalWidth")
+
+
+def _stage(page):
+    return page.js(
+        "(r => [r.x, r.y, r.width, r.height])(document.querySelector('.stage')"
+        ".getBoundingClientRect())"
+    )
+
+
+def _line(page):
+    return page.js("parseFloat(document.querySelector('.divider').style.left)")
+
+
+def _choose(page, selector, value):
+    page.js(
+        f"(s => {{ s.value = {value}; s.dispatchEvent(new Event('change')) }})"
+        f"(document.querySelector({selector!r}))"
+    )
+
+
+def _mean_of_right_side(page):
+    """Mean level of what the right layer of the first picture shows, drawn to a canvas."""
+    return page.js("""(async () => {
+        const image = document.querySelectorAll('.stage img')[1];
+        await image.decode();
+        const canvas = document.createElement('canvas');
+        canvas.width = image.naturalWidth; canvas.height = image.naturalHeight;
+        const context = canvas.getContext('2d');
+        context.drawImage(image, 0, 0);
+        const values = context.getImageData(0, 0, canvas.width, canvas.height).data;
+        let sum = 0;
+        for (let i = 0; i < values.length; i += 4) sum += values[i] + values[i + 1] + values[i + 2];
+        return sum / (values.length / 4 * 3);
+    })()""")
+
+
+def test_the_line_follows_mouse_slider_and_keys(page):
+    x, y, width, height = _stage(page)
+    assert _line(page) == 50
+    page.drag((x + width / 2, y + height / 2), (x + width / 4, y + height / 2))
+    assert _line(page) == pytest.approx(25, abs=1)
+    clip = page.js("document.querySelectorAll('.layer')[1].style.clipPath")
+    assert float(re.search(r"([\d.]+)%", clip)[1]) == pytest.approx(25, abs=1)
+    page.js("document.querySelector('.slide').focus()")
+    page.key("ArrowRight")
+    assert _line(page) == pytest.approx(25.5, abs=1)
+    page.js("document.querySelector('.stage').focus()")
+    page.key("ArrowLeft")
+    assert _line(page) == pytest.approx(23.5, abs=1)
+
+
+def test_the_tab_key_reaches_all_that_belongs_to_a_picture_in_order(page):
+    page.js("document.getElementById('all-right').focus()")
+    reached = []
+    for _ in range(8 + len(METHODS) + 1):
+        page.key("Tab")
+        reached.append(page.js("document.activeElement.getAttribute('aria-label')"))
+    starts = [
+        "Left side", "Right side", "set picture 0", "Line between", "Zoom out", "Zoom in",
+        "Take the crops", *(f"{name}: PSNR" for name in METHODS), "original", "Left side",
+    ]  # fmt: skip
+    for label, start in zip(reached, starts, strict=True):
+        assert label.startswith(start)
+    assert "picture 1" in reached[-1]
+
+
+def test_choosing_another_method_changes_the_picture(page, written):
+    levels = []
+    for method in (1, 2, 3):
+        _choose(page, "article select[aria-label^=Right]", method)
+        levels.append(_mean_of_right_side(page))
+    bicubic, brighter, original = levels
+    hr = np.asarray(Image.open(written[0].parent / next(iter(written[1].originals.values()))))
+    assert original == pytest.approx(hr.mean(), abs=0.01)
+    assert brighter > bicubic + 20
+    assert page.js("document.querySelector('.name.right').textContent.trim()") == "original"
+
+
+def test_a_crop_puts_its_method_on_the_right(page):
+    page.js("document.querySelectorAll('.crops button')[0].click()")
+    assert page.js("document.querySelector('.name.right').textContent").startswith("nearest ")
+    pressed = page.js(
+        "[...document.querySelectorAll('article .crops')[0].children]"
+        ".map(b => b.getAttribute('aria-pressed'))"
+    )
+    assert pressed == ["true", "false", "false", "false"]
+
+
+def test_methods_of_all_pictures_are_chosen_and_swapped_at_once(page):
+    _choose(page, "#all-left", 3)
+    _choose(page, "#all-right", 0)
+    page.js("document.getElementById('swap').click()")
+    names = page.js("[...document.querySelectorAll('.name')].map(n => n.firstChild.data)")
+    assert len(names) >= 4 and names == ["nearest", "original"] * (len(names) // 2)
+
+
+def test_both_sides_zoom_and_move_together(page):
+    def transforms():
+        return page.js(
+            "[...document.querySelectorAll('.stage')[0].querySelectorAll('img')]"
+            ".map(i => i.style.transform + i.style.width)"
+        )
+
+    before = transforms()
+    page.js("document.querySelector('[aria-label^=\"Zoom in\"]').click()")
+    zoomed = transforms()
+    assert zoomed[0] == zoomed[1] != before[0]
+    x, y, width, height = _stage(page)
+    page.drag((x + width * 0.7, y + height / 2), (x + width * 0.6, y + height * 0.4))
+    moved = transforms()
+    assert moved[0] == moved[1] != zoomed[0]
+    assert _line(page) == 50
+    page.js("document.querySelector('.stage').focus()")
+    page.key("ArrowRight")
+    assert transforms()[0] != moved[0]
+    page.key("0")
+    assert transforms() == before
+    page.key("+")
+    assert transforms() == zoomed
+    page.key("-")
+    assert transforms() == before
+
+
+def test_crops_show_one_place_of_every_method_and_follow_the_view(page):
+    crops = (
+        "[...document.querySelector('.crops').querySelectorAll('img')].map(i => i.style.transform)"
+    )
+    before = page.js(crops)
+    assert len(before) == 4 and len(set(before)) == 1
+    page.js("document.querySelector('.stage').focus()")
+    page.key("+")
+    page.key("+")
+    for _ in range(30):
+        page.key("ArrowRight")
+        page.key("ArrowDown")
+    page.js("document.querySelector('[aria-label^=\"Take the crops\"]').click()")
+    after = page.js(crops)
+    assert len(set(after)) == 1 and after != before
+    captions = page.js("[...document.querySelectorAll('.crops')][0].innerText")
+    assert re.search(r"bicubic\s+\d\d\.\d\d dB / 0\.\d{4}", captions)
+
+
+def test_the_spread_is_drawn_for_the_measure_that_is_chosen(page):
+    places = "[...document.querySelectorAll('.track a')].map(a => a.style.left)"
+    before = page.js(places)
+    assert len(before) == 3 * 3
+    _choose(page, "#measure", "'ssim_wang-'")
+    assert page.js(places) != before
+    # Bicubic's difference to bicubic is nought for each picture.
+    assert len(set(page.js(places)[3:6])) == 1
+
+
+def test_names_are_shown_as_they_are_and_tables_are_complete(page, written):
+    text = page.js("document.querySelector('table').innerText")
+    assert METHODS[2] in text and "SSIM (Wang)" in text
+    for method, scores in written[1].means()["set"].items():
+        assert f"{scores['psnr']:.2f}" in text, method
+    assert page.js("document.querySelector('h3 + .strip span:nth-of-type(1)').textContent")
+    assert page.js("document.querySelector('article h3').textContent") == "set picture 0 #%"
+
+
+def test_the_page_fits_a_phone_in_the_dark(browser, written):
+    browser.problems.clear()
+    browser.open(written[0], width=360, height=740, dark=True, phone=True)
+    _show_first(browser)
+    assert browser.js("document.documentElement.scrollWidth") == 360
+    colours = browser.js(
+        "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
+    )
+    background, ink = (sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in colours)
+    assert background < 100 and ink > 600
+    x, y, width, height = _stage(browser)
+    assert x >= 0 and x + width <= 360
+    start, end = ([{"x": x + width * part, "y": y + height / 2}] for part in (0.5, 0.8))
+    browser.send("Input.dispatchTouchEvent", type="touchStart", touchPoints=start)
+    browser.send("Input.dispatchTouchEvent", type="touchMove", touchPoints=end)
+    browser.send("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+    assert _line(browser) == pytest.approx(80, abs=2)
+    assert not browser.problems
+
+
+def test_a_small_report_is_one_file_and_a_large_one_has_its_pictures_beside_it(
+    written, tmp_path, monkeypatch, browser
+):
+    alone = tmp_path / "alone.html"
+    alone.write_bytes(written[0].read_bytes())
+    browser.problems.clear()
+    browser.open(alone)
+    _show_first(browser)
+
+    monkeypatch.setattr(report, "SELF_CONTAINED_BYTES", 1000)
+    beside = report.write_report(written[1], written[0].parent).rename(
+        written[0].with_name("beside.html")
+    )
+    embedded = 'type="text/plain" id="file'
+    assert embedded in alone.read_text() and embedded not in beside.read_text()
+    browser.open(beside)
+    _show_first(browser)
+    assert browser.js("document.querySelector('.stage img').src").startswith("file:")
+    assert not browser.problems
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """A report of 119 pictures by 7 methods."""
+    return _report(tmp_path_factory.mktemp("many"), [(32, 32)] * 119, method_count=7)
+
+
+@pytest.mark.parametrize("share", [0.99, 1.01])
+def test_many_pictures_open_without_stalling_and_load_as_they_come_near(browser, many, share):
+    path, results = many
+    # As heavy as a page may be that contains them, and a little more; PNG ends before the filling.
+    files = list((path.parent / "pictures").rglob("*.png"))
+    for file in files:
+        with file.open("r+b") as opened:
+            opened.truncate(int(share * report.SELF_CONTAINED_BYTES * 3 / 4 / len(files)))
+    report.write_report(results, path.parent)
+    megabytes = path.stat().st_size / 1e6
+    assert 29 < megabytes < 31 if share < 1 else megabytes < 1
+
+    browser.problems.clear()
+    browser.requests.clear()
+    assert browser.open(path) < 10
+    assert browser.js("document.querySelectorAll('.stage').length") < 20
+    assert len(browser.requests) < 20 * 8
+    assert browser.js("document.querySelectorAll('article').length") == 119
+    assert browser.js("document.querySelectorAll('.track a').length") == 119 * 7
+    browser.js("document.querySelector('#picture0-100').scrollIntoView()")
+    shown = "document.querySelector('#picture0-100 .stage img')"
+    browser.wait(f"{shown} && {shown}.naturalWidth")
+    browser.wait("document.querySelectorAll('.stage').length < 40")
+    assert not browser.problems

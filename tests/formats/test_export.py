@@ -1,0 +1,616 @@
+import base64
+import functools
+import io
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from ai_edge_litert.interpreter import Interpreter
+from conftest import ROOT, photograph, save_photograph
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from PIL import Image
+
+from srgan_tf import folding, metrics, pictures, resize, upscaling
+from srgan_tf.evaluation import scoring
+from srgan_tf.formats import (
+    exporting,
+    keras_model,
+    litert,
+    onnx_file,
+    parity,
+    quantization,
+    runtimes,
+)
+from srgan_tf.formats.saved_model import write_saved_model
+from srgan_tf.networks import build_generator
+
+
+def _unlike_the_start(generator):
+    """Gives batch norms and PReLUs weights that matter, some slopes below 0 or above 1."""
+    moving = np.random.default_rng(1)
+    for layer in generator.layers:
+        old = layer.get_weights()
+        if isinstance(layer, keras.layers.BatchNormalization):
+            gamma, beta, mean, variance = (moving.uniform(0.5, 1.5, w.shape) for w in old)
+            layer.set_weights([gamma / 5, beta / 20 - 0.05, mean / 5, variance])
+        elif isinstance(layer, keras.layers.PReLU):
+            layer.set_weights([moving.uniform(-0.2, 1.4, w.shape) for w in old])
+    return generator
+
+
+@pytest.fixture(scope="module")
+def generator():
+    """A tiny generator that enlarges pictures recognisably, and whose every layer matters."""
+    keras.utils.set_random_seed(1)
+    return _unlike_the_start(build_generator(residual_blocks=2, filters=8))
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    originals = [photograph(96, 80, seed=1), photograph(64, 120, seed=2)]
+    return [(resize.imresize(hr, (hr.shape[0] // 4, hr.shape[1] // 4)), hr) for hr in originals]
+
+
+@pytest.fixture(scope="module")
+def calibration():
+    return [photograph(40, 40, seed=seed) for seed in (3, 4, 5)]
+
+
+@pytest.fixture(scope="module")
+def saved_model(generator, tmp_path_factory):
+    return write_saved_model(generator, tmp_path_factory.mktemp("export") / "saved")
+
+
+@pytest.fixture
+def export(run_script):
+    """Runs export.py in this process: arguments to (exit code, stdout, stderr)."""
+    return functools.partial(run_script, "export.py")
+
+
+def _picture(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, [height, width, 3], np.uint8)
+
+
+def test_folding_changes_nothing(generator):
+    lr = np.random.default_rng(0).random([2, 13, 10, 3], np.float32)
+    folded = keras_model.fold_batch_norm(generator)
+    assert not any(isinstance(x, keras.layers.BatchNormalization) for x in folded.layers)
+    np.testing.assert_allclose(folded(lr).numpy(), generator(lr, training=False).numpy(), atol=2e-5)
+    assert runtimes.receptive_field(folded) == runtimes.receptive_field(generator)
+
+
+def test_what_was_trained_in_bfloat16_is_folded_in_float32():
+    generator = build_generator(residual_blocks=1, filters=4, dtype="mixed_bfloat16")
+    folded = keras_model.fold_batch_norm(generator)
+    assert {layer.compute_dtype for layer in folded.layers} == {"float32"}
+
+
+def test_another_network_is_refused():
+    picture = keras.Input((None, None, 3))
+    other = keras.Model(picture, keras.layers.Conv2D(3, 3)(picture), name="other")
+    with pytest.raises(ValueError, match="other is not the paper's generator, it has no layer"):
+        folding.fold(other)
+
+
+@pytest.mark.parametrize("form", litert.QUANTIZE)
+def test_a_tflite_file_gives_the_generators_pictures(generator, pairs, calibration, tmp_path, form):
+    path = litert.write_tflite(
+        generator, tmp_path / "generator.tflite", quantize=form, calibration=calibration
+    )
+    found = parity.compare(path, parity.reference(generator, pairs))
+    assert parity.out_of_bounds(form, found) is None, found
+    assert found.psnr > 15  # it is a picture
+    assert runtimes.load_exported(path).reach == runtimes.receptive_field(generator)
+    assert [p.name for p in tmp_path.iterdir()] == ["generator.tflite"]
+
+
+def test_quantised_files_are_smaller(generator, calibration, tmp_path):
+    wide = build_generator(residual_blocks=1, filters=32)
+    size = {
+        form: litert.write_tflite(wide, tmp_path / form, quantize=form, calibration=calibration)
+        .stat()
+        .st_size
+        for form in litert.QUANTIZE
+    }
+    assert size["float16"] < 0.6 * size["float32"]
+    assert size["int8"] <= size["dynamic"] < 0.4 * size["float32"]
+
+
+@pytest.mark.parametrize("form", litert.QUANTIZE)
+def test_all_of_a_tflite_file_runs_on_xnnpack(generator, calibration, tmp_path, form):
+    path = litert.write_tflite(
+        generator, tmp_path / "generator.tflite", quantize=form, calibration=calibration
+    )
+    interpreter = Interpreter(str(path))
+    interpreter.allocate_tensors()
+    operations = interpreter._get_ops_details()
+    kinds = {operation["op_name"] for operation in operations}
+    known = {"CONV_2D", "PRELU", "ADD", "MUL", "DEPTH_TO_SPACE", "QUANTIZE", "DEQUANTIZE"}
+    assert kinds - {"DELEGATE"} <= known  # nothing of Flex, nothing custom
+    delegates = [o for o in operations if o["op_name"] == "DELEGATE"]
+    assert len(delegates) == 1
+    if form != "int8":
+        inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
+        assert inputs[0]["index"] in delegates[0]["inputs"]
+        assert delegates[0]["outputs"].tolist() == [outputs[0]["index"]]
+        return
+    # From uint8 to int8 and back is LiteRT's own work; all else is between.
+    ends = [o for o in operations if o["op_name"] == "QUANTIZE"]
+    assert ends[0]["outputs"][0] in delegates[0]["inputs"]
+    assert delegates[0]["outputs"].tolist() == ends[1]["inputs"].tolist()
+    types = {tensor["dtype"] for tensor in interpreter.get_tensor_details()}
+    assert types == {np.uint8, np.int8, np.int32}
+
+
+def test_the_size_of_a_tflite_file_may_be_fixed(generator, calibration, pairs, tmp_path):
+    lr, _ = pairs[0]
+    path = litert.write_tflite(
+        generator, tmp_path / "fixed", input_size=lr.shape[:2], quantize="int8",
+        calibration=calibration,
+    )  # fmt: skip
+    interpreter = Interpreter(str(path))
+    [given], [result] = interpreter.get_input_details(), interpreter.get_output_details()
+    assert given["shape_signature"].tolist() == [1, *lr.shape]
+    assert result["shape_signature"].tolist() == [1, 4 * lr.shape[0], 4 * lr.shape[1], 3]
+    assert given["dtype"] == result["dtype"] == np.uint8
+    sr = upscaling.upscale(runtimes.load_exported(path), lr)
+    assert sr.shape == (4 * lr.shape[0], 4 * lr.shape[1], 3)
+    # Tensors between are of the sizes that the file says, for compilers that trust it.
+    sizes = {t["index"]: t["shape"].tolist() for t in interpreter.get_tensor_details()}
+    interpreter.allocate_tensors()
+    assert sizes == {t["index"]: t["shape"].tolist() for t in interpreter.get_tensor_details()}
+
+
+def test_units_of_channels_change_nothing_and_end_slopes_above_one(generator, calibration):
+    layers = folding.fold(generator)
+    assert max(layer.slope.max() for layer in layers.values() if layer.slope is not None) > 1
+    equal = quantization.equalised(layers, litert.calibrate(layers, calibration))
+    assert max(layer.slope.max() for layer in equal.values() if layer.slope is not None) <= 1
+    results = []
+    for some in (layers, equal):
+        interpreter = Interpreter(model_content=litert.in_float(some, input_size=(9, 12)))
+        interpreter.allocate_tensors()
+        interpreter.set_tensor(0, _picture(9, 12)[None] / np.float32(255))
+        interpreter.invoke()
+        results.append(interpreter.get_tensor(interpreter.get_output_details()[0]["index"]))
+    np.testing.assert_allclose(*results, atol=1e-4)
+
+
+def test_integers_need_calibration_pictures(generator, tmp_path):
+    with pytest.raises(ValueError, match="int8 needs calibration pictures"):
+        litert.write_tflite(generator, tmp_path / "x.tflite", quantize="int8")
+    with pytest.raises(ValueError, match="quantize is 'int4': give one of float32"):
+        litert.write_tflite(generator, tmp_path / "x.tflite", quantize="int4")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_saved_model_gives_the_generators_pictures(generator, saved_model, pairs):
+    found = parity.compare(saved_model, parity.reference(generator, pairs))
+    assert found.worst <= 1
+
+
+def test_a_saved_model_holds_its_weights_once(generator, saved_model):
+    size = (saved_model / "variables" / "variables.data-00000-of-00001").stat().st_size
+    layers = folding.fold(generator).values()
+    weights = sum(w.nbytes for layer in layers for w in layer if w is not None)
+    assert size < 1.1 * weights + 10_000
+
+
+def test_a_saved_model_takes_batches_of_any_size(generator, saved_model):
+    signatures = tf.saved_model.load(str(saved_model)).signatures
+    lr = np.stack([_picture(9, 14, seed) for seed in range(3)])
+    sr = signatures["serving_default"](lr=tf.constant(lr))["sr"].numpy()
+    assert sr.shape == (3, 36, 56, 3) and sr.dtype == np.uint8
+    given = lr / np.float32(255)
+    sr_float = signatures["serve_float"](lr=tf.constant(given))["sr"].numpy()
+    expected = generator(given, training=False).numpy()
+    np.testing.assert_allclose(sr_float, expected, atol=2e-5)
+    assert np.abs(sr - np.clip((expected + 1) * 127.5, 0, 255)).max() < 0.51
+
+
+def _png(picture):
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "png")
+    return file.getvalue()
+
+
+def test_a_saved_model_takes_encoded_pictures_of_several_sizes(generator, saved_model, tmp_path):
+    serve = tf.saved_model.load(str(saved_model)).signatures["serve_bytes"]
+    save_photograph(tmp_path / "photo.jpg", 21, 17, quality=95)
+    encoded = [_png(_picture(10, 12)), (tmp_path / "photo.jpg").read_bytes()]
+    result = serve(lr_bytes=tf.constant(encoded))["sr_bytes"].numpy()
+    first, second = (np.array(Image.open(io.BytesIO(png))) for png in result)
+    expected = upscaling.upscale(runtimes.compiled(generator), _picture(10, 12))
+    assert np.abs(first.astype(int) - expected).max() <= 1
+    assert second.shape == (84, 68, 3)
+
+
+def _tensorflow_serving(saved_model, body):
+    """Answers a REST request by TensorFlow Serving's rules."""
+    body = json.loads(body)
+    signatures = tf.saved_model.load(str(saved_model)).signatures
+    serve = signatures[body.get("signature_name", "serving_default")]
+    specs = serve.structured_input_signature[1]
+    [(name, spec)] = specs.items()
+    rows = [row[name] if isinstance(row, dict) and name in row else row
+            for row in body["instances"]]  # fmt: skip
+    rows = [base64.b64decode(row["b64"]) if isinstance(row, dict) else row for row in rows]
+    [(name, result)] = serve(**{name: tf.constant(rows, spec.dtype)}).items()
+    if result.dtype != tf.string:
+        return json.dumps({"predictions": result.numpy().tolist()}).encode()
+    # Strings go back in base64 only under names that end so.
+    assert name.endswith("_bytes")
+    rows = [{"b64": base64.b64encode(row).decode()} for row in result.numpy()]
+    return json.dumps({"predictions": rows}).encode()
+
+
+def _readme(language, part):
+    """The README's only block of code in a language that has `part` in it."""
+    text = (ROOT / "README.md").read_text()
+    blocks = re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    [block] = [block for block in blocks if part in block]
+    return block
+
+
+@pytest.fixture
+def beside_an_export(generator, saved_model, calibration, tmp_path, monkeypatch):
+    """Goes where the README's commands may run, beside photo.jpg and what has been exported."""
+    save_photograph(tmp_path / "photo.jpg", 12, 14)
+    (tmp_path / "export" / "srresnet_mse").mkdir(parents=True)
+    (tmp_path / "export" / "srresnet_mse" / "1").symlink_to(saved_model)
+    litert.write_tflite(
+        generator, tmp_path / "export" / "srresnet_mse.int8.tflite", quantize="int8",
+        calibration=calibration,
+    )  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_readmes_curl_call_fits_the_signature(saved_model, beside_an_export):
+    echo, curl, decode = _readme("sh", "curl").rstrip().split(" |\n")
+    assert "curl -s -d @- localhost:8501/v1/models/srresnet_mse:predict" in curl
+    body = subprocess.run(["bash", "-c", echo], capture_output=True, check=True).stdout
+    decode = decode.strip().replace("python", sys.executable, 1)
+    answer = _tensorflow_serving(saved_model, body)
+    subprocess.run(["bash", "-c", decode], input=answer, check=True)
+    assert Image.open("photo_x4.png").size == (56, 48)
+
+
+def test_the_readmes_client_fits_the_signature(saved_model, beside_an_export, monkeypatch):
+    def urlopen(url, body):
+        return io.BytesIO(_tensorflow_serving(saved_model, body))
+
+    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    exec(_readme("python", "urlopen"), {})
+    assert Image.open("photo_x4.png").size == (56, 48)
+
+
+def test_a_request_of_numbers_fits_the_default_signature(saved_model):
+    body = json.dumps({"instances": [_picture(6, 7).tolist()]})
+    [sr] = json.loads(_tensorflow_serving(saved_model, body))["predictions"]
+    assert np.shape(sr) == (24, 28, 3)
+
+
+def test_the_readmes_code_that_loads_files_runs(beside_an_export):
+    by_tensorflow = {}
+    exec(_readme("python", "tf.saved_model.load"), by_tensorflow)
+    assert by_tensorflow["sr"].shape == (48, 56, 3)
+    exec(_readme("python", "ai_edge_litert"), {})
+    assert Image.open("photo_x4.png").size == (56, 48)
+
+
+def _prediction_log():
+    """The message class of TensorFlow Serving's prediction_log.proto, as far as it is used."""
+    file = descriptor_pb2.FileDescriptorProto(name="log.proto", package="t", syntax="proto3")
+    file.dependency.append("tensorflow/core/framework/tensor.proto")
+    text, message = 9, 11
+    for name, fields in {
+        "ModelSpec": [("name", 1, text, ""), ("signature_name", 3, text, "")],
+        "Entry": [("key", 1, text, ""), ("value", 2, message, ".tensorflow.TensorProto")],
+        "PredictRequest": [
+            ("model_spec", 1, message, ".t.ModelSpec"),
+            ("inputs", 2, message, ".t.Entry"),
+        ],
+        "PredictLog": [("request", 1, message, ".t.PredictRequest")],
+        "PredictionLog": [("predict_log", 6, message, ".t.PredictLog")],
+    }.items():
+        described = file.message_type.add(name=name)
+        for field, number, kind, type_name in fields:
+            described.field.add(
+                name=field, number=number, type=kind, type_name=type_name or None, label=1
+            )
+    pool = descriptor_pool.Default()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("t.PredictionLog"))
+
+
+def test_tensorflow_serving_can_warm_up(saved_model):
+    signatures = tf.saved_model.load(str(saved_model)).signatures
+    records = tf.data.TFRecordDataset(
+        str(saved_model / "assets.extra" / "tf_serving_warmup_requests")
+    )
+    message, warmed = _prediction_log(), []
+    for record in records.as_numpy_iterator():
+        request = message.FromString(record).predict_log.request
+        value = tf.constant(tf.make_ndarray(request.inputs.value))
+        signatures[request.model_spec.signature_name](**{request.inputs.key: value})
+        warmed.append(request.model_spec.signature_name)
+    assert warmed == ["serving_default", "serve_bytes"]
+
+
+def test_a_saved_model_runs_where_this_package_is_not(saved_model, tmp_path):
+    script = """
+import sys
+sys.modules["srgan_tf"] = None  # importing it is an error now
+import tensorflow as tf
+signatures = tf.saved_model.load(sys.argv[1]).signatures
+lr = tf.zeros([5, 6, 3], tf.uint8)
+sr = signatures["serving_default"](lr=lr[None])["sr"][0]
+png = signatures["serve_bytes"](lr_bytes=tf.io.encode_png(lr)[None])["sr_bytes"][0]
+print(sr.shape, tf.io.decode_png(png).shape)
+print(not any(name.startswith("srgan_tf.") for name in sys.modules))
+from tensorflow.python.tools import saved_model_cli
+sys.argv = ["saved_model_cli", "show", "--dir", sys.argv[1], "--all"]
+saved_model_cli.main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", script, saved_model],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("(20, 24, 3) (20, 24, 3)\nTrue")
+    for name in ("serving_default", "serve_float", "serve_bytes"):
+        assert f"signature_def['{name}']" in done.stdout
+    assert "inputs['lr_bytes'] tensor_info:\n        dtype: DT_STRING" in done.stdout
+
+
+def test_an_onnx_file_gives_the_generators_pictures(generator, pairs, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    path = onnx_file.write_onnx(generator, tmp_path / "generator.onnx")
+    found = parity.compare(path, parity.reference(generator, pairs))
+    assert found.worst <= 1
+    network = runtimes.load_exported(path)
+    assert network.reach == runtimes.receptive_field(generator)
+    axes = onnx.load(path).graph.input[0].type.tensor_type.shape.dim
+    assert [axis.dim_param for axis in axes] == ["N", "h", "w", ""]
+
+
+def test_an_export_says_what_it_is_and_takes_the_next_number(generator, pairs, tmp_path):
+    card = {"name": "tiny", "sha256": "0123"}
+    for version in ("1", "2"):
+        [written] = exporting.export(generator, card, tmp_path, formats=["savedmodel"], pairs=pairs)
+        assert written.path == tmp_path / "tiny" / version
+    found = json.loads((written.path / "assets.extra" / "card.json").read_text())
+    assert found["weights"] == card and found["parity"]["pictures"] == 2
+    card["name"] = "tiny.keras"
+    [written] = exporting.export(
+        generator, card, tmp_path, formats=["tflite"], quantize=["float32"], pairs=pairs,
+        input_size=(20, 16), facts={"data": "made up"},
+    )  # fmt: skip
+    assert written.path == tmp_path / "tiny.float32.20x16.tflite"
+    found = json.loads(written.path.with_name(f"{written.path.name}.json").read_text())
+    assert found["output"] == {"shape": [1, 80, 64, 3], "range": [-1, 1], "dtype": "float32"}
+    assert found["data"] == "made up" and found["parity"]["pictures"] == 2
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"tiny", "tiny.float32.20x16.tflite", "tiny.float32.20x16.tflite.json"}
+
+
+def test_a_file_out_of_its_bound_is_an_error_and_not_left_behind(
+    generator, pairs, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(parity.BOUNDS, "float16", (-1, None))
+    with pytest.raises(ValueError, match="float16 differs by .* .leave it out by --quant"):
+        exporting.export(
+            generator, {"name": "tiny"}, tmp_path / "out", formats=["tflite"],
+            quantize=["float32", "float16"], pairs=pairs,
+        )  # fmt: skip
+    assert not list(tmp_path.iterdir())  # nor a folder for it
+
+
+def test_what_killed_exports_left_is_cleared_and_what_others_make_is_not(tmp_path):
+    over = subprocess.Popen(["true"])
+    over.wait()
+    for process in (over.pid, os.getpid()):
+        left = tmp_path / f".making-{platform.node()}-{process}-x"
+        left.mkdir()
+        (left / "part").touch()
+    other = tmp_path / f".making-{platform.node()}-{over.pid}-{over.pid}-x"
+    other.mkdir()
+    with exporting._staging(tmp_path):
+        assert len(list(tmp_path.iterdir())) == 3
+    assert set(tmp_path.iterdir()) == {left, other}
+
+
+def test_pairs_are_cut_to_the_size_that_a_file_takes(pairs):
+    lr, hr = pairs[0]
+    cut, mirrored = parity.crops(pairs, (20, 18))  # the second picture is 16 pixels high
+    np.testing.assert_array_equal(cut[0], lr[2:22, 1:19])
+    np.testing.assert_array_equal(cut[1], hr[8:88, 4:76])
+    for picture in mirrored:
+        size = picture.shape[0] // 20
+        np.testing.assert_array_equal(picture[16 * size :], picture[12 * size : 16 * size][::-1])
+
+
+def test_a_file_of_one_size_is_compared_at_that_size(generator, tmp_path, monkeypatch):
+    def resize_tensor_input(*args):
+        raise AssertionError("resized")
+
+    monkeypatch.setattr(Interpreter, "resize_tensor_input", resize_tensor_input)
+    hr = photograph(64, 2160)
+    exporting.export(
+        generator, {"name": "tiny"}, tmp_path, formats=["tflite"], quantize=["float32"],
+        input_size=(12, upscaling.DEFAULT_TILE + 6), pairs=[(resize.imresize(hr, (16, 540)), hr)],
+    )  # fmt: skip
+
+
+def test_pairs_of_any_size_are_brought_to_one_size():
+    hr = np.arange(48 * 80 * 3).reshape(48, 80, 3).astype(np.uint8)
+    lr = hr[::4, ::4]
+    for size in ((5, 9), (12, 20), (30, 7), (25, 50)):
+        [(small, large)] = parity.crops([(lr, hr)], size)
+        assert small.shape == (*size, 3) and large.shape == (4 * size[0], 4 * size[1], 3)
+        inner = np.s_[: min(12, size[0]), : min(20, size[1])]
+        np.testing.assert_array_equal(large[::4, ::4][inner], small[inner])
+
+
+def test_bounds_are_of_levels_and_of_decibels():
+    def found(pooled, worst):
+        return parity.Parity(1.0, 30.0, -9.0, pooled, [-9.0], worst, 1.0)
+
+    assert parity.out_of_bounds("float32", found(0.0, 1)) is None
+    assert "differs by 2 levels" in parity.out_of_bounds("float32", found(0.0, 2))
+    assert parity.out_of_bounds("dynamic", found(-0.04, 9)) is None
+    assert "changes the pooled PSNR by -0.060" in parity.out_of_bounds("dynamic", found(-0.06, 1))
+    assert "int8 changes" in parity.out_of_bounds("int8", found(float("nan"), 0))
+
+
+def test_a_flat_picture_counts_in_the_mean_of_psnr_and_hardly_in_pooled_errors(monkeypatch):
+    def enlarged(lr, error):
+        return (lr + error).repeat(4, axis=-3).repeat(4, axis=-2)
+
+    flat, rough = (np.full([5, 5, 3], level, np.uint8) for level in (100, 50))
+    expected = parity.Reference(
+        pairs=[(lr, enlarged(lr, 0)) for lr in (flat, rough)],
+        results=[enlarged(flat, 1), enlarged(rough, 20)],
+        psnr=np.array([metrics.psnr(enlarged(flat, 1), enlarged(flat, 0)),
+                       metrics.psnr(enlarged(rough, 20), enlarged(rough, 0))]),
+    )  # fmt: skip
+    network = upscaling.Network(lambda lr: enlarged(lr, 2 if lr.max() == 100 else 20), 0)
+    monkeypatch.setattr(runtimes, "load_exported", lambda path: network)
+    found = parity.compare(Path(__file__), expected)
+    of_flat = -20 * np.log10(2)
+    assert found.changes == pytest.approx([of_flat, 0])
+    assert found.change == pytest.approx(of_flat / 2)
+    assert found.pooled == pytest.approx(-10 * np.log10((2**2 + 20**2) / (1**2 + 20**2)))
+
+
+@pytest.fixture(scope="module")
+def other_weights(tmp_path_factory):
+    """The weights of another network, as two files: path.weights.h5 and path.keras."""
+    picture = keras.Input((None, None, 3))
+    other = keras.Model(picture, keras.layers.Conv2D(3, 3)(picture), name="other")
+    path = tmp_path_factory.mktemp("weights") / "other"
+    other.save_weights(f"{path}.weights.h5")
+    other.save(f"{path}.keras")
+    return path
+
+
+def test_one_command_exports_what_evaluation_takes(export, tiny, photo_folder, tmp_path):
+    code, out, err = export(
+        f"--weights={tiny}", f"--out_dir={tmp_path}", f"--data={photo_folder}",
+        f"--calibration_data={photo_folder}", "--format=savedmodel,tflite,tflite",
+        "--quantize=dynamic,int8,int8",
+    )  # fmt: skip
+    assert code == 0, err
+    forms = [line.split()[0] for line in out.splitlines()[2:-3]]
+    assert forms == ["savedmodel", "dynamic", "int8"]
+    files = [tmp_path / name for name in ("tiny/1", "tiny.dynamic.tflite", "tiny.int8.tflite")]
+    methods = scoring.load_methods([str(path) for path in (tiny, *files)], tile=64)
+    names = [method.name for method in methods[2:]]
+    assert names == ["tiny", "tiny/1", "tiny.dynamic.tflite", "tiny.int8.tflite"]
+    lr = _picture(70, 11)  # two tiles
+    expected, saved, *quantised = [method.upscale(lr) for method in methods[2:]]
+    assert np.abs(saved.astype(int) - expected).max() <= 1
+    assert [sr.shape for sr in quantised] == [(280, 44, 3)] * 2
+
+
+@pytest.mark.slow
+def test_the_bundled_weights_keep_their_pictures_in_every_form(export, tmp_path):
+    code, out, err = export(
+        "--weights=srresnet_mse", f"--out_dir={tmp_path}", "--format=savedmodel,tflite"
+    )
+    assert code == 0, err
+    files = [line.split()[-1] for line in out.splitlines()[2:-3]]
+    assert len(files) == 1 + len(litert.QUANTIZE)
+    methods = scoring.load_methods(["srresnet_mse", *files], tile=128)[2:]
+    errors = np.zeros(len(methods))
+    for path in pictures.sample_pictures():
+        hr = pictures.read_rgb(path)[:512, :512]
+        hr = hr[: hr.shape[0] // 4 * 4, : hr.shape[1] // 4 * 4]
+        lr = resize.imresize(hr, (hr.shape[0] // 4, hr.shape[1] // 4))
+        results = [method.upscale(lr) for method in methods]
+        errors += [10 ** (-metrics.psnr(sr, hr) / 10) for sr in results]
+        for exact in results[1:4]:  # the SavedModel, float32 and float16
+            assert np.abs(exact.astype(int) - results[0]).max() <= 1, path
+    changes = -10 * np.log10(errors / errors[0])
+    assert abs(changes[4]) <= 0.05 and abs(changes[5]) <= 0.2, changes
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--weights=nowhere"], "error: nowhere: no such run folder, file or bundled weights"),
+        (["--format=gguf"], "error: --format: there is no 'gguf', give some of savedmodel,tflite"),
+        (["--quantize=int4"], "error: --quantize: there is no 'int4'"),
+        (["--input_size=12"], "error: --input_size=12: give height,width of LR"),
+        (["--input_size=0,5"], "error: --input_size=0,5: give height,width of LR"),
+        (["weights.h5"], "error: what is 'weights.h5'?"),
+        (["--format=savedmodel", "--quantize=int8"], "error: --quantize is for tflite, which is"),
+        (["--format=savedmodel,onnx", "--input_size=9,9"], "not in --format=savedmodel,onnx"),
+        (["--format=savedmodel", "--calibration_data=sample"], "neither is made"),
+        (["--quantize=float16", "--calibration_data=sample"], "error: --calibration_data is for"),
+        (["--calibration_data=nowhere", "--format=tflite"], "error: nowhere"),
+        (["--out_dir=FILE"], "cannot be written to"),
+        (["--weights=FILE"], "give a .weights.h5 or .keras file"),
+        (["--weights=OTHER.keras"], "error: other is not the paper's generator, it has no layer"),
+        (["--weights=OTHER.weights.h5"], "not a generator's weights"),
+    ],
+)
+def test_what_goes_wrong_is_said_in_one_line(
+    export, tiny, other_weights, tmp_path, arguments, message
+):
+    (tmp_path / "file").touch()
+    given = [f"--weights={tiny}", f"--out_dir={tmp_path / 'out'}"]
+    for argument in arguments:
+        argument = argument.replace("FILE", str(tmp_path / "file"))
+        given.append(argument.replace("OTHER", str(other_weights)))
+    code, out, err = export(*given)
+    assert code == 1 and out == ""
+    assert message in err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_packages_that_are_missing_are_named_before_anything_is_made(
+    export, tiny, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    code, _, err = export(
+        f"--weights={tiny}", f"--out_dir={tmp_path / 'out'}", "--format=savedmodel,onnx"
+    )
+    assert code == 1 and err.splitlines()[-1].endswith("pip install onnxruntime")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("quantize, shares", [("float32", (0, 7)), ("int8", (4, 3))])
+def test_photographs_are_shared_out_only_where_some_are_for_calibration(
+    export, tiny, tmp_path, monkeypatch, quantize, shares
+):
+    def given(*_, calibration, pairs, **__):
+        raise ValueError(f"{(len(calibration), len(pairs))}")
+
+    monkeypatch.setattr(exporting, "export", given)
+    _, _, err = export(
+        f"--weights={tiny}", f"--out_dir={tmp_path}", "--format=tflite",
+        f"--quantize={quantize}",
+    )  # fmt: skip
+    assert err.splitlines()[-1] == f"error: {shares}"
+
+
+def test_help_comes_without_tensorflow():
+    script = "import sys, runpy\nsys.argv = ['export.py', '--help']\n" \
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n" \
+        "finally: print('tensorflow' in sys.modules)"  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert "--calibration_data" in done.stdout and done.stdout.endswith("False\n")

@@ -1,0 +1,574 @@
+import contextlib
+import functools
+import importlib.util
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import NEAREST, ROOT, photograph, save_photograph
+from PIL import Image
+
+from srgan_tf import pictures, upscaling, weights
+from srgan_tf.formats import litert, onnx_file, openvino_model, runtimes
+from srgan_tf.photos import enlarge, fastest
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    """A cache folder of this test's own."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder / "srgan_tf"
+
+
+@pytest.fixture
+def upscale(run_script, monkeypatch):
+    """Runs upscale.py in this process: arguments to (exit code, stdout, stderr)."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    return functools.partial(run_script, "upscale.py")
+
+
+def _run(jobs, network=NEAREST, **options):
+    said, notes = [], []
+    failed = enlarge.run(
+        jobs, lambda bits: (network, "float32"), say=said.append, note=notes.append, **options
+    )
+    return failed, said, notes
+
+
+def _files(folder):
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def test_a_photograph_is_enlarged_beside_itself(upscale, tiny, tmp_path):
+    picture = save_photograph(tmp_path / "photo.jpg", 30, 40, quality=95)
+    code, out, err = upscale(tmp_path / "photo.jpg", f"--weights={tiny}", "--precision=float32")
+    assert code == 0 and "photo_x4.png: 160x120" in out and "float32" in out and "error" not in err
+    assert _files(tmp_path) == ["photo.jpg", "photo_x4.png"]
+    result = np.asarray(Image.open(tmp_path / "photo_x4.png"))
+    assert np.abs(result[1::4, 1::4].astype(int) - picture).mean() < 20
+
+    before = (tmp_path / "photo_x4.png").stat().st_mtime_ns
+    code, out, _ = upscale(tmp_path / "photo.jpg", f"--weights={tiny}")
+    assert code == 0 and "photo_x4.png skipped: already there" in out
+    assert (tmp_path / "photo_x4.png").stat().st_mtime_ns == before
+    upscale(tmp_path / "photo.jpg", f"--weights={tiny}", "--overwrite", "--precision=float32")
+    assert (tmp_path / "photo_x4.png").stat().st_mtime_ns > before
+
+
+def test_folders_keep_their_structure_and_bad_files_stop_nothing(upscale, tiny, tmp_path):
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    save_photograph(tmp_path / "in" / "a.jpg", 20, 30)
+    save_photograph(tmp_path / "in" / "deep" / "b.PNG", 30, 20)
+    (tmp_path / "in" / "deep" / "bad.jpg").write_bytes(b"no picture")
+    save_photograph(tmp_path / "c.png", 20, 20)
+    code, out, err = upscale(
+        tmp_path / "in", tmp_path / "c.png", f"--out_dir={tmp_path / 'out'}", f"--weights={tiny}",
+        "--format=jpg", "--quality=50", "--precision=float32",
+    )  # fmt: skip
+    assert code == 1 and "1 of 4 pictures failed" in err
+    assert "deep/bad.jpg: cannot be read (not a picture that Pillow knows)" in err
+    assert _files(tmp_path / "out") == ["a_x4.jpg", "c_x4.jpg", "deep/b_x4.jpg"]
+    assert out.count("megapixels/s") == 3 and "100 %" not in err
+
+
+def test_what_a_user_gets_wrong_is_one_line(upscale, tiny, tmp_path, monkeypatch):
+    save_photograph(tmp_path / "a.jpg", 200, 200)
+    for arguments, message in (
+        ([], "give pictures or folders"),
+        (["missing.jpg"], "missing.jpg: no such file or folder"),
+        (["a.jpg", "--weights=missing"], "missing: no such run folder"),
+        (
+            ["a.jpg", "--out_dir=a.jpg/in"],
+            "error: a.jpg/in: cannot be written to (Not a directory)",
+        ),
+        (["a.jpg", "--quality=9"], "--quality is for --format=jpg and webp"),
+        (
+            ["a.jpg", f"--weights={tiny}", "--tile=9", "--precision=float32"],
+            "tiles of 9 pixels are",
+        ),
+        (["a.jpg", f"--weights={tiny}", "--max_megapixels=0.01"], "allow them by --max_megapixels"),
+    ):
+        monkeypatch.chdir(tmp_path)
+        code, _, err = upscale(*arguments)
+        assert code == 1 and message in err and "Traceback" not in err, arguments
+        assert all(line.count("error") < 2 for line in err.splitlines())
+    assert _files(tmp_path) == ["a.jpg"]
+
+
+def test_help_comes_without_tensorflow():
+    code = "import sys, runpy; sys.argv = ['upscale.py', '--help']\ntry:\n  runpy.run_path('upscale.py', run_name='__main__')\nexcept SystemExit: pass\nassert 'tensorflow' not in sys.modules and 'keras' not in sys.modules"  # noqa: E501
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert out.returncode == 0 and "--max_megapixels" in out.stdout, out.stderr
+
+
+_WITHOUT_TENSORFLOW = """
+import runpy, sys
+before = set(sys.modules)
+sys.argv = ['upscale.py', *sys.argv[1:]]
+try:
+    runpy.run_path('upscale.py', run_name='__main__')
+except SystemExit as end:
+    assert not end.code
+loaded = {name.partition('.')[0] for name in sys.modules.keys() - before}
+assert not {'tensorflow', 'keras'} & loaded
+print('loaded:', *loaded)
+"""
+
+
+@pytest.mark.parametrize("form", ["weights", "tflite", "onnx"])
+def test_enlarging_does_not_wait_for_tensorflow(tiny, tmp_path, form):
+    given = tiny
+    if form == "weights":
+        if fastest._may_have_gpu():
+            pytest.skip("TensorFlow is to look for a GPU")
+    else:
+        pytest.importorskip({"tflite": "ai_edge_litert", "onnx": "onnxruntime"}[form])
+        write = {"tflite": litert.write_tflite, "onnx": onnx_file.write_onnx}[form]
+        given = write(weights.load_generator(str(tiny))[0], tmp_path / f"tiny.{form}")
+    save_photograph(tmp_path / "a.png", 20, 20)
+    command = [sys.executable, "-c", _WITHOUT_TENSORFLOW, tmp_path / "a.png", f"--weights={given}"]
+    for _ in range(2):  # the first makes the fast forms, the second finds them
+        done = subprocess.run([*command, "--overwrite"], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0 and "a_x4.png: 80x80" in done.stdout, done.stderr
+        modules = done.stdout.partition("loaded: ")[2].split()
+        packages = metadata.packages_distributions()
+        loaded = {_normal(package) for name in modules for package in packages.get(name, [])}
+        enough = _with_dependencies(_installed_by_the_readme()) | {"onnxruntime"}  # for .onnx
+        assert "numpy" in loaded and loaded <= enough
+
+
+def _normal(name):
+    return re.sub("[-_.]+", "-", name).lower()
+
+
+def _installed_by_the_readme():
+    [names] = re.findall(r'^grep -E "\^\((.*)\)=" req', (ROOT / "README.md").read_text(), re.M)
+    return names.split("|")
+
+
+def _with_dependencies(names):
+    found, todo = set(), list(names)
+    while todo:
+        name = _normal(todo.pop())
+        if name not in found:
+            found.add(name)
+            with contextlib.suppress(metadata.PackageNotFoundError):
+                needed = [line for line in metadata.requires(name) or [] if "extra ==" not in line]
+                todo += [re.match(r"[\w.-]+", line)[0] for line in needed]
+    return found
+
+
+def test_tensorflow_is_asked_for_gpus_where_there_are_signs_of_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [kind])
+    for names, gpus in (((), []), (("absent*",), []), (("absent", "nul[l]"), ["GPU"])):
+        monkeypatch.setattr(fastest, "_GPU_DEVICES", names)
+        assert fastest._gpus() == gpus
+    monkeypatch.setattr(fastest, "_GPU_DEVICES", ())
+    (tmp_path / "tensorflow-plugins").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert fastest._gpus() == ["GPU"]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if "sorflow" in name else 1)
+    assert fastest._gpus() == []
+
+
+@pytest.mark.parametrize(("capability", "precision"), [((6, 1), "float32"), ((8, 9), "float16")])
+def test_a_gpu_with_tensor_cores_computes_in_float16(tiny, monkeypatch, capability, precision):
+    details = {"compute_capability": capability}
+    monkeypatch.setattr(fastest, "_gpus", lambda: ["a GPU"])
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: details)
+    network, told = fastest.load_network(str(tiny))
+    assert told == precision
+    assert upscaling.upscale(network, photograph(9, 9)).shape == (36, 36, 3)
+
+
+def test_a_package_that_is_missing_is_one_line(upscale, tiny, tmp_path, monkeypatch):
+    save_photograph(tmp_path / "a.png", 20, 20)
+    monkeypatch.setitem(sys.modules, "keras", None)
+    code, _, err = upscale(tmp_path / "a.png", f"--weights={tiny}", "--precision=float16")
+    assert code == 1 and "keras" in err and err.endswith(": pip install -r requirements.txt\n")
+
+
+def test_importing_the_package_does_not_load_tensorflow():
+    code = "import sys, srgan_tf; assert 'tensorflow' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_pictures_that_would_get_one_name_keep_their_endings(tmp_path):
+    for name in ("a.jpg", "a.png", "b.jpg"):
+        save_photograph(tmp_path / name, 8, 8)
+    targets = [job.target.name for job in enlarge.plan([tmp_path])]
+    assert targets == ["a.jpg_x4.png", "a.png_x4.png", "b_x4.png"]
+    (tmp_path / "other").mkdir()
+    save_photograph(tmp_path / "other" / "b.jpg", 8, 8)
+    with pytest.raises(ValueError, match="b.jpg and .*b.jpg would both become .*give each its own"):
+        enlarge.plan([tmp_path / "b.jpg", tmp_path / "other" / "b.jpg"], out_dir=tmp_path / "o")
+
+
+@pytest.mark.parametrize("out_dir", [None, "out"])
+def test_a_results_name_does_not_depend_on_what_else_is_given(tmp_path, monkeypatch, out_dir):
+    monkeypatch.chdir(tmp_path)
+    for folder, names in (("c", ("a.jpg", "a.png", "b.jpg", "e.jpg")), ("d", ("e.png", "b.txt"))):
+        Path(folder).mkdir()
+        for name in (*names, ".b.png"):
+            Path(folder, name).touch()
+
+    def plan(*given):
+        return {job.source: job.target for job in enlarge.plan(given, out_dir=out_dir)}
+
+    together = plan("c")
+    assert [to.name for to in together.values()] == [
+        "a.jpg_x4.png", "a.png_x4.png", "b_x4.png", "e_x4.png"
+    ]  # fmt: skip
+    for file, target in together.items():
+        assert plan(file) == {file: target}
+    # A folder that is only c's neighbour is no reason.
+    assert plan("c/b.jpg", "d/e.png")[Path("d/e.png")].name == "e_x4.png"
+
+
+@pytest.mark.parametrize("out_dir", [None, ".", "out"])
+def test_results_are_not_enlarged_again(tmp_path, monkeypatch, out_dir):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "deep").mkdir()
+    for name in ("a.jpg", "a.png", "b.jpg", "deep/c.jpg"):
+        save_photograph(tmp_path / name, 8, 8)
+    jobs = enlarge.plan(["."], out_dir=out_dir, format="jpg")
+    assert len(jobs) == 4 and _run(jobs, format="jpg")[0] == 0
+    said = []
+    assert enlarge.plan(["."], out_dir=out_dir, format="jpg", say=said.append) == jobs
+    line = "passed over 4 named like results, such as a.jpg_x4.jpg"
+    assert said == ([] if out_dir == "out" else [line])
+    everything = [path for path in _files(tmp_path) if out_dir != "out" or "out/" not in path]
+    again = enlarge.plan(everything, out_dir=out_dir, format="png")
+    assert {job.source for job in again} == {job.source for job in jobs}
+    assert enlarge.plan([jobs[0].target])[0].source == jobs[0].target  # by itself it is
+
+
+def test_results_may_go_above_the_folder_that_they_come_from(tmp_path):
+    (tmp_path / "holiday").mkdir()
+    save_photograph(tmp_path / "holiday" / "a.png", 8, 8)
+    [job] = enlarge.plan([tmp_path / "holiday"], out_dir=tmp_path)
+    assert job.target == tmp_path / "a_x4.png"
+
+
+def test_a_tilde_in_a_flag_is_the_home_folder(upscale, tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copy(tiny, tmp_path / "tiny.weights.h5")
+    save_photograph(tmp_path / "a.png", 8, 8)
+    code, _, stderr = upscale(tmp_path / "a.png", "--weights=~/tiny.weights.h5", "--out_dir=~/out")
+    assert code == 0, stderr
+    assert (tmp_path / "out" / "a_x4.png").exists()
+
+
+def test_a_folder_without_pictures_is_named(tmp_path):
+    with pytest.raises(ValueError, match="no pictures in this folder"):
+        enlarge.plan([tmp_path])
+
+
+def test_progress_counts_pixels_and_ends(tmp_path):
+    for name, side in (("a.png", 40), ("b.png", 20)):
+        save_photograph(tmp_path / name, side, side)
+    (tmp_path / "c.png").write_bytes(b"")
+    told = []
+    jobs = enlarge.plan([tmp_path])
+    _run(jobs, tile=22, progress=lambda fraction, what: told.append((round(fraction, 3), what)))
+    fractions = [fraction for fraction, _ in told]
+    assert fractions == sorted(fractions) and fractions[4:] == [0.8, 1.0, 1.0]
+    assert "MP/s" in told[1][1] and told[1][1].endswith("a.png")
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [(MemoryError(), "not enough memory, give a --tile smaller than 22"),
+     (RuntimeError("odd\nin two lines"), "odd"), (KeyError(), "KeyError")],
+)  # fmt: skip
+def test_a_failure_leaves_nothing_and_the_others_go_on(tmp_path, error, line):
+    for name in ("a.png", "b.png", "c.png"):
+        save_photograph(tmp_path / name, 40, 40, seed=ord(name[0]))
+    calls = []
+
+    def call(lr):
+        calls.append(lr)
+        if len(calls) == 6:
+            raise error
+        return NEAREST.call(lr)
+
+    jobs = enlarge.plan([tmp_path])
+    failed, said, notes = _run(jobs, upscaling.Network(call, reach=1), tile=22)
+    assert failed == 1 and len(said) == 2
+    assert notes == [f"{tmp_path / 'b.png'}: {line}"]
+    assert _files(tmp_path) == ["a.png", "a_x4.png", "b.png", "c.png", "c_x4.png"]
+
+
+def test_a_result_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    save_photograph(tmp_path / "a.png", 40, 40)
+    (tmp_path / "file").write_bytes(b"")
+    job = enlarge.Job(tmp_path / "a.png", tmp_path / "file" / "a_x4.png")
+    failed, _, [note] = _run([job])
+    assert failed == 1 and str(tmp_path / "a.png") in note
+    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    failed, _, [note] = _run(enlarge.plan([tmp_path / "a.png"]))
+    assert failed == 1 and "a_x4.png: cannot be written (disk full)" in note
+    assert _files(tmp_path) == ["a.png", "file"]
+
+
+def test_writers_that_fail_oddly_and_full_disks_leave_nothing(tmp_path, monkeypatch):
+    for name in ("a.png", "b.png"):
+        save_photograph(tmp_path / name, 40, 40)
+
+    def save(image, file, **_):
+        file.write(b"some")
+        raise struct.error("'L' format requires a number")
+
+    jobs = enlarge.plan([tmp_path], format="tif")
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "save", save)
+        failed, _, notes = _run(jobs, format="tif")
+    assert failed == 2 and all("_x4.tif: cannot be written ('L' format" in line for line in notes)
+    assert _files(tmp_path) == ["a.png", "b.png"]
+
+    class FullDisk(io.BytesIO):
+        def close(self):
+            raise OSError("No space left on device")
+
+    def opened(path, mode):
+        path.touch()
+        return FullDisk()
+
+    network = upscaling.Network(lambda lr: 1 / 0, reach=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", opened)
+        failed, _, notes = _run(jobs[:1], network, format="tif")
+    assert failed == 1 and notes == [f"{tmp_path / 'a.png'}: division by zero"]
+    assert _files(tmp_path) == ["a.png", "b.png"]
+
+
+_SLOW = """
+import sys, time
+from srgan_tf import upscaling
+from srgan_tf.photos import enlarge
+def call(lr):
+    time.sleep(0.2)
+    return lr.repeat(4, axis=1).repeat(4, axis=2)
+network = upscaling.Network(call, 1)
+enlarge.run(enlarge.plan(sys.argv[1:]), lambda bits: (network, ""), tile=12)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_kill_leaves_no_half_picture_and_the_next_run_cleans_up(tmp_path):
+    save_photograph(tmp_path / "a.png", 60, 60)
+    process = subprocess.Popen([sys.executable, "-c", _SLOW, str(tmp_path)], cwd=ROOT)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob(".*.part")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert len(list(tmp_path.glob(".*.part"))) == 1 and not (tmp_path / "a_x4.png").exists()
+    running = tmp_path / f".a_x4.png.{os.getppid()}.part"  # of a process that is still there
+    running.write_bytes(b"")
+    assert _run(enlarge.plan([tmp_path]))[0] == 0
+    assert _files(tmp_path) == [running.name, "a.png", "a_x4.png"]
+
+
+def test_the_fast_forms_are_made_once_and_made_again_when_broken(tiny, cache, monkeypatch):
+    made, said = [], []
+    build = openvino_model.build
+    monkeypatch.setattr(
+        openvino_model, "build", lambda *arguments: (made.append(1), build(*arguments))[1]
+    )
+    lr = photograph(30, 30)
+    generator, _ = weights.load_generator(str(tiny))
+    expected = upscaling.upscale(runtimes.compiled(generator), lr).astype(int)
+
+    def load():
+        network, precision = fastest.load_network(str(tiny), precision="int8", say=said.append)
+        assert precision == "int8"
+        assert np.abs(upscaling.upscale(network, lr) - expected).mean() < 3
+
+    load()
+    load()
+    assert len(made) == 2 and said == ["making these weights' fast forms for this machine, once"]
+    [form], [figures] = cache.glob("*-int8.bin"), cache.glob("*.json")
+    assert len(_files(cache)) == 5
+    known = json.loads(figures.read_text())
+    assert known["loss"]["float32"] == 0 and known["seconds"].keys() == known["loss"].keys()
+    form.write_bytes(form.read_bytes()[:-9])
+    load()
+    figures.write_text("{")
+    load()
+    assert len(made) == 6
+    network, precision = fastest.load_network(str(tiny))
+    assert len(made) == 6 and precision in known["loss"]
+    assert network.reach == runtimes.receptive_field(generator)
+
+
+def test_the_fastest_form_that_costs_little_is_chosen():
+    loss = {"float32": 0.0, "bfloat16": 0.01, "int8": 0.2}
+    seconds = {"float32": 3.0, "bfloat16": 2.0, "int8": 1.0}
+    assert fastest._choose(loss, seconds) == "bfloat16"
+    assert fastest._choose(loss | {"int8": 0.05}, seconds) == "int8"
+    assert fastest._choose(loss, seconds | {"bfloat16": 9.0}) == "float32"
+
+
+def test_a_processor_with_bfloat16_tries_that_too(tiny, cache, monkeypatch):
+    monkeypatch.setattr(fastest, "_has_bfloat16", lambda: True)
+    # Once with nothing kept and once with what that kept.
+    monkeypatch.setattr(fastest, "_choose", lambda loss, seconds: "bfloat16")
+    asked, load = [], openvino_model.load
+    monkeypatch.setattr(
+        openvino_model,
+        "load",
+        lambda path, *args, bfloat16=False: (
+            asked.append((path.stem.split("-")[-1], bfloat16)), load(path, *args, bfloat16=bfloat16)
+        )[1],
+    )  # fmt: skip
+    for _ in range(2):
+        network, precision = fastest.load_network(str(tiny))
+        assert precision == "bfloat16"
+        assert upscaling.upscale(network, photograph(9, 9)).shape == (36, 36, 3)
+    [figures] = cache.glob("*.json")
+    assert json.loads(figures.read_text())["seconds"].keys() == {"float32", "int8", "bfloat16"}
+    # Both forms and bfloat16 to compare, then what is chosen, made and kept.
+    compared = [("float32", False), ("int8", False), ("float32", True)]
+    assert asked == [*compared, ("float32", True), ("float32", True)]
+
+
+def test_a_kept_form_belongs_to_weights_versions_and_machine(monkeypatch):
+    keys = {fastest._key("a"), fastest._key("b")}
+    monkeypatch.setattr(fastest, "_processor", lambda: "another")
+    keys.add(fastest._key("a"))
+    monkeypatch.setattr(fastest.metadata, "version", lambda package: "9")
+    keys.add(fastest._key("a"))
+    assert len(keys) == 4
+
+
+def test_a_cache_that_cannot_be_written_is_no_obstacle(tiny, tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    said = []
+    network, _ = fastest.load_network(str(tiny), precision="int8", say=said.append)
+    assert "cannot be kept in" in said[1]
+    assert upscaling.upscale(network, photograph(9, 9)).shape == (36, 36, 3)
+
+
+@pytest.mark.parametrize(
+    ("form", "most"), [("float32", 1), ("int8", 2), ("tflite float32", 1), ("tflite dynamic", 6)]
+)
+def test_tiles_change_a_level_in_float32_and_little_in_8_bits(tmp_path, form, most):
+    if form.startswith("tflite"):
+        generator, _ = weights.load_generator("srresnet_mse")
+        path, quantize = tmp_path / "network.tflite", form.split()[1]
+        litert.write_tflite(generator, path, quantize=quantize)
+        network = runtimes.load_exported(path)
+    else:
+        network, _ = fastest.load_network("srresnet_mse", precision=form)
+    small = {path.stem: pictures.read_rgb(path)[::4, ::4] for path in pictures.sample_pictures()}
+    # Dark beside bright: "dynamic" gets its ranges from what a tile holds of both.
+    halves = [small[name][:96, :60] for name in ("hubble_deep_field", "astronaut")]
+    lr = np.concatenate(halves, axis=1)
+    whole = upscaling.upscale(network, lr).astype(int)
+    difference = np.abs(upscaling.upscale(network, lr, tile=90) - whole)
+    assert difference.max() <= most and (difference > 1).mean() < 0.03
+
+
+def test_a_precision_that_there_is_not_is_one_line():
+    with pytest.raises(ValueError, match="^precision 'fp16': must be one of auto, float32, "):
+        fastest.load_network("srresnet_mse", precision="fp16")
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_mixed_precision_gives_nearly_the_same(tiny, precision):
+    lr = photograph(16, 16)
+    exact, _ = fastest.load_network(str(tiny), precision="float32")
+    mixed, told = fastest.load_network(str(tiny), precision=precision)
+    difference = upscaling.upscale(mixed, lr).astype(int) - upscaling.upscale(exact, lr)
+    assert told == precision and np.abs(difference).max() > 0 and np.abs(difference).mean() < 2
+
+
+def test_sixteen_bit_pictures_go_through_float32(tiny):
+    network, precision = fastest.load_network(str(tiny), bits=16)
+    assert precision == "float32" and network.bits == 16
+    ramp = np.linspace(20000, 21000, 30 * 30).reshape(30, 30, 1).astype(np.uint16)
+    deep = upscaling.upscale(network, np.broadcast_to(ramp, [30, 30, 3]), tile=25)
+    generator, _ = weights.load_generator(str(tiny))
+    exact = upscaling.upscale(runtimes.compiled(generator), np.broadcast_to(ramp, [30, 30, 3]))
+    assert np.abs(deep.astype(int) - exact).max() <= 2 and len(np.unique(deep)) > 500
+
+
+@pytest.mark.parametrize("missing", ["openvino_model", "litert"])
+def test_where_a_package_is_missing_tensorflow_does_it(tiny, monkeypatch, missing):
+    # As when their own imports fail.
+    monkeypatch.setitem(sys.modules, f"srgan_tf.formats.{missing}", None)
+    monkeypatch.delattr(f"srgan_tf.formats.{missing}", raising=False)
+    assert fastest.load_network(str(tiny))[1] == "float32"
+    with pytest.raises(
+        ValueError, match="--precision=int8 cannot be had .*pip install -r requirements.txt"
+    ):
+        fastest.load_network(str(tiny), precision="int8")
+
+
+def test_an_exported_network_runs_as_it_is(upscale, tiny, tmp_path):
+    generator, _ = weights.load_generator(str(tiny))
+    path = litert.write_tflite(generator, tmp_path / "net.tflite")
+    save_photograph(tmp_path / "a.png", 20, 20)
+    code, out, _ = upscale(tmp_path / "a.png", f"--weights={path}")
+    assert code == 0 and "as exported" in out
+    code, _, err = upscale(
+        tmp_path / "a.png", f"--weights={path}", "--precision=int8", "--overwrite"
+    )
+    assert code == 1 and "its precision is that of its export" in err
+
+
+_LARGE = """
+import resource, sys
+from srgan_tf import upscaling
+from srgan_tf.photos import enlarge
+network = upscaling.Network(lambda lr: lr.repeat(4, axis=1).repeat(4, axis=2), 40)
+assert enlarge.run(enlarge.plan(sys.argv[1:]), lambda bits: (network, "")) == 0
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+"""
+
+
+@pytest.mark.slow
+def test_24_megapixels_take_less_than_a_copy_of_the_result(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    small = photograph(400, 600)
+    Image.fromarray(small).resize((6000, 4000)).save(tmp_path / "a.jpg")
+    out = subprocess.run(
+        [sys.executable, "-c", _LARGE, str(tmp_path)], cwd=ROOT, capture_output=True, check=True
+    )
+    gibibytes = float(out.stdout)
+    result = Image.open(tmp_path / "a_x4.png")
+    assert result.size == (24000, 16000)
+    # The result would take 1.07.
+    assert gibibytes < 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="wait4")
+def test_24_megapixels_go_through_the_network_within_6_gib(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    sample = pictures.read_rgb(pictures.sample_pictures()[0])  # 512x512
+    Image.fromarray(np.tile(sample, [8, 12, 1])[:4000, :6000]).save(tmp_path / "a.jpg")
+    with open(tmp_path / "log", "w+") as log:
+        command = [sys.executable, "upscale.py", tmp_path / "a.jpg"]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        log.seek(0)
+        assert process.returncode == 0, log.read()
+    assert Image.open(tmp_path / "a_x4.png").size == (24000, 16000)
+    assert usage.ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20) < 6  # KiB on Linux

@@ -1,0 +1,395 @@
+import io
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import NEAREST, photograph
+from PIL import Image, ImageCms, PngImagePlugin
+
+import srgan_tf
+from srgan_tf import networks, pictures, upscaling
+from srgan_tf.formats import runtimes
+from srgan_tf.photos import fastest, photographs
+from srgan_tf.photos.png import PngWriter
+
+ORIENTATION, MAKE, EXIF_IFD, EXPOSURE, WIDTH, HEIGHT = 0x0112, 271, 0x8769, 0x829A, 0xA002, 0xA003
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+@pytest.fixture(scope="module")
+def executor():
+    with ThreadPoolExecutor(2) as executor:
+        yield executor
+
+
+def _noise(*shape, dtype=np.uint8):
+    return np.random.default_rng(0).integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
+
+
+def _png(executor, pixels, **options):
+    file = io.BytesIO()
+    channels = 1 if pixels.ndim == 2 else pixels.shape[-1]
+    bits = 8 * pixels.dtype.itemsize
+    height, width = pixels.shape[:2]
+    writer = PngWriter(
+        file, width, height, channels=channels, bits=bits, executor=executor, **options
+    )
+    for start in range(0, height, 40):  # bands, as they come from the network
+        writer.write(pixels[start : start + 40])
+    writer.close()
+    return file.getvalue()
+
+
+def _enlarged(executor, photo, format="png", tile=16, network=NEAREST):
+    file = io.BytesIO()
+    photo = photographs.fitted(photo, format, network.bits)
+    writer = photographs.open_writer(file, photo, format=format, executor=executor)
+    for rows in photographs.enlarged_rows(network, photo, tile=tile):
+        writer.write(rows)
+    writer.close()
+    file.seek(0)
+    return file
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_png_is_what_other_decoders_read(executor, channels, dtype):
+    for pixels in (
+        _noise(101, 1 if channels == 1 else 997, channels, dtype=dtype),
+        np.full([3, 1, channels], 7, dtype),
+    ):
+        data = _png(executor, pixels[..., 0] if channels == 1 else pixels)
+        decoded = tf.io.decode_png(data, dtype=dtype).numpy()
+        np.testing.assert_array_equal(decoded, pixels)
+        Image.open(io.BytesIO(data)).verify()
+
+
+def test_a_photograph_takes_no_more_room_than_pillows_png(executor):
+    [cat] = [path for path in pictures.sample_pictures() if path.stem == "chelsea"]
+    pixels = pictures.read_rgb(cat)
+    by_pillow = io.BytesIO()
+    Image.fromarray(pixels).save(by_pillow, "PNG")
+    assert len(_png(executor, pixels)) < 1.05 * by_pillow.tell()
+
+
+def test_rows_that_are_missing_are_an_error(executor):
+    writer = PngWriter(io.BytesIO(), 4, 4, channels=1, bits=8, executor=executor)
+    writer.write(np.zeros([3, 4], np.uint8))
+    with pytest.raises(ValueError, match="1 rows of the picture are missing"):
+        writer.close()
+
+
+@pytest.mark.parametrize("format", ["png", "jpg", "webp", "tif"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_exif_and_profile_are_kept_and_the_picture_stands_upright(
+    executor, tmp_path, format, orientation
+):
+    exif = Image.Exif()
+    exif[ORIENTATION], exif[MAKE] = orientation, "Lens Works"
+    exif.get_ifd(EXIF_IFD).update({EXPOSURE: 0.5, WIDTH: 20, HEIGHT: 12})
+    stored = photograph(12, 20)
+    Image.fromarray(stored).save(
+        tmp_path / "p.jpg", exif=exif, icc_profile=SRGB, quality=95, subsampling=0
+    )
+    photo = photographs.read_photograph(tmp_path / "p.jpg")
+    result = Image.open(_enlarged(executor, photo, format))
+    seen = np.rot90(stored, -1) if orientation == 6 else stored
+    assert result.size == (4 * seen.shape[1], 4 * seen.shape[0])
+    small = np.asarray(result.convert("RGB"))[1::4, 1::4].astype(int)
+    assert np.abs(small - seen).mean() < 12
+    kept = result.getexif()
+    assert kept[MAKE] == "Lens Works" and kept.get(ORIENTATION, 1) == 1
+    details = kept.get_ifd(EXIF_IFD)
+    assert details[EXPOSURE] == 0.5 and (details[WIDTH], details[HEIGHT]) == result.size
+    assert result.info["icc_profile"] == SRGB
+
+
+def test_a_tiffs_own_layout_is_not_taken_for_exif(tmp_path):
+    exif = Image.Exif()
+    exif[MAKE] = "Lens Works"
+    Image.fromarray(photograph(12, 20)).save(tmp_path / "p.tif", exif=exif)
+    kept = Image.Exif()
+    kept.load(b"Exif\0\0" + photographs.read_photograph(tmp_path / "p.tif").exif)
+    assert dict(kept) == {MAKE: "Lens Works"}
+
+
+def test_damaged_exif_is_left_out_with_a_note(tmp_path, monkeypatch):
+    Image.fromarray(photograph(12, 20)).save(tmp_path / "p.jpg")
+    monkeypatch.setattr(Image.Exif, "tobytes", lambda self: 1 / 0)
+    photo = photographs.read_photograph(tmp_path / "p.jpg")
+    assert photo.exif == b"" and photo.notes == ("its EXIF is damaged and left out",)
+
+
+@pytest.mark.parametrize(
+    ("mode", "result"),
+    [("1", "L"), ("L", "L"), ("LA", "LA"), ("P", "RGB"), ("PA", "RGBA"), ("RGB", "RGB"),
+     ("RGBA", "RGBA"), ("RGBX", "RGB"), ("CMYK", "RGB"), ("YCbCr", "RGB"), ("HSV", "RGB"),
+     ("LAB", "RGB"), ("I", "I;16"), ("F", "I;16"), ("I;16", "I;16"), ("La", "LA"),
+     ("RGBa", "RGBA")],
+)  # fmt: skip
+def test_every_kind_of_picture_keeps_what_it_is(executor, mode, result):
+    rgb = Image.fromarray(photograph(20, 30))
+    if mode == "LAB":
+        profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+        image = ImageCms.profileToProfile(rgb, *profiles, outputMode="LAB")
+    elif mode == "I;16":
+        image = Image.fromarray(_noise(20, 30, dtype=np.uint16))
+    elif mode in ("La", "RGBa", "PA"):
+        image = rgb.convert({"La": "LA", "RGBa": "RGBA", "PA": "P"}[mode]).convert(mode)
+    else:
+        image = rgb.convert(mode)
+    enlarged = Image.open(_enlarged(executor, photographs._photograph(image)))
+    assert (enlarged.mode, enlarged.size) == (result, (120, 80))
+    if result == "RGB":
+        small = np.asarray(enlarged)[::4, ::4].astype(int)
+        assert np.abs(small - np.asarray(rgb)).mean() < (20 if mode == "P" else 8)
+
+
+def test_a_palettes_transparent_colour_becomes_alpha(executor, tmp_path):
+    image = Image.new("P", (8, 8), 1)
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.putpixel((0, 0), 0)
+    image.save(tmp_path / "p.gif", transparency=0)
+    photo = photographs.read_photograph(tmp_path / "p.gif")
+    assert photo.alpha[0, 0] == 0 and (photo.alpha.ravel()[1:] == 255).all()
+    assert (photo.colours[4, 4] == [0, 0, 255]).all()
+
+
+def test_a_damaged_profile_of_cmyk_is_no_obstacle():
+    image = Image.fromarray(photograph(8, 8)).convert("CMYK")
+    image.info["icc_profile"] = b"damaged"
+    photo = photographs._photograph(image)
+    assert photo.icc == b""
+    np.testing.assert_array_equal(photo.colours, np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_sixteen_bits_of_a_png_stay_sixteen(executor, tmp_path, channels):
+    pixels = _noise(30, 20, channels, dtype=np.uint16)
+    pixels = pixels[..., 0] if channels == 1 else pixels
+    (tmp_path / "p.png").write_bytes(_png(executor, pixels))
+    photo = photographs.read_photograph(tmp_path / "p.png")
+    data = _enlarged(executor, photo).getvalue()
+    enlarged = tf.io.decode_png(data, dtype=tf.uint16).numpy()[1::4, 1::4]
+    colours = 1 if channels < 3 else 3
+    expected = pixels.reshape(30, 20, channels)[..., :colours]
+    np.testing.assert_array_equal(enlarged[..., :colours], expected)
+    assert enlarged.shape[-1] == channels
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_sixteen_bits_of_a_tiff_are_read(tmp_path, order, compression, channels):
+    tifffile = pytest.importorskip("tifffile")
+    pixels = _noise(30, 20, channels, dtype=np.uint16)
+    options = {"extrasamples": ["unassalpha"]} if channels == 4 else {}
+    tifffile.imwrite(
+        tmp_path / "p.tif",
+        pixels,
+        byteorder=order,
+        photometric="rgb",
+        compression=compression,
+        **options,
+    )
+    photo = photographs.read_photograph(tmp_path / "p.tif")
+    np.testing.assert_array_equal(photo.colours, pixels[..., :3])
+    if channels == 4:
+        np.testing.assert_array_equal(photo.alpha, pixels[..., 3])
+
+
+def test_sixteen_bits_that_are_read_as_8_are_noted(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    deep = _noise(30, 20, 4, dtype=np.uint16)
+    planes = {"photometric": "rgb", "planarconfig": "separate"}
+    rgb = np.moveaxis(deep[..., :3], -1, 0)
+    tifffile.imwrite(tmp_path / "planes.tif", rgb, compression="zlib", **planes)
+    tifffile.imwrite(tmp_path / "cmyk.tif", deep, photometric="separated")
+    (tmp_path / "p.ppm").write_bytes(b"P6 20 30 65535\n" + deep[..., :3].astype(">u2").tobytes())
+    photos = {path.stem: photographs.read_photograph(path) for path in tmp_path.iterdir()}
+    for photo in photos.values():
+        assert photo.colours.dtype == np.uint8
+        assert photo.notes == ("it has more than 8 bits, of which 8 are read",)
+    for name in ("planes", "p"):
+        difference = photos[name].colours - deep[..., :3] / 257
+        assert np.abs(difference).max() <= 1
+    tifffile.imwrite(tmp_path / "raw.tif", rgb, **planes)
+    with pytest.raises(ValueError, match="raw.tif: cannot be read .16 bits in planes"):
+        photographs.read_photograph(tmp_path / "raw.tif")
+
+
+def test_eight_bits_in_planes_and_ppm_are_read_without_a_note(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    pixels = photograph(30, 20)
+    rgb = np.moveaxis(pixels, -1, 0)
+    tifffile.imwrite(tmp_path / "p.tif", rgb, photometric="rgb", planarconfig="separate")
+    Image.fromarray(pixels).save(tmp_path / "p.ppm")
+    for name in ("p.tif", "p.ppm"):
+        photo = photographs.read_photograph(tmp_path / name)
+        np.testing.assert_array_equal(photo.colours, pixels)
+        assert photo.notes == ()
+
+
+def test_a_turned_16_bit_picture_is_turned_whole(executor, tmp_path):
+    exif = Image.Exif()
+    exif[ORIENTATION] = 8
+    pixels = _noise(6, 9, 3, dtype=np.uint16)
+    data = _png(executor, pixels, exif=exif.tobytes().removeprefix(b"Exif\0\0"))
+    (tmp_path / "p.png").write_bytes(data)
+    photo = photographs.read_photograph(tmp_path / "p.png")
+    np.testing.assert_array_equal(photo.colours, np.rot90(pixels))
+
+
+def test_the_one_transparent_colour_of_a_16_bit_png_becomes_alpha(executor, tmp_path):
+    pixels = np.full([4, 4, 3], 0x1234, np.uint16)
+    pixels[1, 2] = 0x1235
+    data = _png(executor, pixels)
+    key = b"tRNS" + 3 * b"\x12\x35"
+    chunk = PngImagePlugin.o32(6) + key + PngImagePlugin.o32(PngImagePlugin._crc32(key))
+    (tmp_path / "p.png").write_bytes(data[:33] + chunk + data[33:])
+    photo = photographs.read_photograph(tmp_path / "p.png")
+    assert photo.alpha[1, 2] == 0 and (photo.alpha == 65535).sum() == 15
+
+
+def test_sixteen_bits_go_through_the_network_at_full_depth():
+    generator = networks.build_generator(residual_blocks=1, filters=8)
+    ramp = np.linspace(20000, 21000, 40 * 40).reshape(40, 40).astype(np.uint16)
+    network, rgb = runtimes.compiled(generator), np.stack([ramp] * 3, axis=-1)
+    deep = upscaling.upscale(network, rgb, tile=39)
+    flat = upscaling.upscale(network, (rgb >> 8).astype(np.uint8))
+    assert deep.dtype == np.uint16
+    assert len(np.unique(deep)) > 500 and len(np.unique(flat)) < 60
+    assert np.abs(deep / 257 - flat).mean() < 3
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_alpha_is_enlarged_by_bicubic_without_seams(dtype):
+    alpha = _noise(50, 40, dtype=dtype)
+    photo = photographs.Photograph(_noise(50, 40, 3, dtype=dtype), alpha, b"", b"")
+    rows = np.concatenate(list(photographs.enlarged_rows(NEAREST, photo, tile=13)))
+    whole = Image.fromarray(alpha.astype(np.float32)).resize((160, 200), Image.Resampling.BICUBIC)
+    expected = np.clip(np.round(np.asarray(whole)), 0, np.iinfo(dtype).max)
+    # Pillow's sums depend a little on where its box begins.
+    assert np.abs(rows[..., 3] - expected).max() <= (1 if dtype == np.uint16 else 0)
+    np.testing.assert_array_equal(rows[::4, ::4, :3], photo.colours)
+
+
+def test_what_a_format_cannot_hold_is_said(executor):
+    clear = np.zeros([8, 8], np.uint16)
+    photo = photographs.Photograph(_noise(8, 8, 3, dtype=np.uint16), clear, b"x" * 70000, b"")
+    kept = photographs.fitted(photo, "jpg", 16)
+    assert kept.colours.dtype == np.uint8 and (kept.colours == 255).all() and kept.alpha is None
+    assert "over white" in kept.notes[0] and "8 bits" in kept.notes[1] and "EXIF" in kept.notes[2]
+    assert Image.open(_enlarged(executor, kept, "jpg")).mode == "RGB"
+    assert "8 bits" in photographs.fitted(photo, "tif", 16).notes[0]
+    assert photographs.fitted(photo, "png", 8).notes == ("this network takes 8 bits",)
+    assert photographs.fitted(photo, "png", 16) == photo
+    deep_gray = photographs.Photograph(_noise(8, 8, dtype=np.uint16), None, b"", b"")
+    small = np.asarray(Image.open(_enlarged(executor, deep_gray, "tif")))[::4, ::4]
+    np.testing.assert_array_equal(small, deep_gray.colours)
+
+
+def test_a_result_too_large_for_its_format_is_refused_before_the_work():
+    wide = photographs.Photograph(np.zeros([1, 4096, 3], np.uint8), None, b"", b"")
+    with pytest.raises(ValueError, match="16384x4 pixels are more than a .webp file can have"):
+        photographs.fitted(wide, "webp", 16)
+
+
+@pytest.mark.parametrize("ending", ["jpg", "webp"])
+def test_the_largest_size_of_a_format_is_what_pillow_writes(ending):
+    name, most = photographs.FORMATS[ending]
+    Image.new("RGB", (most, 1)).save(io.BytesIO(), name)
+    with pytest.raises((OSError, ValueError)):
+        Image.new("RGB", (most + 1, 1)).save(io.BytesIO(), name)
+
+
+def test_a_tiff_too_large_for_the_plain_kind_is_a_bigtiff(executor, monkeypatch):
+    exif = Image.Exif()
+    exif[MAKE] = "Lens Works"
+    exif.get_ifd(EXIF_IFD)[EXPOSURE] = 0.5
+    exif = exif.tobytes().removeprefix(b"Exif\0\0")
+    photo = photographs.Photograph(photograph(10, 20), None, exif, SRGB)
+    monkeypatch.setattr(photographs, "BIG_TIFF", 40 * 80 * 3)
+    assert _enlarged(executor, photo, "tif").read(4) == b"II*\0"
+    monkeypatch.setattr(photographs, "BIG_TIFF", 40 * 80 * 3 - 1)
+    file = _enlarged(executor, photo, "tif")
+    assert file.read(4) == b"II+\0"
+    result = Image.open(file)
+    np.testing.assert_array_equal(np.asarray(result)[::4, ::4], photo.colours)
+    kept = result.getexif()
+    assert kept[MAKE] == "Lens Works" and kept.get_ifd(EXIF_IFD)[EXPOSURE] == 0.5
+    assert result.info["icc_profile"] == SRGB
+
+
+def test_of_an_animation_the_first_frame_is_taken_with_a_note(tmp_path):
+    frames = [Image.fromarray(photograph(20, 20, seed)) for seed in range(3)]
+    frames[0].save(tmp_path / "p.webp", save_all=True, append_images=frames[1:], lossless=True)
+    photo = photographs.read_photograph(tmp_path / "p.webp")
+    assert photo.notes == ("the first of its frames is taken",)
+    np.testing.assert_array_equal(photo.colours, np.asarray(frames[0]))
+
+
+def test_what_cannot_be_read_is_named_in_one_line(tmp_path, monkeypatch):
+    Image.fromarray(photograph(100, 100)).save(tmp_path / "cut.jpg")
+    data = (tmp_path / "cut.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(data[: len(data) // 2])
+    (tmp_path / "text.png").write_text("no picture")
+    for name, reason in (("cut.jpg", "truncated"), ("text.png", "not a picture"), ("a", "no such")):
+        with pytest.raises(ValueError, match=f"{name}: cannot be read .*{reason}") as error:
+            photographs.read_photograph(tmp_path / name)
+        assert "\n" not in str(error.value)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4000)
+    (tmp_path / "bomb.jpg").write_bytes(data)
+    with pytest.raises(ValueError, match="bomb.jpg: more than .* allow them by --max_megapixels"):
+        photographs.read_photograph(tmp_path / "bomb.jpg")
+
+
+@pytest.fixture
+def nearest_weights(monkeypatch):
+    photographs._network.cache_clear()
+    monkeypatch.setattr(fastest, "load_network", lambda *_, **__: (NEAREST, "float32"))
+    yield
+    photographs._network.cache_clear()
+
+
+@pytest.mark.parametrize("shape", [(5, 6), (5, 6, 1), (5, 6, 2), (5, 6, 3), (5, 6, 4)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_from_python_arrays_become_arrays_of_their_kind(nearest_weights, shape, dtype):
+    picture = _noise(*shape, dtype=dtype)
+    sr = srgan_tf.upscale(picture)
+    assert sr.dtype == dtype and sr.shape == (20, 24, *shape[2:])
+    colours = {2: 1, 4: 3}.get(sr.shape[-1])
+    np.testing.assert_array_equal(sr[1::4, 1::4, ...][..., :colours], picture[..., :colours])
+
+
+def test_from_python_images_become_images(nearest_weights):
+    image = Image.fromarray(photograph(10, 20))
+    image.getexif()[ORIENTATION] = 6
+    image.info["icc_profile"] = SRGB
+    result = srgan_tf.upscale(image)
+    assert (result.mode, result.size) == ("RGB", (40, 80)) and result.info["icc_profile"] == SRGB
+    assert image.getexif()[ORIENTATION] == 6  # what was given stays as it is
+    assert srgan_tf.upscale(Image.fromarray(_noise(4, 4, dtype=np.uint16))).mode == "I;16"
+
+
+def test_from_python_16_bit_gray_with_a_transparent_value_becomes_8_bit_gray_and_alpha(
+    nearest_weights, tmp_path
+):
+    pixels = _noise(4, 5, dtype=np.uint16)
+    Image.fromarray(pixels).save(tmp_path / "p.png", transparency=int(pixels[1, 2]))
+    result = srgan_tf.upscale(Image.open(tmp_path / "p.png"))
+    assert (result.mode, result.size) == ("LA", (20, 16))
+    gray, alpha = np.moveaxis(np.asarray(result), -1, 0)
+    np.testing.assert_array_equal(gray[::4, ::4], np.round(pixels / 257))
+    assert alpha[6, 10] < 128 and alpha[14, 2] == 255
+
+
+def test_from_python_other_things_are_refused(nearest_weights):
+    with pytest.raises(TypeError, match="not list"):
+        srgan_tf.upscale([[1]])
+    for array in (np.zeros([4, 4]), np.zeros([4, 4, 5], np.uint8), np.zeros([4], np.uint8)):
+        with pytest.raises(ValueError, match="upscale takes uint8 or uint16"):
+            srgan_tf.upscale(array)
+    with pytest.raises(AttributeError, match="no attribute 'downscale'"):
+        _ = srgan_tf.downscale
