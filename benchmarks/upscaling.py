@@ -138,8 +138,8 @@ def take_part(name: str) -> None:
     from srgan_tf import upscaling
 
     network, facts = CONTENDERS[name]()
-    if not isinstance(network, upscaling.Network):
-        network = upscaling.Network(network, _REACH, 8, FLAGS.peers_tile)
+    if not isinstance(network, upscaling.Upscaler):
+        network = upscaling.Upscaler(network, _REACH, 8, FLAGS.peers_tile)
     pictures = np.load(Path(FLAGS.inputs, "pictures.npz"))
     answer = np.stack([upscaling.upscale(network, lr) for lr in pictures["validation_lr"]])
     lr = pictures["lr"]

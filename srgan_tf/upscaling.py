@@ -16,14 +16,14 @@ import numpy as np
 DEFAULT_TILE = 512
 
 
-class Network(NamedTuple):
+class Upscaler(NamedTuple):
     """What upscaling needs to know of a network.
 
     Attributes:
         call: from lr uint8 or uint16 [1, h, w, 3] to sr [1, 4h, 4w, 3], of the same type or floats
             in [-1, 1]; with a `tail`, to features float32 [1, h, w, channels]. What it gives may
             hold until the next call only.
-        reach: lr pixels that it looks at beyond an output pixel's own, to each side, the tail's
+        margin: lr pixels that it looks at beyond an output pixel's own, to each side, the tail's
             among them.
         bits: 16, or 8 where `call` takes uint8 only.
         tile: The most pixels of what `call` takes, height or width, that it gets at once unless
@@ -33,13 +33,13 @@ class Network(NamedTuple):
     """
 
     call: Callable[[np.ndarray], np.ndarray]
-    reach: int
+    margin: int
     bits: int = 16
     tile: int = DEFAULT_TILE
-    tail: "Network | None" = None
+    tail: "Upscaler | None" = None
 
 
-def upscale(network: Network, lr: np.ndarray, *, tile: int | None = None) -> np.ndarray:
+def upscale(network: Upscaler, lr: np.ndarray, *, tile: int | None = None) -> np.ndarray:
     """Upscales a picture by 4, in tiles where it is larger than one.
 
     Tiles of a picture all have one size, the smallest that covers it with as few tiles. The result
@@ -65,24 +65,24 @@ def upscale(network: Network, lr: np.ndarray, *, tile: int | None = None) -> np.
     return _joined(upscaled_pieces(network, lr, tile=tile), lr.shape, lr.dtype)
 
 
-def checked_tile(network: Network, tile: int | None, name: str = "this network") -> int:
+def checked_tile(network: Upscaler, tile: int | None, name: str = "this network") -> int:
     """Gives the tile that was asked for, or the network's own.
 
     Raises:
         ValueError: It is too small for the network, by this name.
     """
     tile = network.tile if tile is None else tile
-    least = 2 * network.reach + 1
+    least = 2 * network.margin + 1
     if tile < least:
         raise ValueError(
-            f"tiles of {tile} pixels are too small: {name} looks at {network.reach} pixels around "
+            f"tiles of {tile} pixels are too small: {name} looks at {network.margin} pixels around "
             f"each, so give --tile={3 * least}, or at least {least}, which is far slower"
         )
     return tile
 
 
 def upscaled_pieces(
-    network: Network, lr: np.ndarray, *, tile: int | None = None
+    network: Upscaler, lr: np.ndarray, *, tile: int | None = None
 ) -> Iterator[tuple[int, int, np.ndarray]]:
     """Upscales as `upscale` does and gives the result piece by piece, as it comes.
 
@@ -100,14 +100,14 @@ def upscaled_pieces(
     if lr.dtype == np.uint16 and network.bits == 8:
         raise ValueError("this network takes 8-bit pictures only, not uint16")
     tile = network.tile if tile is None else tile
-    spans = [_spans(length, tile, network.reach) for length in lr.shape[:2]]
+    spans = [_spans(length, tile, network.margin) for length in lr.shape[:2]]
     return _pieces(network, lr, *spans, lr.dtype)
 
 
 def _pieces(network, x, rows, columns, dtype):
     """Gives sr of lr or features x, tile by tile; a tail gets a window of the tile's features."""
     tail = network.tail
-    windows = [_windows(spans, tail.reach) if tail else spans for spans in (rows, columns)]
+    windows = [_windows(spans, tail.margin) if tail else spans for spans in (rows, columns)]
     for (top, bottom, first_row, end_row), (above, below, *_) in zip(rows, windows[0], strict=True):
         for (left, right, first_column, end_column), (before, behind, *_) in zip(
             columns, windows[1], strict=True
@@ -121,7 +121,7 @@ def _pieces(network, x, rows, columns, dtype):
                 )
             if tail:
                 y = y[above - top : below - top, before - left : behind - left]
-                spans = (_spans(length, tail.tile, tail.reach) for length in y.shape[:2])
+                spans = (_spans(length, tail.tile, tail.margin) for length in y.shape[:2])
                 y = _joined(_pieces(tail, y, *spans, dtype), y.shape, dtype)
             piece = y[
                 4 * (first_row - above) : 4 * (end_row - above),
@@ -138,28 +138,28 @@ def _joined(pieces: Iterable, shape: tuple[int, ...], dtype: np.dtype) -> np.nda
     return sr
 
 
-def _windows(spans: list[tuple[int, int, int, int]], reach: int) -> list[tuple[int, int]]:
+def _windows(spans: list[tuple[int, int, int, int]], margin: int) -> list[tuple[int, int]]:
     """Gives (start, end) of what a tail needs of each tile to fill its part, all of one size."""
     length = spans[-1][3]
-    needed = [(max(first - reach, 0), min(end + reach, length)) for _, _, first, end in spans]
+    needed = [(max(first - margin, 0), min(end + margin, length)) for _, _, first, end in spans]
     size = max(end - start for start, end in needed)
     starts = [min(start, length - size) for start, _ in needed]
     return [(start, start + size) for start in starts]
 
 
-def _spans(length: int, tile: int, reach: int) -> list[tuple[int, int, int, int]]:
+def _spans(length: int, tile: int, margin: int) -> list[tuple[int, int, int, int]]:
     """Cuts one axis: (start, end) of each tile and (first, end) of the part that it fills."""
     if length <= tile:
         return [(0, length, 0, length)]
-    if tile <= 2 * reach:
+    if tile <= 2 * margin:
         raise ValueError(
-            f"a tile of {tile} pixels is too small: this network looks at {reach} pixels around "
-            f"each, so a tile must have more than {2 * reach}"
+            f"a tile of {tile} pixels is too small: this network looks at {margin} pixels around "
+            f"each, so a tile must have more than {2 * margin}"
         )
-    count = math.ceil((length - 2 * reach) / (tile - 2 * reach))
-    size = math.ceil((length - 2 * reach) / count) + 2 * reach
-    starts = [min(i * (size - 2 * reach), length - size) for i in range(count)]
-    fills = [0, *(start + reach for start in starts[1:]), length]
+    count = math.ceil((length - 2 * margin) / (tile - 2 * margin))
+    size = math.ceil((length - 2 * margin) / count) + 2 * margin
+    starts = [min(i * (size - 2 * margin), length - size) for i in range(count)]
+    fills = [0, *(start + margin for start in starts[1:]), length]
     return [
         (start, start + size, first, end)
         for start, first, end in zip(starts, fills, fills[1:], strict=False)

@@ -18,7 +18,7 @@ from srgan_tf import upscaling
 ROOT = Path(__file__).parents[1]
 
 # Repeats pixels; says that it sees one around, so that pictures are cut into tiles.
-NEAREST = upscaling.Network(lambda lr: lr.repeat(4, axis=1).repeat(4, axis=2), reach=1)
+NEAREST = upscaling.Upscaler(lambda lr: lr.repeat(4, axis=1).repeat(4, axis=2), margin=1)
 
 SHARED = Path(os.environ.get("SRGAN_SHARED", Path(__file__).parents[2] / "shared"))
 

@@ -22,8 +22,8 @@ def test_the_matrix_is_the_antialiased_cubic_with_the_border_repeated(size_in, s
     expected = np.zeros((size_out, size_in))
     for row in range(size_out):
         centre = (row + 0.5) / scale - 0.5
-        reach = math.ceil(2 / stretch)
-        for sample in range(math.floor(centre) - reach, math.ceil(centre) + reach + 1):
+        margin = math.ceil(2 / stretch)
+        for sample in range(math.floor(centre) - margin, math.ceil(centre) + margin + 1):
             weight = _cubic((centre - sample) * stretch)
             expected[row, min(max(sample, 0), size_in - 1)] += weight
     expected /= expected.sum(axis=1, keepdims=True)

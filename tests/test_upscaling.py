@@ -40,8 +40,8 @@ def saved_model(generator, tmp_path_factory):
 
 
 def test_a_network_of_another_scale_is_refused():
-    twice = upscaling.Network(lambda x: x.repeat(2, axis=1).repeat(2, axis=2), reach=0)
-    tailed = upscaling.Network(lambda lr: lr, reach=0, tail=twice)
+    twice = upscaling.Upscaler(lambda x: x.repeat(2, axis=1).repeat(2, axis=2), margin=0)
+    tailed = upscaling.Upscaler(lambda lr: lr, margin=0, tail=twice)
     for network in (twice, tailed):
         with pytest.raises(ValueError, match="does not enlarge by 4: it makes 12x10 of 6x5"):
             upscaling.upscale(network, np.zeros([5, 6, 3], np.uint8))
@@ -89,8 +89,8 @@ def test_the_receptive_field_is_what_can_change_a_pixel(generator):
         # The four by four pixels of lr pixel (20, 20), squared so that nothing cancels by sign.
         value = tf.reduce_sum(tf.square(sr[:, 80:84, 80:84]))
     rows = np.flatnonzero(np.abs(tape.gradient(value, lr).numpy()).sum(axis=(0, 2, 3)))
-    reach = runtimes.receptive_field(generator)
-    assert (rows.min(), rows.max()) == (20 - reach, 20 + reach)
+    margin = runtimes.receptive_field(generator)
+    assert (rows.min(), rows.max()) == (20 - margin, 20 + margin)
 
 
 def test_a_network_that_sees_everything_is_refused():
@@ -140,7 +140,7 @@ def test_results_in_any_kind_of_float_become_levels(dtype):
 
     lr = _picture(5, 7)
     expected = lr.repeat(4, axis=0).repeat(4, axis=1)
-    sr = upscaling.upscale(upscaling.Network(call, reach=0), lr)
+    sr = upscaling.upscale(upscaling.Upscaler(call, margin=0), lr)
     assert sr.dtype == np.uint8 and _largest_difference(sr, expected) == 0
 
 
@@ -179,7 +179,7 @@ def test_what_is_no_rgb_picture_of_8_or_16_bits_is_refused(generator):
 def test_a_saved_model_gives_what_the_generator_gives(generator, saved_model):
     assert runtimes.is_exported(saved_model)
     network = runtimes.load_exported(saved_model)
-    assert network.reach == runtimes.receptive_field(generator)
+    assert network.margin == runtimes.receptive_field(generator)
     lr = _picture(40, 30)
     sr = upscaling.upscale(network, lr, tile=27)
     assert _largest_difference(sr, _levels(generator, lr)) <= 1
@@ -191,7 +191,7 @@ def test_a_tflite_file_gives_what_the_generator_gives(generator, tmp_path, dtype
     path = _tflite(generator, tmp_path / "generator.tflite", dtype)
     assert runtimes.is_exported(path)
     network = runtimes.load_exported(path)
-    assert network.reach == runtimes.receptive_field(generator)
+    assert network.margin == runtimes.receptive_field(generator)
     for size in ((40, 30), (12, 9)):
         lr = _picture(*size)
         sr = upscaling.upscale(network, lr, tile=27)

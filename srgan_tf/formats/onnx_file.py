@@ -75,8 +75,8 @@ def write_onnx(generator: keras.Model, path: str | os.PathLike) -> Path:
     opset = onnx.helper.make_opsetid("", 17)
     model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8)
     # For tiles, which must overlap by it.
-    reach = str(runtimes.receptive_field(generator))
-    onnx.helper.set_model_props(model, {"reach": reach})
+    margin = str(runtimes.receptive_field(generator))
+    onnx.helper.set_model_props(model, {"margin": margin})
     onnx.checker.check_model(model)
     with files.replacing(Path(path)) as beside:
         beside.write_bytes(model.SerializeToString())

@@ -22,7 +22,7 @@ _MARGIN = 1.25
 # around one: 1 by its first convolution, 1 and 2 of half the size by the others.
 _END_OF_TRUNK = "trunk_sum"
 _FEATURES = "features"
-_TAIL_REACH = 3
+_TAIL_MARGIN = 3
 # Together they take 0.9 GB.
 _TILE, _TAIL_TILE = 768, 192
 
@@ -168,12 +168,12 @@ def write(model: openvino.Model, path: str | os.PathLike) -> None:
         raise ValueError(f"{path}: cannot be written ({error})") from error
 
 
-def load(path: str | os.PathLike, reach: int, *, bfloat16: bool = False) -> upscaling.Network:
+def load(path: str | os.PathLike, margin: int, *, bfloat16: bool = False) -> upscaling.Upscaler:
     """Loads what `write` wrote.
 
     Args:
         path: The .xml file.
-        reach: As `runtimes.receptive_field` gives it.
+        margin: As `runtimes.receptive_field` gives it.
         bfloat16: Compute in it what is not in 8 bits, where the processor has it.
 
     Returns:
@@ -191,11 +191,11 @@ def load(path: str | os.PathLike, reach: int, *, bfloat16: bool = False) -> upsc
         trunk, tail = (_runner(core, part) for part in _parts(model))
     except (RuntimeError, StopIteration) as error:
         raise ValueError(f"{path}: not what srgan_tf wrote ({error})") from error
-    return upscaling.Network(
+    return upscaling.Upscaler(
         lambda lr: trunk(upscaling.as_float(lr)),
-        reach,
+        margin,
         tile=_TILE,
-        tail=upscaling.Network(tail, _TAIL_REACH, tile=_TAIL_TILE),
+        tail=upscaling.Upscaler(tail, _TAIL_MARGIN, tile=_TAIL_TILE),
     )
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @functools.lru_cache(maxsize=4)  # one trace for a generator, however many pictures follow
-def compiled(generator: keras.Model) -> upscaling.Network:
+def compiled(generator: keras.Model) -> upscaling.Upscaler:
     """Makes a generator, `networks.build_generator`'s or one of its kind, ready for `upscaling`.
 
     TensorFlow runs it; a tile that there is no memory for is a MemoryError.
@@ -46,7 +46,7 @@ def compiled(generator: keras.Model) -> upscaling.Network:
         except tf.errors.ResourceExhaustedError as error:
             raise upscaling.no_memory(lr) from error
 
-    return upscaling.Network(run, receptive_field(generator))
+    return upscaling.Upscaler(run, receptive_field(generator))
 
 
 def receptive_field(generator: keras.Model) -> int:
@@ -138,7 +138,7 @@ def _reach(
     return margins[network_input]
 
 
-def load_exported(path: str | os.PathLike) -> upscaling.Network:
+def load_exported(path: str | os.PathLike) -> upscaling.Upscaler:
     """Loads an exported generator: a SavedModel folder, a .tflite or an .onnx file.
 
     The SavedModel's `serving_default` takes and gives uint8 [N, h, w, 3] pictures (a float result
@@ -164,7 +164,7 @@ def is_exported(path: str | os.PathLike) -> bool:
     return path.suffix.lower() in (".tflite", ".onnx") or (path / "saved_model.pb").is_file()
 
 
-def _load_saved_model(path: Path) -> upscaling.Network:
+def _load_saved_model(path: Path) -> upscaling.Upscaler:
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
@@ -205,12 +205,12 @@ def _load_saved_model(path: Path) -> upscaling.Network:
             _refuse_spatial(operation.type, path)
         steps.append((inputs, outputs, factor, size))
     _refuse_skipped(steps, path)
-    reach = _reach(steps, frozen.inputs[0].name, frozen.outputs[0].name)
+    margin = _reach(steps, frozen.inputs[0].name, frozen.outputs[0].name)
     bits = 16 if spec.dtype == serve.structured_outputs[result].dtype == tf.float32 else 8
-    return upscaling.Network(call, reach, bits)
+    return upscaling.Upscaler(call, margin, bits)
 
 
-def _load_tflite(path: Path) -> upscaling.Network:
+def _load_tflite(path: Path) -> upscaling.Upscaler:
     try:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError as error:
@@ -250,7 +250,7 @@ def _load_tflite(path: Path) -> upscaling.Network:
     steps = _tflite_steps(path)
     _refuse_skipped(steps, path)
     bits = 16 if given["dtype"] == result["dtype"] == np.float32 else 8
-    return upscaling.Network(call, _reach(steps, given["index"], result["index"]), bits)
+    return upscaling.Upscaler(call, _reach(steps, given["index"], result["index"]), bits)
 
 
 def _tflite_steps(path: Path) -> list[tuple[list, list, int | Fraction, int]]:
@@ -279,7 +279,7 @@ def _tflite_steps(path: Path) -> list[tuple[list, list, int | Fraction, int]]:
     return steps
 
 
-def _load_onnx(path: Path) -> upscaling.Network:
+def _load_onnx(path: Path) -> upscaling.Upscaler:
     try:
         import onnxruntime
     except ImportError as error:
@@ -287,7 +287,7 @@ def _load_onnx(path: Path) -> upscaling.Network:
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         # The runtime does not show a network's operations.
-        reach = int(session.get_modelmeta().custom_metadata_map["reach"])
+        margin = int(session.get_modelmeta().custom_metadata_map["margin"])
     except Exception as error:  # the runtime's errors have no class in common
         raise ValueError(f"{path}: no .onnx file that export.py wrote ({error})") from error
     [given] = session.get_inputs()
@@ -300,7 +300,7 @@ def _load_onnx(path: Path) -> upscaling.Network:
                 raise upscaling.no_memory(lr, path) from error
             raise
 
-    return upscaling.Network(call, reach, 16)
+    return upscaling.Upscaler(call, margin, 16)
 
 
 def _beyond(kernel: int, dilation: int, stride: int = 1) -> int:

@@ -96,7 +96,7 @@ def plan(
 
 def run(
     jobs: Sequence[Job],
-    load: Callable[[int], tuple[upscaling.Network, str]],
+    load: Callable[[int], tuple[upscaling.Upscaler, str]],
     *,
     format: str = "png",
     quality: int = photographs.DEFAULT_QUALITY,

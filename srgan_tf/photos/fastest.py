@@ -38,7 +38,7 @@ def load_network(
     precision: str = "auto",
     bits: int = 8,
     say: Callable[[str], None] = lambda line: None,
-) -> tuple[upscaling.Network, str]:
+) -> tuple[upscaling.Upscaler, str]:
     """Loads a generator in the precision that is asked for, or in the fastest that costs nothing.
 
     On a GPU with tensor cores that is mixed float16, by TensorFlow. On a CPU the forms that it is
@@ -109,7 +109,7 @@ def _gpu_precision(gpu) -> str:
     return "float16" if capability >= (7, 0) else "float32"
 
 
-def _by_tensorflow(spec: str, precision: str) -> upscaling.Network:
+def _by_tensorflow(spec: str, precision: str) -> upscaling.Upscaler:
     """Makes a network that TensorFlow runs, its batch norms folded.
 
     XLA is left out: it compiles anew for each size of tile. What it would save on a GPU was not
@@ -134,7 +134,7 @@ def _by_tensorflow(spec: str, precision: str) -> upscaling.Network:
     return runtimes.compiled(mixed)
 
 
-def _kept(spec: str, precision: str, say: Callable[[str], None]) -> tuple[upscaling.Network, str]:
+def _kept(spec: str, precision: str, say: Callable[[str], None]) -> tuple[upscaling.Upscaler, str]:
     """Loads a form for the CPU by what is kept of it, and makes that if need be."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "srgan_tf")
     key = _key(weights.describe(spec)["sha256"])
@@ -166,7 +166,7 @@ def _files(folder: Path, key: str, form: str) -> list[Path]:
     return [folder / f"{key}-{form}.{ending}" for ending in ("xml", "bin")]
 
 
-def _load_kept(folder: Path, key: str, precision: str) -> tuple[upscaling.Network, str]:
+def _load_kept(folder: Path, key: str, precision: str) -> tuple[upscaling.Upscaler, str]:
     """Loads a form that is kept; any error says that it is missing or damaged."""
     # Here, so that the rest of the package runs without OpenVINO.
     from srgan_tf.formats import openvino_model
@@ -179,7 +179,7 @@ def _load_kept(folder: Path, key: str, precision: str) -> tuple[upscaling.Networ
     if [weights.file_sha256(path) for path in files] != figures["sha256"][form]:
         raise ValueError(f"{files[0]}: damaged")
     in_bfloat16 = precision == "bfloat16"
-    return openvino_model.load(files[0], figures["reach"], bfloat16=in_bfloat16), precision
+    return openvino_model.load(files[0], figures["margin"], bfloat16=in_bfloat16), precision
 
 
 def _choose(loss: dict[str, float], seconds: dict[str, float]) -> str:
@@ -191,7 +191,7 @@ def _make(layers: Mapping[str, folding.Layer], folder: Path, key: str) -> None:
     """Writes OpenVINO's forms, and as `key`.json how all forms compare."""
     from srgan_tf.formats import litert, openvino_model
 
-    reach = runtimes.receptive_field_of(layers)
+    margin = runtimes.receptive_field_of(layers)
     samples = [pictures.read_rgb(path) for path in pictures.sample_pictures()]
     statistics = {
         "float32": None,
@@ -201,19 +201,19 @@ def _make(layers: Mapping[str, folding.Layer], folder: Path, key: str) -> None:
     for form in _OPENVINO_FORMS:
         files = _files(folder, key, form)
         openvino_model.write(openvino_model.build(layers, statistics[form]), files[0])
-        networks[form] = openvino_model.load(files[0], reach)
+        networks[form] = openvino_model.load(files[0], margin)
         sha256[form] = [weights.file_sha256(path) for path in files]
     if _has_bfloat16():
         [path, _] = _files(folder, key, "float32")
-        networks["bfloat16"] = openvino_model.load(path, reach, bfloat16=True)
+        networks["bfloat16"] = openvino_model.load(path, margin, bfloat16=True)
     psnr, seconds = _compare(networks, [pictures.middle(s, 256) for s in samples[:_COMPARED]])
     loss = {form: psnr["float32"] - value for form, value in psnr.items()}
-    figures = {"loss": loss, "seconds": seconds, "sha256": sha256, "reach": reach}
+    figures = {"loss": loss, "seconds": seconds, "sha256": sha256, "margin": margin}
     (folder / f"{key}.json").write_text(json.dumps(figures, indent=2) + "\n")
 
 
 def _compare(
-    networks: dict[str, upscaling.Network], hrs: Sequence[np.ndarray]
+    networks: dict[str, upscaling.Upscaler], hrs: Sequence[np.ndarray]
 ) -> tuple[dict, dict]:
     """Measures mean PSNR and the seconds for one picture on hr 256x256."""
     psnr, seconds = {form: [] for form in networks}, {form: [] for form in networks}

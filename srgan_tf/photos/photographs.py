@@ -293,7 +293,7 @@ def _exif(image: Image.Image, size: tuple[int, int]) -> tuple[bytes, tuple[str, 
 
 
 def enlarged_rows(
-    network: upscaling.Network,
+    network: upscaling.Upscaler,
     photograph: Photograph,
     *,
     tile: int | None,

@@ -109,7 +109,7 @@ def test_a_tflite_file_gives_the_generators_pictures(generator, pairs, calibrati
     found = parity.compare(path, parity.reference(generator, pairs))
     assert parity.out_of_bounds(form, found) is None, found
     assert found.psnr > 15  # it is a picture
-    assert runtimes.load_exported(path).reach == runtimes.receptive_field(generator)
+    assert runtimes.load_exported(path).margin == runtimes.receptive_field(generator)
     assert [p.name for p in tmp_path.iterdir()] == ["generator.tflite"]
 
 
@@ -380,7 +380,7 @@ def test_an_onnx_file_gives_the_generators_pictures(generator, pairs, tmp_path):
     found = parity.compare(path, parity.reference(generator, pairs))
     assert found.worst <= 1
     network = runtimes.load_exported(path)
-    assert network.reach == runtimes.receptive_field(generator)
+    assert network.margin == runtimes.receptive_field(generator)
     axes = onnx.load(path).graph.input[0].type.tensor_type.shape.dim
     assert [axis.dim_param for axis in axes] == ["N", "h", "w", ""]
 
@@ -485,7 +485,7 @@ def test_a_flat_picture_counts_in_the_mean_of_psnr_and_hardly_in_pooled_errors(m
         psnr=np.array([metrics.psnr(enlarged(flat, 1), enlarged(flat, 0)),
                        metrics.psnr(enlarged(rough, 20), enlarged(rough, 0))]),
     )  # fmt: skip
-    network = upscaling.Network(lambda lr: enlarged(lr, 2 if lr.max() == 100 else 20), 0)
+    network = upscaling.Upscaler(lambda lr: enlarged(lr, 2 if lr.max() == 100 else 20), 0)
     monkeypatch.setattr(runtimes, "load_exported", lambda path: network)
     found = parity.compare(Path(__file__), expected)
     of_flat = -20 * np.log10(2)

@@ -32,7 +32,7 @@ def test_float32_gives_what_keras_gives(tmp_path, filters, bits):
     rng = np.random.default_rng(1)
     generator.set_weights([w + rng.uniform(0, 0.1, w.shape) for w in generator.get_weights()])
     network = _network(generator, tmp_path / "net.xml")
-    in_tiles = network._replace(tile=2 * network.reach + 5, tail=network.tail._replace(tile=11))
+    in_tiles = network._replace(tile=2 * network.margin + 5, tail=network.tail._replace(tile=11))
     for lr in (photograph(12, 20), photograph(9, 7), photograph(65, 41), photograph(65, 9)):
         lr = lr if bits == 8 else lr.astype(np.uint16) * 257
         expected = upscaling.upscale(runtimes.compiled(generator), lr)

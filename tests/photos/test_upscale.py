@@ -306,7 +306,7 @@ def test_a_failure_leaves_nothing_and_the_others_go_on(tmp_path, error, line):
         return NEAREST.call(lr)
 
     jobs = enlarge.plan([tmp_path])
-    failed, said, notes = _run(jobs, upscaling.Network(call, reach=1), tile=22)
+    failed, said, notes = _run(jobs, upscaling.Upscaler(call, margin=1), tile=22)
     assert failed == 1 and len(said) == 2
     assert notes == [f"{tmp_path / 'b.png'}: {line}"]
     assert _files(tmp_path) == ["a.png", "a_x4.png", "b.png", "c.png", "c_x4.png"]
@@ -347,7 +347,7 @@ def test_writers_that_fail_oddly_and_full_disks_leave_nothing(tmp_path, monkeypa
         path.touch()
         return FullDisk()
 
-    network = upscaling.Network(lambda lr: 1 / 0, reach=1)
+    network = upscaling.Upscaler(lambda lr: 1 / 0, margin=1)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", opened)
         failed, _, notes = _run(jobs[:1], network, format="tif")
@@ -362,7 +362,7 @@ from srgan_tf.photos import enlarge
 def call(lr):
     time.sleep(0.2)
     return lr.repeat(4, axis=1).repeat(4, axis=2)
-network = upscaling.Network(call, 1)
+network = upscaling.Upscaler(call, 1)
 enlarge.run(enlarge.plan(sys.argv[1:]), lambda bits: (network, ""), tile=12)
 """
 
@@ -412,7 +412,7 @@ def test_the_fast_forms_are_made_once_and_made_again_when_broken(tiny, cache, mo
     assert len(made) == 6
     network, precision = fastest.load_network(str(tiny))
     assert len(made) == 6 and precision in known["loss"]
-    assert network.reach == runtimes.receptive_field(generator)
+    assert network.margin == runtimes.receptive_field(generator)
 
 
 def test_the_fastest_form_that_costs_little_is_chosen():
@@ -536,7 +536,7 @@ _LARGE = """
 import resource, sys
 from srgan_tf import upscaling
 from srgan_tf.photos import enlarge
-network = upscaling.Network(lambda lr: lr.repeat(4, axis=1).repeat(4, axis=2), 40)
+network = upscaling.Upscaler(lambda lr: lr.repeat(4, axis=1).repeat(4, axis=2), 40)
 assert enlarge.run(enlarge.plan(sys.argv[1:]), lambda bits: (network, "")) == 0
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 """
