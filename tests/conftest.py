@@ -78,6 +78,24 @@ def run_script(load_script, capsys):
 
 
 @pytest.fixture(scope="session")
+def _chromium(tmp_path_factory):
+    import chromium
+
+    if not (chromium.BINARY.exists() and chromium.DRIVER.exists()):
+        pytest.skip("no Chromium: apt-get install chromium chromium-driver")
+    driver = chromium.Chromium(tmp_path_factory.mktemp("chromium"))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def browser(_chromium):
+    """A headless Chromium (`chromium.Chromium`) with empty logs, or a skip."""
+    _chromium.problems(), _chromium.requests()
+    return _chromium
+
+
+@pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of benchmark pictures and golden values (SRGAN_SHARED), or a skip."""
     if not (SHARED / "data" / "eval").is_dir():
