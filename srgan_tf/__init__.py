@@ -1,8 +1,15 @@
 """SRGAN (Ledig et al., CVPR 2017, arXiv 1609.04802) in TensorFlow and Keras."""
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from srgan_tf.photos.photographs import upscale
+
+__all__ = ["upscale"]
+
 
 def __getattr__(name: str):
-    """Gives `srgan_tf.upscale`, and loads what it needs for those alone who use it."""
+    """Returns `srgan_tf.upscale`, importing what it needs on first use."""
     if name == "upscale":
         from srgan_tf.photos.photographs import upscale
 

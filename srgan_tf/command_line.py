@@ -3,10 +3,12 @@
 import contextlib
 import datetime
 import os
+import runpy
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from absl import flags
 
@@ -134,3 +136,18 @@ def caught_signals() -> Iterator[list[int]]:
     finally:
         for signum, old in before.items():
             signal.signal(signum, old)
+
+
+def run_installed() -> None:
+    """Runs srgan-train, srgan-evaluate, srgan-upscale or srgan-export: the script of that name.
+
+    The script runs as `__main__`, as it does by its path, so that its help and its flags are the
+    same. A flagfile that is not found in the current folder is taken from the installed ones.
+    """
+    scripts = Path(__file__).parent / "scripts"
+    for position, argument in enumerate(sys.argv[1:], 1):
+        flag, equals, name = argument.rpartition("=")
+        if name.endswith(".flags") and not Path(name).exists() and (scripts / name).exists():
+            sys.argv[position] = f"{flag}{equals}{scripts / name}"
+    script = Path(sys.argv[0]).stem.removeprefix("srgan-")
+    runpy.run_module(f"srgan_tf.scripts.{script}", run_name="__main__", alter_sys=True)
