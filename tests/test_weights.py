@@ -71,7 +71,7 @@ def test_files_of_others_beside_weights_are_none_of_theirs(generator, tmp_path, 
     assert (card["name"], card["variant"]) == ("any", None)
     (tmp_path / "srresnet_mse" / "1").mkdir(parents=True)  # as export.py makes it
     monkeypatch.chdir(tmp_path)
-    assert weights.describe("srresnet_mse")["steps"] == 3000
+    assert weights.describe("srresnet_mse")["steps"] == 24000
 
 
 def test_what_cannot_be_loaded_is_named_in_one_line(generator, tmp_path):

@@ -121,7 +121,7 @@ def make_card(record: dict, scores: dict, final: Path) -> dict:
     flags_given = [
         f"--{name}={str(value).lower() if isinstance(value, bool) else value}"
         for name, value in config.items()
-        if value != usual[name] and name not in ("run_dir", "train_data", "val_data")
+        if value != usual.get(name) and name not in ("run_dir", "train_data", "val_data")
     ]
     variant = f"--variant={record['variant']}"
     script = record.get("script", "train.py")
