@@ -1,11 +1,11 @@
-"""Turns a run folder into weights that come with the package.
+"""Turns a run folder into bundled weights.
 
     python evaluate.py --data=Set5 --data=Set14 --weights=runs/srresnet-mse --out_dir=scores
     python tools/bundle_weights.py --run_dir=runs/srresnet-mse --scores=scores/scores.json \
         --name=srresnet_mse --data="400 photographs of BSDS500"
 
-writes srgan_tf/pretrained/srresnet_mse.weights.h5 (kernels of convolutions in float16, all else as
-it is) and its card, srresnet_mse.json.
+writes srgan_tf/pretrained/srresnet_mse.weights.h5 (convolution kernels in float16, everything else
+unchanged) and its card, srresnet_mse.json.
 """
 
 import dataclasses
@@ -24,15 +24,13 @@ from srgan_tf import command_line
 ROOT = Path(__file__).resolve().parents[1]
 PRETRAINED = ROOT / "srgan_tf" / "pretrained"
 FLAGS = flags.FLAGS
-flags.DEFINE_string("run_dir", None, "A finished run.", required=True)
+flags.DEFINE_string("run_dir", None, "The folder of a finished run.", required=True)
+flags.DEFINE_string("name", None, "The bundled name, for --weights.", required=True)
 flags.DEFINE_string(
-    "name", None, "Name of the weights, as --weights and so on take it.", required=True
+    "scores", None, "The scores.json that evaluate.py wrote for the run.", required=True
 )
 flags.DEFINE_string(
-    "scores", None, "scores.json that evaluate.py wrote for the run.", required=True
-)
-flags.DEFINE_string(
-    "data", None, "The training pictures in words: a path says nothing to others.", required=True
+    "data", None, "A description of the training pictures, not a path.", required=True
 )
 
 
@@ -47,16 +45,17 @@ def main(_) -> int:
         card = make_card(record, scores, final)
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{FLAGS.run_dir} is not a run's folder or {FLAGS.scores} not evaluate.py's ({error!r})"
+            f"{FLAGS.run_dir} is not a run folder, or {FLAGS.scores} not from evaluate.py "
+            f"({error!r})"
         ) from error
     target = PRETRAINED / f"{FLAGS.name}.weights.h5"
     PRETRAINED.mkdir(exist_ok=True)
-    # Not named like weights, which a kill would leave to be taken for bundled ones.
-    half, beside = target.with_suffix(".part"), target.with_suffix(".card.part")
+    # Not named like weights: after a kill they would be taken for bundled ones.
+    half, card_file = target.with_suffix(".part"), target.with_suffix(".card.part")
     card["sha256"] = weights.file_sha256(halve(final, half))
-    beside.write_text(json.dumps(card, indent=2) + "\n")
+    card_file.write_text(json.dumps(card, indent=2) + "\n")
     os.replace(half, target)
-    os.replace(beside, PRETRAINED / f"{FLAGS.name}.json")
+    os.replace(card_file, PRETRAINED / f"{FLAGS.name}.json")
     print(f"{target}: {target.stat().st_size / 1e6:.1f} MB")
     return 0
 
@@ -69,7 +68,7 @@ def _read(path: Path) -> dict:
 
 
 def halve(source: Path, target: Path) -> Path:
-    """Copies a .weights.h5 file with its convolution kernels as float16; Keras widens them again.
+    """Copies a .weights.h5 file with convolution kernels as float16, which Keras converts back.
 
     Slopes, biases and batch statistics are small and stay float32.
     """
@@ -93,19 +92,19 @@ def halve(source: Path, target: Path) -> Path:
 
 
 def make_card(record: dict, scores: dict, final: Path) -> dict:
-    """Says what a user should know of weights: how they came to be and what they score.
+    """Builds the card of trained weights: how they were trained and what they score.
 
     Args:
         record: The run's run.json.
-        scores: What evaluate.py wrote of the weights, under whatever name.
-        final: The weights' file.
+        scores: The contents of evaluate.py's scores.json, with the weights under any name.
+        final: The weights file.
 
     Returns:
         The card, for `json.dumps`.
 
     Raises:
-        OSError: There are no weights.
-        ValueError: The scores are of other weights.
+        OSError: The weights file cannot be read.
+        ValueError: The scores belong to other weights.
     """
     from srgan_tf import weights
     from srgan_tf.training import recipe
@@ -114,7 +113,7 @@ def make_card(record: dict, scores: dict, final: Path) -> dict:
     scored = [name for name, known in scores["methods"].items() if known.get("sha256") == digest]
     if not scored:
         raise ValueError(
-            f"{FLAGS.scores}: no scores of {final} as it is now, run evaluate.py on it (again)"
+            f"{FLAGS.scores}: no scores of the current {final}, run evaluate.py on it (again)"
         )
     config = record["config"]
     usual = {field.name: field.default for field in dataclasses.fields(recipe.Config)}

@@ -17,23 +17,23 @@ from srgan_tf import command_line
 
 ROOT = Path(__file__).parents[1]
 FLAGS = flags.FLAGS
-flags.DEFINE_multi_string("weights", ["srresnet_mse"], "As evaluate.py takes them, repeatable.")
+flags.DEFINE_multi_string("weights", ["srresnet_mse"], "As in evaluate.py, repeatable.")
 flags.DEFINE_string("out", str(ROOT / "docs" / "comparison.png"), "The picture to write.")
 
-# Top and left of what is shown of each sample photograph, in HR pixels, a multiple of 4.
+# Top and left of the detail of each sample photograph, in HR pixels, multiples of 4.
 _DETAILS = {"chelsea": (64, 112), "coffee": (80, 176)}
 _HEIGHT, _WIDTH, _GAP, _LABEL = 180, 240, 4, 22
 
 
 def main(_) -> int:
-    """Enlarges, cuts out, joins and writes."""
+    """Upscales, crops, joins and writes."""
     command_line.load_tensorflow()
     from srgan_tf import files, pictures
-    from srgan_tf.evaluation import scoring, sets
+    from srgan_tf.evaluation import methods, sets
 
     samples = {path.stem: path for path in pictures.sample_pictures()}
-    methods = scoring.load_methods(FLAGS.weights)
-    labels = ["LR", *(method.name for method in methods[1:]), "HR"]
+    loaded = methods.load_methods(FLAGS.weights)
+    labels = ["LR", *(method.name for method in loaded[1:]), "HR"]
     sheet = Image.new(
         "RGB",
         (len(labels) * (_WIDTH + _GAP) - _GAP, _LABEL + len(_DETAILS) * (_HEIGHT + _GAP) - _GAP),
@@ -45,8 +45,8 @@ def main(_) -> int:
         draw.text((column * (_WIDTH + _GAP) + _WIDTH // 2, 2), label, "black", font, "ma")
     for row, (name, (top, left)) in enumerate(_DETAILS.items()):
         lr, hr = sets.read_pair(sets.Pair(name, samples[name], None))
-        # The first method is nearest: that is how LR is shown.
-        for column, whole in enumerate([*(method.upscale(lr) for method in methods), hr]):
+        # The first method is nearest, which shows LR.
+        for column, whole in enumerate([*(method.upscale(lr) for method in loaded), hr]):
             detail = np.ascontiguousarray(whole[top : top + _HEIGHT, left : left + _WIDTH])
             place = column * (_WIDTH + _GAP), _LABEL + row * (_HEIGHT + _GAP)
             sheet.paste(Image.fromarray(detail), place)

@@ -1,4 +1,4 @@
-"""One HTML page to read an evaluation and to look at its pictures, without any network."""
+"""An evaluation as one HTML page with its tables and pictures, which needs no network."""
 
 import base64
 import html
@@ -12,9 +12,9 @@ import numpy as np
 from srgan_tf import files, pictures
 from srgan_tf.evaluation import scoring, tables
 
-# Above this the page refers to the pictures in the folder beside it instead of containing them.
+# Above this size the page links to the pictures in the folder beside it; below it embeds them.
 SELF_CONTAINED_BYTES = 30_000_000
-CROP = 64  # pixels of the original, each way
+CROP = 64  # pixels of the original on each side
 
 
 def write_report(results: scoring.Results, out_dir: str | os.PathLike) -> Path:
@@ -22,8 +22,8 @@ def write_report(results: scoring.Results, out_dir: str | os.PathLike) -> Path:
 
     Args:
         results: From `scoring.evaluate` with the same `out_dir`.
-        out_dir: Holds `pictures/`. The page contains these where it stays below 30 MB, and
-            otherwise must be moved together with this folder.
+        out_dir: Holds `pictures/`. The page embeds these if that keeps it below 30 MB, and
+            otherwise works only beside this folder.
 
     Returns:
         The page's path.
@@ -34,10 +34,10 @@ def write_report(results: scoring.Results, out_dir: str | os.PathLike) -> Path:
     embedded = shown if size <= SELF_CONTAINED_BYTES else []
     page = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
     parts = {
-        "tables": _tables(results),
-        "notes": _list([*tables.describe_sets(results), *tables.describe_methods(results)]),
-        "left_out": _left_out(results),
-        "data": _script_json(_data(results, out_dir, embedded)),
+        "tables": _tables_html(results),
+        "notes": _list_html([*tables.set_lines(results), *tables.method_lines(results)]),
+        "skipped": _skipped_html(results),
+        "data": _script_json(_viewer_data(results, out_dir, embedded)),
         "embedded": "\n".join(
             f'<script type="text/plain" id="file{i}">{_base64(out_dir / file)}</script>'
             for i, file in enumerate(embedded)
@@ -55,22 +55,22 @@ def _base64(path: Path) -> str:
 
 
 def _script_json(value) -> str:
-    """JSON that cannot end the script element it stands in."""
+    """JSON that cannot end the script element around it."""
     return json.dumps(tables.finite(value), separators=(",", ":")).replace("<", "\\u003c")
 
 
-def _list(lines: list[str]) -> str:
+def _list_html(lines: list[str]) -> str:
     return "<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in lines) + "</ul>"
 
 
-def _left_out(results: scoring.Results) -> str:
-    if not results.left_out:
+def _skipped_html(results: scoring.Results) -> str:
+    if not results.skipped:
         return ""
-    return f"<h2>Left out</h2>{_list(list(results.left_out))}"
+    return f"<h2>Skipped</h2>{_list_html(list(results.skipped))}"
 
 
-def _tables(results: scoring.Results) -> str:
-    """A table of means for each set, the paper's figure in parentheses after ours."""
+def _tables_html(results: scoring.Results) -> str:
+    """A table of means for each set, with the paper's figures in parentheses."""
     means, counts, measures = results.means(), results.counts(), results.measures()
     heads = "".join(f'<th scope="col">{html.escape(scoring.MEASURES[m])}</th>' for m in measures)
     texts = []
@@ -93,8 +93,8 @@ def _tables(results: scoring.Results) -> str:
     return "\n".join(texts)
 
 
-def _data(results: scoring.Results, out_dir: Path, embedded: list[str]) -> dict:
-    """What the page's script shows: for each picture its size, scores, crop and files."""
+def _viewer_data(results: scoring.Results, out_dir: Path, embedded: list[str]) -> dict:
+    """The data of the page's script: for each picture its size, scores, crop and files."""
     places = {file: f"#file{i}" for i, file in enumerate(embedded)}
     methods, measures = [method.name for method in results.methods], results.measures()
     by_picture: dict = {}
@@ -124,7 +124,7 @@ def _data(results: scoring.Results, out_dir: Path, embedded: list[str]) -> dict:
 
 
 def _hardest_crop(bicubic: np.ndarray, hr: np.ndarray) -> list[int]:
-    """The centre (x, y) of the crop where bicubic is furthest from the original."""
+    """The centre (x, y) of the crop where bicubic differs most from the original."""
     error = np.square(bicubic.astype(np.float64) - hr)
     error = error if error.ndim == 2 else error.sum(axis=-1)
     size = min(CROP, *error.shape)

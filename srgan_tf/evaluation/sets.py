@@ -14,18 +14,27 @@ from srgan_tf import pictures, resize
 
 SAMPLE = "sample"
 
-# Pixels each way: the least multiples of 4 that leave room for Wang's window and for AlexNet.
+# Pixels on each side: the smallest multiples of 4 that leave room for Wang's window and AlexNet.
 SMALLEST, SMALLEST_LPIPS = 20, 32
 
-_PICTURES = "pictures"  # the folder in out_dir
+KEPT_PICTURES = "pictures"  # the folder in out_dir with kept results
 
 
 class Pair(NamedTuple):
-    """One picture of a set: the original and, where the set brings it, its LR file."""
+    """The files of one picture: the original and, where the set has one, its LR file."""
 
     name: str
     hr: Path
     lr: Path | None
+
+
+class Picture(NamedTuple):
+    """One picture of a set, as `read_pair` returns it."""
+
+    set: str
+    name: str
+    lr: np.ndarray
+    hr: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,18 +42,18 @@ class EvaluationSet:
     """Pictures to score on.
 
     Attributes:
-        name: As it stands in the tables, the folder's name.
-        folder: Where it is.
+        name: As shown in the tables, the folder's name.
+        folder: Its path.
         pairs: The pictures, sorted by name.
         lr: Where LR comes from, in words.
-        left_out: A line for each file that has no partner.
+        skipped: A line for each file that has no counterpart.
     """
 
     name: str
     folder: str
     pairs: Sequence[Pair]
     lr: str
-    left_out: Sequence[str] = ()
+    skipped: Sequence[str] = ()
 
 
 def open_sets(
@@ -55,30 +64,30 @@ def open_sets(
     Args:
         specs: Folders with `HR/` and perhaps `LR_x4/`, or folders of HR pictures, or "sample" for
             the photographs that scikit-image carries.
-        out_dir: As in `evaluate`: what is kept there is no original.
+        out_dir: As in `evaluate`: pictures kept there are not originals.
 
     Returns:
-        One set for each, with names that differ.
+        One set for each distinct spec, with distinct names.
 
     Raises:
-        FileNotFoundError: There is no such folder.
-        ValueError: A folder has no pictures, or is where `out_dir` keeps its own.
+        FileNotFoundError: A folder does not exist.
+        ValueError: A folder has no pictures, or `out_dir` keeps its own pictures there.
     """
-    once = {os.path.realpath(spec): spec for spec in specs}
-    kept = None if out_dir is None else Path(out_dir, _PICTURES).resolve()
-    sets = [_open_set(spec, kept) for spec in once.values()]
+    distinct = {os.path.realpath(spec): spec for spec in specs}
+    kept = None if out_dir is None else Path(out_dir, KEPT_PICTURES).resolve()
+    sets = [_open_set(spec, kept) for spec in distinct.values()]
     names = [s.name for s in sets]
     return [dataclasses.replace(s, name=s.folder) if names.count(s.name) > 1 else s for s in sets]
 
 
 def _open_set(spec: str, kept: Path | None) -> EvaluationSet:
-    made = "made from HR by Matlab's bicubic"
+    made = "made from HR with Matlab's bicubic"
     if spec == SAMPLE:
         pairs = [Pair(path.stem, path, None) for path in pictures.sample_pictures()]
         return EvaluationSet(SAMPLE, SAMPLE, pairs, made)
     folder = Path(spec)
     if kept and folder.resolve().is_relative_to(kept):
-        raise ValueError(f"{folder}: scores keep their own pictures there, give another --out_dir")
+        raise ValueError(f"{folder}: results are kept there, choose another --out_dir")
     name = folder.resolve().name
     hr_folder, lr_folder = folder / "HR", folder / "LR_x4"
     if not hr_folder.is_dir():
@@ -93,21 +102,21 @@ def _open_set(spec: str, kept: Path | None) -> EvaluationSet:
     small = {re.sub("x4$", "", stem) if stem not in originals else stem: path
              for stem, path in _by_name(lr_folder, kept).items()}  # fmt: skip
     pairs = [Pair(name, path, small[name]) for name, path in originals.items() if name in small]
-    left_out = [
+    skipped = [
         f"{path}: no picture of this name in {lr_folder}"
         for name, path in originals.items()
         if name not in small
     ]
-    left_out += [
+    skipped += [
         f"{path}: no picture of this name in {hr_folder}"
         for name, path in small.items()
         if name not in originals
     ]
-    return EvaluationSet(name, str(folder), pairs, "from LR_x4", left_out)
+    return EvaluationSet(name, str(folder), pairs, "from LR_x4", skipped)
 
 
 def _by_name(folder: Path, kept: Path | None) -> dict[str, Path]:
-    """Pictures by path below the folder, without ending (with it where two would be the same)."""
+    """Pictures by path below the folder, without suffix (with it where two would be the same)."""
     found = pictures.find_pictures(folder)
     if kept:
         found = [path for path in found if not path.resolve().is_relative_to(kept)]
@@ -120,17 +129,17 @@ def _by_name(folder: Path, kept: Path | None) -> dict[str, Path]:
 
 
 def read_pair(pair: Pair, smallest: int = SMALLEST) -> tuple[np.ndarray, np.ndarray]:
-    """Reads a picture for scoring, its sides cut to a multiple of 4.
+    """Reads a picture for scoring, its sides cropped to a multiple of 4.
 
     Args:
         pair: From an `EvaluationSet`.
-        smallest: Pixels that the original must have each way.
+        smallest: Pixels that the original must have on each side.
 
     Returns:
         lr and hr, uint8 [h, w, 3] and [4h, 4w, 3], or [h, w] where the file is grayscale.
 
     Raises:
-        ValueError: A file cannot be read, is too small or does not fit the other; names the file.
+        ValueError: A file cannot be read, is too small or does not match the other; names the file.
     """
     hr = pictures.read_scoring(pair.hr)
     height, width = (side // 4 * 4 for side in hr.shape[:2])

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from srgan_tf import files, provenance
-from srgan_tf.evaluation import scoring
+from srgan_tf.evaluation import methods, scoring
 
 # The paper's tables 1 to 3 (arXiv 1609.04802v5): PSNR and SSIM at x4.
 PAPER = {
@@ -41,10 +41,10 @@ PAPER = {
 }
 
 
-def paper_scores(set_name: str, method: scoring.Method) -> dict[str, float]:
-    """The paper's PSNR and SSIM of a method on a set, as {measure: value}; empty if it has none."""
+def paper_scores(set_name: str, method: methods.Method) -> dict[str, float]:
+    """The paper's PSNR and SSIM of a method on a set, as {measure: value}; may be empty."""
     known = {name.lower(): figures for name, figures in PAPER.items()}.get(set_name.lower(), {})
-    variant = method.provenance.get("variant") if method.provenance else method.name
+    variant = method.card.get("variant") if method.card else method.name
     return dict(zip(("psnr", "ssim"), known.get(variant, ()), strict=False))
 
 
@@ -53,28 +53,28 @@ def format_score(measure: str, value: float) -> str:
     return f"{value:.2f}" if measure == "psnr" else f"{value:.4f}"
 
 
-def describe_methods(results: scoring.Results) -> list[str]:
-    """A line for each set of weights: what was trained, for how long, with which VGG."""
+def method_lines(results: scoring.Results) -> list[str]:
+    """A line for each set of weights: its variant, steps, VGG, hash and path."""
     lines = []
     for method in results.methods:
-        if known := method.provenance:
-            steps = known.get("steps")
+        if card := method.card:
+            steps = card.get("steps")
             facts = [
-                known.get("variant") or "variant not known",
-                "steps not known" if steps is None else f"{steps:,} steps",
-                _describe_vgg(known),
+                card.get("variant") or "variant unknown",
+                "steps unknown" if steps is None else f"{steps:,} steps",
+                _vgg_text(card),
                 f"sha256 {method.sha256[:12]}",
-                str(known["path"]),
+                str(card["path"]),
             ]
             lines.append(f"{method.name}: {', '.join(facts)}")
     return lines
 
 
-def _describe_vgg(known: dict) -> str:
-    if not known.get("variant"):
-        return "VGG not known"
-    note = " (not comparable with the paper)" if known["vgg"] == "hed" else ""
-    return f"VGG: {known['vgg'] or 'none'}{note}"
+def _vgg_text(card: dict) -> str:
+    if not card.get("variant"):
+        return "VGG unknown"
+    note = " (not comparable with the paper)" if card["vgg"] == "hed" else ""
+    return f"VGG: {card['vgg'] or 'none'}{note}"
 
 
 def heading(set_name: str, count: int) -> str:
@@ -82,8 +82,8 @@ def heading(set_name: str, count: int) -> str:
     return f"{set_name}, {count} picture{'' if count == 1 else 's'}"
 
 
-def describe_sets(results: scoring.Results) -> list[str]:
-    """A line for each set: how many pictures, and where their LR comes from."""
+def set_lines(results: scoring.Results) -> list[str]:
+    """A line for each set: the number of its pictures and where their LR comes from."""
     counts = results.counts()
     return [f"{heading(s.name, counts[s.name])}, LR {s.lr}" for s in results.sets]
 
@@ -115,7 +115,7 @@ def terminal_table(results: scoring.Results) -> str:
         theirs = [formatted(paper_scores(name, method)) for name in names]
         if any(theirs):
             lines.append(line(paper, theirs))
-    lines += ["", *describe_sets(results), *describe_methods(results)]
+    lines += ["", *set_lines(results), *method_lines(results)]
     return "\n".join(text.rstrip() for text in lines)
 
 
@@ -125,7 +125,7 @@ def write_scores(results: scoring.Results, out_dir: str | os.PathLike, flags: di
     Args:
         results: From `evaluate`.
         out_dir: An existing folder.
-        flags: What the evaluation was asked for, to be written down.
+        flags: The flags of the evaluation, to be recorded.
     """
     out_dir = Path(out_dir)
     measures = results.measures()
@@ -146,20 +146,20 @@ def write_scores(results: scoring.Results, out_dir: str | os.PathLike, flags: di
             s.name: {"folder": s.folder, "pictures": counts[s.name], "lr": s.lr}
             for s in results.sets
         },
-        "methods": {method.name: method.provenance for method in results.methods},
+        "methods": {method.name: method.card for method in results.methods},
         "means": means,
         "paper": {
             s.name: {m.name: paper for m in results.methods if (paper := paper_scores(s.name, m))}
             for s in results.sets
         },
-        "left_out": results.left_out,
+        "left_out": results.skipped,
     }
     text = json.dumps(finite(document), indent=2) + "\n"
     files.write_text(out_dir / "scores.json", text)
 
 
 def finite(value):
-    """Replaces what JSON cannot say, the infinite PSNR of equal pictures, by None."""
+    """Replaces what JSON cannot express, the infinite PSNR of equal pictures, with None."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

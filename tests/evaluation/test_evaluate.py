@@ -19,6 +19,7 @@ from PIL import Image
 
 from srgan_tf import command_line, metrics, pictures, resize, weights
 from srgan_tf.evaluation import report, scoring, tables
+from srgan_tf.evaluation.methods import Method, load_methods, match_channels, nearest
 from srgan_tf.evaluation.sets import open_sets
 from srgan_tf.formats import exporting
 
@@ -49,13 +50,13 @@ def _rows(out_dir):
 
 
 def _counting(method, calls):
-    """A copy of a method that writes down its calls."""
+    """A copy of a method that records its calls."""
 
     def upscale(lr):
         calls.append(lr.shape)
         return method.upscale(lr)
 
-    return scoring.Method(method.name, upscale, method.sha256, method.provenance)
+    return Method(method.name, upscale, method.sha256, method.card)
 
 
 def _interrupt(*_, **__):
@@ -68,25 +69,25 @@ def test_without_arguments_the_sample_pictures_are_scored(evaluate, monkeypatch)
     monkeypatch.setattr(pictures, "sample_pictures", lambda: few)
     code, out, err = evaluate()
     assert code == 0
-    assert "sample, 2 pictures, LR made from HR by Matlab's bicubic" in out
+    assert "sample, 2 pictures, LR made from HR with Matlab's bicubic" in out
     assert "nearest " in out and "bicubic " in out
 
 
 @pytest.mark.parametrize("name", ["Set5", "Set14", "BSD100"])
-def test_nearest_and_bicubic_agree_with_the_papers_rows(shared, name):
+def test_nearest_and_bicubic_match_the_papers_rows(shared, name):
     sets = open_sets([str(shared / "data/eval" / name)])
-    methods = scoring.load_methods([], tile=64)
+    methods = load_methods([], tile=64)
     results = scoring.evaluate(sets, methods)
-    assert not results.left_out
+    assert not results.skipped
     assert results.counts() == {name: {"Set5": 5, "Set14": 14, "BSD100": 100}[name]}
     for method in methods:
         ours, paper = results.means()[name][method.name], tables.PAPER[name][method.name]
-        # The paper prints two decimals, and so do we before we compare.
+        # The paper's figures have two decimals, so ours are rounded to two.
         assert round(ours["psnr"], 2) == pytest.approx(paper[0], abs=0.02 + 1e-9)
         assert ours["ssim"] == pytest.approx(paper[1], abs=0.001)
 
 
-def test_lr_made_here_scores_as_a_sets_own_files_do(tmp_path, flat_set):
+def test_lr_made_here_scores_the_same_as_a_sets_own_lr_files(tmp_path, flat_set):
     for path in flat_set.iterdir():
         hr = pictures.read_rgb(path)
         height, width = hr.shape[0] // 4 * 4, hr.shape[1] // 4 * 4
@@ -94,18 +95,18 @@ def test_lr_made_here_scores_as_a_sets_own_files_do(tmp_path, flat_set):
         _save(tmp_path / "paired" / "HR" / path.name, hr[:height, :width])
         _save(tmp_path / "paired" / "LR_x4" / path.with_stem(f"{path.stem}x4").name, lr)
     sets = open_sets([str(flat_set), str(tmp_path / "paired")])
-    results = scoring.evaluate(sets, scoring.load_methods([], tile=64))
-    assert not results.left_out
+    results = scoring.evaluate(sets, load_methods([], tile=64))
+    assert not results.skipped
     means = results.means()
     assert means["flat"] == means["paired"]
-    assert [s.lr for s in sets] == ["made from HR by Matlab's bicubic", "from LR_x4"]
+    assert [s.lr for s in sets] == ["made from HR with Matlab's bicubic", "from LR_x4"]
 
 
 def test_a_set_named_twice_counts_once(flat_set):
     assert len(open_sets([str(flat_set), f"{flat_set}/", str(flat_set)])) == 1
 
 
-def test_sets_of_one_name_are_told_apart(tmp_path):
+def test_sets_of_the_same_name_are_named_by_their_folders(tmp_path):
     for parent in "ab":
         _save(tmp_path / parent / "Set5" / "one.png", photograph(32, 32))
     sets = open_sets([str(tmp_path / parent / "Set5") for parent in "ab"])
@@ -113,7 +114,7 @@ def test_sets_of_one_name_are_told_apart(tmp_path):
 
 
 @pytest.mark.parametrize("out_dir", ["photos/scores", "photos"])
-def test_pictures_kept_among_the_originals_are_not_scored(evaluate, tmp_path, monkeypatch, out_dir):
+def test_results_kept_among_the_originals_are_not_scored(evaluate, tmp_path, monkeypatch, out_dir):
     monkeypatch.chdir(tmp_path)
     _save(Path("photos/one.png"), photograph(32, 32))
     arguments = ["--data=photos", "--weights=", f"--out_dir={out_dir}"]
@@ -122,33 +123,33 @@ def test_pictures_kept_among_the_originals_are_not_scored(evaluate, tmp_path, mo
         assert code == 0 and "photos, 1 picture," in out
 
 
-def test_a_folder_that_is_to_keep_pictures_is_not_scored(evaluate, tmp_path):
+def test_the_folder_of_kept_results_is_refused_as_a_set(evaluate, tmp_path):
     _save(tmp_path / "pictures/one.png", photograph(32, 32))
     code, _, err = evaluate(f"--data={tmp_path}/pictures", "--weights=", f"--out_dir={tmp_path}")
     assert code == 1
-    assert err.endswith("scores keep their own pictures there, give another --out_dir\n")
+    assert err.endswith("results are kept there, choose another --out_dir\n")
 
 
 def test_a_grayscale_file_is_scored_on_its_own_values(tmp_path, tiny):
     hr = photograph(48, 40)[..., 0]
     _save(tmp_path / "gray" / "one.png", hr)
-    methods = scoring.load_methods([str(tiny)], tile=64)
+    methods = load_methods([str(tiny)], tile=64)
     results = scoring.evaluate(open_sets([str(tmp_path / "gray")]), methods)
     lr = resize.imresize(hr, (12, 10))
     scores = {row.method: row.scores for row in results.rows}
     assert scores["bicubic"]["psnr"] == metrics.psnr(resize.imresize(lr, (48, 40)), hr)
-    # A network that starts as nearest neighbour gives about the same gray in three channels.
+    # A network that starts as nearest neighbor produces about the same gray in three channels.
     assert scores["tiny"]["psnr"] == pytest.approx(scores["nearest"]["psnr"], abs=1)
 
 
-def test_colour_for_a_gray_original_is_turned_gray_and_gray_for_a_colour_one_repeated():
+def test_results_are_converted_to_the_channels_of_the_original():
     colour = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [7, 7, 7]]], np.uint8)
-    gray = scoring._like(colour, colour[..., 0])
+    gray = match_channels(colour, colour[..., 0])
     np.testing.assert_array_equal(gray, [[76, 150, 29, 7]])
-    np.testing.assert_array_equal(scoring._like(gray, colour)[..., 2], gray)
+    np.testing.assert_array_equal(match_channels(gray, colour)[..., 2], gray)
 
 
-def test_what_cannot_be_scored_is_named_and_the_rest_is_scored(evaluate, tmp_path):
+def test_pictures_that_cannot_be_scored_are_named_and_skipped(evaluate, tmp_path):
     folder = tmp_path / "set"
     for name in ("good", "lonely", "mismatched"):
         _save(folder / "HR" / f"{name}.png", photograph(40, 40))
@@ -162,8 +163,8 @@ def test_what_cannot_be_scored_is_named_and_the_rest_is_scored(evaluate, tmp_pat
     code, out, err = evaluate(f"--data={folder}", "--weights=", f"--out_dir={tmp_path / 'out'}")
     assert code == 2
     assert "set, 1 picture, LR from LR_x4" in out
-    left_out = [line for line in err.splitlines() if line.startswith("left out: ")]
-    assert len(left_out) == 5
+    skipped = [line for line in err.splitlines() if line.startswith("skipped: ")]
+    assert len(skipped) == 5
     for name, reason in {
         "HR/broken.png": "cannot be read",
         "HR/lonely.png": "no picture of this name in",
@@ -171,14 +172,14 @@ def test_what_cannot_be_scored_is_named_and_the_rest_is_scored(evaluate, tmp_pat
         "LR_x4/mismatched.png": "11x10 is not a quarter of its original's 40x40",
         "HR/small.png": "too small to score (16x40, at least 20x20)",
     }.items():
-        [line] = [line for line in left_out if str(folder / name) in line]
+        [line] = [line for line in skipped if str(folder / name) in line]
         assert reason in line
     document = json.loads((tmp_path / "out/scores.json").read_text())
     assert len(document["left_out"]) == 5
     assert "LR_x4/orphan.png" in (tmp_path / "out/report.html").read_text()
 
 
-def test_a_picture_that_a_network_fails_on_is_left_out_for_all_methods(
+def test_a_picture_that_one_method_fails_on_is_skipped_for_all_methods(
     evaluate, tmp_path, monkeypatch
 ):
     failures = {
@@ -190,7 +191,7 @@ def test_a_picture_that_a_network_fails_on_is_left_out_for_all_methods(
     def fail(lr):
         if 4 * len(lr) in failures:
             raise failures[4 * len(lr)][0]
-        return scoring.nearest(lr)
+        return nearest(lr)
 
     psnr = metrics.psnr
 
@@ -202,9 +203,9 @@ def test_a_picture_that_a_network_fails_on_is_left_out_for_all_methods(
     for size in (*failures, 48, 52):
         _save(tmp_path / "set" / f"{size}.png", photograph(size, 32))
     card = {"name": "broken", "path": "somewhere"}
-    broken = scoring.Method("broken", fail, "its hash", card)
-    methods = [*scoring.load_methods([], tile=64), broken]
-    monkeypatch.setattr(scoring, "load_methods", lambda *_, **__: methods)
+    broken = Method("broken", fail, "its hash", card)
+    methods = [*load_methods([], tile=64), broken]
+    monkeypatch.setattr("srgan_tf.evaluation.methods.load_methods", lambda *_, **__: methods)
     monkeypatch.setattr(metrics, "psnr", score)
     out_dir = tmp_path / "out"
     code, out, err = evaluate(f"--data={tmp_path / 'set'}", f"--out_dir={out_dir}")
@@ -212,13 +213,13 @@ def test_a_picture_that_a_network_fails_on_is_left_out_for_all_methods(
     assert [(row["picture"], row["method"]) for row in _rows(out_dir)] == [
         ("52", "nearest"), ("52", "bicubic"), ("52", "broken")
     ]  # fmt: skip
-    left_out = [line for line in err.splitlines() if line.startswith("left out: ")]
-    assert len(left_out) == 4 and left_out[-1].endswith("48.png: cannot be scored (too large)")
-    for line, (size, (_, reason)) in zip(left_out, failures.items(), strict=False):
+    skipped = [line for line in err.splitlines() if line.startswith("skipped: ")]
+    assert len(skipped) == 4 and skipped[-1].endswith("48.png: cannot be scored (too large)")
+    for line, (size, (_, reason)) in zip(skipped, failures.items(), strict=False):
         assert f"{size}.png: cannot be upscaled by broken (" in line and reason in line
 
 
-def test_tiles_that_are_too_small_are_refused_before_anything_is_scored(evaluate, tiny):
+def test_a_tile_that_is_too_small_is_refused_before_scoring(evaluate, tiny):
     code, _, err = evaluate(f"--weights={tiny}", "--tile=20")
     assert code == 1
     assert err.endswith(
@@ -226,7 +227,7 @@ def test_tiles_that_are_too_small_are_refused_before_anything_is_scored(evaluate
     )
 
 
-def test_nothing_to_score_is_an_error(evaluate, tmp_path):
+def test_no_scored_picture_is_an_error(evaluate, tmp_path):
     _save(tmp_path / "set" / "small.png", photograph(8, 8))
     code, _, err = evaluate(f"--data={tmp_path / 'set'}", "--weights=")
     assert code == 1
@@ -243,14 +244,14 @@ def test_nothing_to_score_is_an_error(evaluate, tmp_path):
         (["--fresh"], "error: --fresh needs --out_dir"),
     ],
 )
-def test_a_users_mistake_is_one_line_and_exit_code_1(evaluate, tmp_path, arguments, message):
+def test_a_wrong_flag_is_reported_in_one_line(evaluate, tmp_path, arguments, message):
     code, out, err = evaluate(*(argument.format(tmp=tmp_path) for argument in arguments))
     assert code == 1 and not out
     [line] = err.splitlines()
     assert message in line
 
 
-def test_scores_and_where_they_come_from_are_written(evaluate, flat_set, tiny, tmp_path):
+def test_scores_are_written_with_their_metadata(evaluate, flat_set, tiny, tmp_path):
     card = {"variant": "SRGAN-VGG54", "steps": 1234, "vgg": "hed"}
     given = shutil.copy(tiny, tmp_path)
     (tmp_path / "tiny.json").write_text(json.dumps(card))
@@ -276,13 +277,13 @@ def test_scores_and_where_they_come_from_are_written(evaluate, flat_set, tiny, t
     assert document["paper"]["Set5"]["tiny"] == {"psnr": 29.40, "ssim": 0.8472}
 
 
-def test_an_interrupted_evaluation_goes_on_where_it_stopped(flat_set, tmp_path, tiny):
+def test_an_interrupted_evaluation_resumes(flat_set, tmp_path, tiny):
     sets = open_sets([str(flat_set)])
-    methods = scoring.load_methods([str(tiny)], tile=64)
+    methods = load_methods([str(tiny)], tile=64)
     whole = scoring.evaluate(sets, methods)
 
     calls = []
-    stopping = [*methods[:2], scoring.Method("tiny", _interrupt, methods[2].sha256, {"name": 1})]
+    stopping = [*methods[:2], Method("tiny", _interrupt, methods[2].sha256, {"name": 1})]
     with pytest.raises(KeyboardInterrupt):
         scoring.evaluate(sets, stopping, out_dir=tmp_path / "out")
     log = tmp_path / "out" / "kept.jsonl"
@@ -290,7 +291,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(flat_set, tmp_path, 
 
     counting = [_counting(method, calls) for method in methods]
     resumed = scoring.evaluate(sets, counting, out_dir=tmp_path / "out")
-    assert len(calls) == 4  # the first picture's nearest and bicubic were there
+    assert len(calls) == 4  # the first picture's nearest and bicubic were kept
     assert [row.scores for row in resumed.rows] == [row.scores for row in whole.rows]
 
     calls.clear()
@@ -299,15 +300,15 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(flat_set, tmp_path, 
     assert again.rows == resumed.rows
 
 
-def test_other_weights_other_pictures_and_fresh_are_computed(flat_set, tmp_path):
+def test_new_weights_new_pictures_and_fresh_are_recomputed(flat_set, tmp_path):
     calls = []
-    methods = [_counting(method, calls) for method in scoring.load_methods([], tile=64)]
+    methods = [_counting(method, calls) for method in load_methods([], tile=64)]
     keep = {"out_dir": tmp_path / "out"}
     scoring.evaluate(open_sets([str(flat_set)]), methods, **keep)
     assert len(calls) == 4
 
     calls.clear()
-    trained = scoring.Method("bicubic", methods[1].upscale, "other hash", {"name": "bicubic"})
+    trained = Method("bicubic", methods[1].upscale, "other hash", {"name": "bicubic"})
     scoring.evaluate(open_sets([str(flat_set)]), [methods[0], trained], **keep)
     assert len(calls) == 2
 
@@ -325,8 +326,8 @@ def test_other_weights_other_pictures_and_fresh_are_computed(flat_set, tmp_path)
         assert metrics.psnr(kept, original) == row.scores["psnr"]
 
 
-def test_an_interrupted_write_leaves_no_picture_and_no_half_scores(flat_set, tmp_path, monkeypatch):
-    sets, methods = open_sets([str(flat_set)]), scoring.load_methods([], tile=64)
+def test_an_interrupted_write_leaves_no_partial_file(flat_set, tmp_path, monkeypatch):
+    sets, methods = open_sets([str(flat_set)]), load_methods([], tile=64)
     out_dir = tmp_path / "out"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(os, "replace", _interrupt)
@@ -345,10 +346,10 @@ def test_an_interrupted_write_leaves_no_picture_and_no_half_scores(flat_set, tmp
     assert [(out_dir / name).read_text() for name in names] == ["old"] * 3
 
 
-def test_a_damaged_picture_is_made_again(flat_set, tmp_path):
+def test_a_damaged_kept_picture_is_recomputed(flat_set, tmp_path):
     calls = []
     sets = open_sets([str(flat_set)])
-    methods = [_counting(method, calls) for method in scoring.load_methods([], tile=64)]
+    methods = [_counting(method, calls) for method in load_methods([], tile=64)]
     first = scoring.evaluate(sets, methods, out_dir=tmp_path)
     calls.clear()
     cut, changed, gone = (tmp_path / row.file for row in first.rows[:3])
@@ -363,8 +364,8 @@ def test_a_damaged_picture_is_made_again(flat_set, tmp_path):
     assert {path: path.read_bytes() for path in whole} == whole
 
 
-def test_fresh_removes_the_pictures_that_were_kept_and_no_others(flat_set, tmp_path):
-    sets, methods = open_sets([str(flat_set)]), scoring.load_methods([], tile=64)
+def test_fresh_removes_only_kept_pictures(flat_set, tmp_path):
+    sets, methods = open_sets([str(flat_set)]), load_methods([], tile=64)
     out_dir = tmp_path / "out"
     scoring.evaluate(sets, methods, out_dir=out_dir)
     others = [_save(out_dir / "pictures/mine.png", photograph(8, 8)), flat_set / "picture0.png"]
@@ -377,44 +378,44 @@ def test_fresh_removes_the_pictures_that_were_kept_and_no_others(flat_set, tmp_p
     assert all(path.is_file() for path in others)
 
 
-def test_trained_and_exported_weights_are_scored_alike(flat_set, tmp_path, tiny):
+def test_trained_and_exported_weights_score_the_same(flat_set, tmp_path, tiny):
     generator, _ = weights.load_generator(str(tiny))
     folder = tmp_path / "tiny" / "1"
     generator.export(folder, verbose=False)
-    methods = scoring.load_methods([str(tiny), str(folder)], tile=64)
+    methods = load_methods([str(tiny), str(folder)], tile=64)
     assert [method.name for method in methods] == ["nearest", "bicubic", "tiny", "tiny/1"]
     assert len({method.sha256 for method in methods}) == 4
     results = scoring.evaluate(open_sets([str(flat_set)]), methods)
     means = results.means()["flat"]
     assert means["tiny/1"] == pytest.approx(means["tiny"], abs=1e-3)
-    assert "tiny/1: variant not known, steps not known, VGG not known, sha256" in "\n".join(
-        tables.describe_methods(results)
+    assert "tiny/1: variant unknown, steps unknown, VGG unknown, sha256" in "\n".join(
+        tables.method_lines(results)
     )
 
 
-def test_exported_files_are_described_by_the_cards_beside_them(tmp_path, tiny):
+def test_exported_files_are_described_by_their_cards(tmp_path, tiny):
     generator, card = weights.load_generator(str(tiny))
     card |= {"variant": "SRGAN-MSE", "steps": 7, "vgg": None}
     lr = photograph(16, 16)
     written = exporting.export(
         generator, card, tmp_path, formats=["savedmodel", "tflite"], quantize=["float32"],
-        pairs=[(lr, scoring.nearest(lr))],
+        pairs=[(lr, nearest(lr))],
     )  # fmt: skip
     specs = [str(path) for _, path, _ in written]
-    methods = scoring.load_methods(specs, tile=64)
+    methods = load_methods(specs, tile=64)
     results = scoring.Results([], methods, [], [], {})
     for line, name in zip(
-        tables.describe_methods(results), ("tiny/1", "tiny.float32.tflite"), strict=True
+        tables.method_lines(results), ("tiny/1", "tiny.float32.tflite"), strict=True
     ):
         assert line.startswith(f"{name}: SRGAN-MSE, 7 steps, VGG: none, sha256 ")
     assert tables.paper_scores("Set5", methods[-1]) == {"psnr": 30.64, "ssim": 0.8701}
 
-    with open(specs[1], "ab") as file:  # not the file that the card tells of
+    with open(specs[1], "ab") as file:  # no longer the file that the card describes
         file.write(b"\0" * 1000)
     assert weights.exported_card(specs[1])["variant"] is None
 
 
-def test_methods_of_one_name_are_told_apart_in_any_order(tmp_path, tiny, monkeypatch):
+def test_methods_of_the_same_name_are_named_by_their_specs(tmp_path, tiny, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(weights, "_BUNDLED", tiny.parent)
     for run in ("runs/tiny", "bicubic"):
@@ -427,7 +428,7 @@ def test_methods_of_one_name_are_told_apart_in_any_order(tmp_path, tiny, monkeyp
         ("bicubic",): ["./bicubic"],
         ("runs/tiny", "./runs/tiny"): ["tiny"],
     }.items():
-        methods = scoring.load_methods(specs, tile=64)
+        methods = load_methods(specs, tile=64)
         assert [method.name for method in methods] == ["nearest", "bicubic", *names]
 
 
@@ -452,10 +453,10 @@ def test_lpips_that_cannot_get_its_weights_says_so_in_one_line(evaluate, flat_se
     _fake_torch(monkeypatch, distance)
     code, _, err = evaluate(f"--data={flat_set}", "--weights=", "--lpips")
     [line] = err.splitlines()
-    assert code == 1 and "the weights of AlexNet cannot be had (<urlopen error Name" in line
+    assert code == 1 and "AlexNet's weights are unavailable (<urlopen error Name" in line
 
 
-def test_lpips_is_measured_on_kept_pictures_too(evaluate, flat_set, tmp_path, monkeypatch):
+def test_lpips_is_measured_on_kept_pictures(evaluate, flat_set, tmp_path, monkeypatch):
     class Distance:
         def __init__(self, net, verbose):
             assert net == "alex"
@@ -473,7 +474,7 @@ def test_lpips_is_measured_on_kept_pictures_too(evaluate, flat_set, tmp_path, mo
     assert evaluate(*arguments)[0] == 0
     _fake_torch(monkeypatch, Distance)
     # These would fail if they were called.
-    monkeypatch.setattr(scoring, "bicubic", None)
+    monkeypatch.setattr("srgan_tf.evaluation.methods.bicubic", None)
     monkeypatch.setattr(Image.Image, "save", None)
     code, out, err = evaluate(*arguments, "--lpips")
     assert code == 2 and "LPIPS" in out and "small.png: too small to score" in err
@@ -481,7 +482,7 @@ def test_lpips_is_measured_on_kept_pictures_too(evaluate, flat_set, tmp_path, mo
     assert list(rows[0])[-1] == "lpips" and all(float(row["lpips"]) > 0 for row in rows)
 
 
-def test_equal_pictures_leave_valid_json(evaluate, tmp_path):
+def test_an_infinite_psnr_leaves_valid_json(evaluate, tmp_path):
     _save(tmp_path / "flat" / "one.png", np.full([32, 32, 3], 90, np.uint8))
     out_dir = tmp_path / "out"
     code, out, _ = evaluate(f"--data={tmp_path / 'flat'}", "--weights=", f"--out_dir={out_dir}")
@@ -490,19 +491,19 @@ def test_equal_pictures_leave_valid_json(evaluate, tmp_path):
     assert document["means"]["flat"]["nearest"]["psnr"] is None
 
 
-def test_a_folder_that_cannot_be_written_to_is_named_in_one_line(evaluate, flat_set, tmp_path):
+def test_an_out_dir_that_cannot_be_written_to_is_reported_in_one_line(evaluate, flat_set, tmp_path):
     (tmp_path / "file").touch()
     out_dir = tmp_path / "file"
     code, _, err = evaluate(f"--data={flat_set}", "--weights=", f"--out_dir={out_dir}")
     assert (code, err) == (1, f"error: {out_dir}: cannot be written to (File exists)\n")
 
 
-def test_an_interruption_is_one_line_and_says_what_is_kept(evaluate, flat_set, monkeypatch):
+def test_an_interruption_is_reported_in_one_line(evaluate, flat_set, monkeypatch):
     monkeypatch.setattr(scoring, "evaluate", _interrupt)
     arguments = [f"--data={flat_set}", "--weights="]
     assert evaluate(*arguments) == (130, "", "interrupted: nothing was kept\n")
     _, _, err = evaluate(*arguments, "--out_dir=somewhere")
-    assert err == "interrupted: the same command goes on from here\n"
+    assert err == "interrupted: the same command resumes from here\n"
 
 
 class _Terminal(io.StringIO):
@@ -534,7 +535,7 @@ def test_the_progress_bar_is_repainted_on_a_terminal_only(monkeypatch):
     assert "\r" not in stream.getvalue()
 
 
-def test_help_does_not_wait_for_tensorflow():
+def test_help_does_not_import_numpy_keras_or_tensorflow():
     command = [sys.executable, "-X", "importtime", ROOT / "evaluate.py", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert "--data" in done.stdout

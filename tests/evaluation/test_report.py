@@ -7,6 +7,7 @@ from PIL import Image
 from selenium.webdriver.common.keys import Keys
 
 from srgan_tf.evaluation import report, scoring
+from srgan_tf.evaluation.methods import Method, bicubic, load_methods
 from srgan_tf.evaluation.sets import open_sets
 
 METHODS = ["nearest", "bicubic", "trained <b>&amp;</b>"]
@@ -18,15 +19,15 @@ def _report(folder, sizes, method_count=3):
         path = folder / "set" / f"picture {i} #%.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(photograph(*size, seed=i)).save(path)
-    methods = scoring.load_methods([], tile=64)
+    methods = load_methods([], tile=64)
 
     def brighter(lr):
-        return np.minimum(scoring.bicubic(lr), 225) + np.uint8(30)
+        return np.minimum(bicubic(lr), 225) + np.uint8(30)
 
     card = {"name": METHODS[2], "path": "somewhere"}
     for i in range(2, method_count):
         name = METHODS[2] if i == 2 else f"method {i}"
-        methods.append(scoring.Method(name, brighter, f"hash of {i}", card))
+        methods.append(Method(name, brighter, f"hash of {i}", card))
     sets = open_sets([str(folder / "set")])
     results = scoring.evaluate(sets, methods, out_dir=folder / "out")
     return report.write_report(results, folder / "out"), results
@@ -71,7 +72,7 @@ def _choose(page, selector, value):
 
 
 def _mean_of_right_side(page):
-    """Mean level of what the right layer of the first picture shows, drawn to a canvas."""
+    """Mean level of the picture in the right layer of the first viewer, read from a canvas."""
     return page.js("""(async () => {
         const image = document.querySelectorAll('.stage img')[1];
         await image.decode();
@@ -86,7 +87,7 @@ def _mean_of_right_side(page):
     })()""")
 
 
-def test_the_line_follows_mouse_slider_and_keys(page):
+def test_the_dividing_line_follows_mouse_slider_and_keys(page):
     x, y, width, height = _stage(page)
     assert _line(page) == 50
     page.drag((x + width / 2, y + height / 2), (x + width / 4, y + height / 2))
@@ -101,7 +102,7 @@ def test_the_line_follows_mouse_slider_and_keys(page):
     assert _line(page) == pytest.approx(23.5, abs=1)
 
 
-def test_the_tab_key_reaches_all_that_belongs_to_a_picture_in_order(page):
+def test_tab_reaches_every_control_of_a_picture_in_order(page):
     page.js("document.getElementById('all-right').focus()")
     reached = []
     for _ in range(8 + len(METHODS) + 1):
@@ -128,7 +129,7 @@ def test_choosing_another_method_changes_the_picture(page, written):
     assert page.js("document.querySelector('.name.right').textContent.trim()") == "original"
 
 
-def test_a_crop_puts_its_method_on_the_right(page):
+def test_clicking_a_crop_shows_its_method_on_the_right(page):
     page.js("document.querySelectorAll('.crops button')[0].click()")
     assert page.js("document.querySelector('.name.right').textContent").startswith("nearest ")
     pressed = page.js(
@@ -138,7 +139,7 @@ def test_a_crop_puts_its_method_on_the_right(page):
     assert pressed == ["true", "false", "false", "false"]
 
 
-def test_methods_of_all_pictures_are_chosen_and_swapped_at_once(page):
+def test_the_methods_of_all_pictures_are_chosen_and_swapped_together(page):
     _choose(page, "#all-left", 3)
     _choose(page, "#all-right", 0)
     page.js("document.getElementById('swap').click()")
@@ -173,7 +174,7 @@ def test_both_sides_zoom_and_move_together(page):
     assert transforms() == before
 
 
-def test_crops_show_one_place_of_every_method_and_follow_the_view(page):
+def test_crops_show_the_same_place_of_every_method_and_follow_the_view(page):
     crops = (
         "[...document.querySelector('.crops').querySelectorAll('img')].map(i => i.style.transform)"
     )
@@ -192,17 +193,17 @@ def test_crops_show_one_place_of_every_method_and_follow_the_view(page):
     assert re.search(r"bicubic\s+\d\d\.\d\d dB / 0\.\d{4}", captions)
 
 
-def test_the_spread_is_drawn_for_the_measure_that_is_chosen(page):
+def test_the_spread_is_drawn_for_the_chosen_measure(page):
     places = "[...document.querySelectorAll('.track a')].map(a => a.style.left)"
     before = page.js(places)
     assert len(before) == 3 * 3
     _choose(page, "#measure", "'ssim_wang-'")
     assert page.js(places) != before
-    # Bicubic's difference to bicubic is nought for each picture.
+    # Bicubic's difference to bicubic is zero for each picture.
     assert len(set(page.js(places)[3:6])) == 1
 
 
-def test_names_are_shown_as_they_are_and_tables_are_complete(page, written):
+def test_names_are_escaped_and_tables_are_complete(page, written):
     text = page.js("document.querySelector('table').innerText")
     assert METHODS[2] in text and "SSIM (Wang)" in text
     for method, scores in written[1].means()["set"].items():
@@ -211,7 +212,7 @@ def test_names_are_shown_as_they_are_and_tables_are_complete(page, written):
     assert page.js("document.querySelector('article h3').textContent") == "set picture 0 #%"
 
 
-def test_the_page_fits_a_phone_in_the_dark(browser, written):
+def test_the_page_fits_a_phone_in_dark_mode(browser, written):
     browser.open(written[0], width=360, height=740, dark=True, phone=True)
     _show_first(browser)
     assert browser.js("document.documentElement.scrollWidth") == 360
@@ -227,7 +228,7 @@ def test_the_page_fits_a_phone_in_the_dark(browser, written):
     assert not browser.problems()
 
 
-def test_a_small_report_is_one_file_and_a_large_one_has_its_pictures_beside_it(
+def test_a_small_report_embeds_its_pictures_and_a_large_one_links_to_them(
     written, tmp_path, monkeypatch, browser
 ):
     alone = tmp_path / "alone.html"
@@ -256,7 +257,7 @@ def many(tmp_path_factory):
 @pytest.mark.parametrize("share", [0.99, 1.01])
 def test_of_many_pictures_only_those_near_the_window_are_loaded(browser, many, share):
     path, results = many
-    # As heavy as a page may be that contains them, and a little more; PNG ends before the filling.
+    # Pads the PNG files to just below and just above the limit for embedding.
     files = list((path.parent / "pictures").rglob("*.png"))
     for file in files:
         with file.open("r+b") as opened:

@@ -20,7 +20,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from PIL import Image
 
 from srgan_tf import folding, metrics, pictures, resize, upscaling
-from srgan_tf.evaluation import scoring
+from srgan_tf.evaluation.methods import load_methods
 from srgan_tf.formats import (
     exporting,
     keras_model,
@@ -515,7 +515,7 @@ def test_one_command_exports_what_evaluation_takes(export, tiny, photo_folder, t
     forms = [line.split()[0] for line in out.splitlines()[2:-3]]
     assert forms == ["savedmodel", "dynamic", "int8"]
     files = [tmp_path / name for name in ("tiny/1", "tiny.dynamic.tflite", "tiny.int8.tflite")]
-    methods = scoring.load_methods([str(path) for path in (tiny, *files)], tile=64)
+    methods = load_methods([str(path) for path in (tiny, *files)], tile=64)
     names = [method.name for method in methods[2:]]
     assert names == ["tiny", "tiny/1", "tiny.dynamic.tflite", "tiny.int8.tflite"]
     lr = _picture(70, 11)  # two tiles
@@ -532,7 +532,7 @@ def test_the_bundled_weights_keep_their_pictures_in_every_form(export, tmp_path)
     assert code == 0, err
     files = [line.split()[-1] for line in out.splitlines()[2:-3]]
     assert len(files) == 1 + len(litert.QUANTIZE)
-    methods = scoring.load_methods(["srresnet_mse", *files], tile=128)[2:]
+    methods = load_methods(["srresnet_mse", *files], tile=128)[2:]
     errors = np.zeros(len(methods))
     for path in pictures.sample_pictures():
         hr = pictures.read_rgb(path)[:512, :512]

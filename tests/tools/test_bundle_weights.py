@@ -9,6 +9,7 @@ from conftest import save_photograph
 
 from srgan_tf import metrics, networks, pictures, resize, upscaling, weights
 from srgan_tf.evaluation import scoring, sets, tables
+from srgan_tf.evaluation.methods import bicubic, load_methods
 from srgan_tf.formats import runtimes
 from srgan_tf.training import recipe, run_folder
 
@@ -18,7 +19,7 @@ def bundle_weights(load_script):
     return load_script("tools/bundle_weights.py")
 
 
-def test_halved_weights_load_and_differ_by_no_more_than_float16_rounds(bundle_weights, tmp_path):
+def test_halved_weights_load_and_differ_only_by_float16_rounding(bundle_weights, tmp_path):
     generator = networks.build_generator(residual_blocks=2, filters=16)
     generator.save_weights(tmp_path / "full.weights.h5")
     half = bundle_weights.halve(tmp_path / "full.weights.h5", tmp_path / "half.weights.h5")
@@ -31,7 +32,7 @@ def test_halved_weights_load_and_differ_by_no_more_than_float16_rounds(bundle_we
 
 @pytest.fixture
 def scored_run(tmp_path, monkeypatch):
-    """In the current folder: `run` as training leaves it, and `scores` as evaluation does."""
+    """Writes `run` as training does and `scores` as evaluation does, in the current folder."""
     monkeypatch.chdir(tmp_path)
     generator = networks.build_generator(residual_blocks=1, filters=8)
     config = recipe.Config(run_dir="run", variant="SRResNet-MSE", steps=7, augment=True)
@@ -47,7 +48,7 @@ def scored_run(tmp_path, monkeypatch):
     run_folder.write_start(Path("run"), dataclasses.asdict(config), facts)
     generator.save_weights("run/generator.weights.h5")
     save_photograph(Path("Set5/one.png"), 32, 32)
-    methods = scoring.load_methods([f"{tmp_path}/run"], tile=64)
+    methods = load_methods([f"{tmp_path}/run"], tile=64)
     results = scoring.evaluate(sets.open_sets(["Set5"]), methods)
     tables.write_scores(results, "scores", {})
     return results.means()["Set5"]["run"]
@@ -55,7 +56,7 @@ def scored_run(tmp_path, monkeypatch):
 
 @pytest.fixture
 def bundle(bundle_weights, monkeypatch, tmp_path, capsys):
-    """Bundles `run` as "tiny", into a folder of the test's own: () to (exit code, out, err)."""
+    """Bundles `run` as "tiny" into a temporary folder: () to (exit code, out, err)."""
     monkeypatch.setattr(bundle_weights, "PRETRAINED", tmp_path / "pretrained")
     monkeypatch.setattr(weights, "_BUNDLED", tmp_path / "pretrained")
     arguments = ["--run_dir=run", "--name=tiny", "--scores=scores/scores.json", "--data=made up"]
@@ -86,14 +87,14 @@ def test_a_run_becomes_bundled_weights_with_a_card(scored_run, bundle):
     assert card["scores"] == {"Set5": pytest.approx(scored_run)}
 
 
-def test_scores_of_other_weights_are_refused_and_nothing_is_written(scored_run, bundle):
+def test_scores_of_other_weights_are_refused(scored_run, bundle):
     assert bundle()[0] == 0
     before = {path: path.read_bytes() for path in Path("pretrained").iterdir()}
     networks.build_generator(residual_blocks=1, filters=16).save_weights("run/generator.weights.h5")
     assert bundle() == (
         1,
         "",
-        "error: scores/scores.json: no scores of run/generator.weights.h5 as it is now, "
+        "error: scores/scores.json: no scores of the current run/generator.weights.h5, "
         "run evaluate.py on it (again)\n",
     )
     assert {path: path.read_bytes() for path in Path("pretrained").iterdir()} == before
@@ -104,12 +105,16 @@ def test_scores_of_other_weights_are_refused_and_nothing_is_written(scored_run, 
     [
         ("run/generator.weights.h5", None, "No such file or directory: 'run/generator.weights.h5'"),
         ("run/run.json", None, "No such file or directory: 'run/run.json'"),
-        ("run/run.json", "{}", "run is not a run's folder or scores/scores.json not evaluate.py's"),
-        ("scores/scores.json", "[]", "scores/scores.json not evaluate.py's (TypeError("),
+        (
+            "run/run.json",
+            "{}",
+            "run is not a run folder, or scores/scores.json not from evaluate.py",
+        ),
+        ("scores/scores.json", "[]", "scores/scores.json not from evaluate.py (TypeError("),
         ("scores/scores.json", "{", "scores/scores.json: not JSON"),
     ],
 )
-def test_what_is_no_scored_run_is_said_in_one_line(scored_run, bundle, path, text, reason):
+def test_an_incomplete_run_is_reported_in_one_line(scored_run, bundle, path, text, reason):
     Path(path).unlink()
     if text is not None:
         Path(path).write_text(text)
@@ -119,7 +124,7 @@ def test_what_is_no_scored_run_is_said_in_one_line(scored_run, bundle, path, tex
     assert not Path("pretrained").exists()
 
 
-def test_the_bundled_weights_have_a_whole_card():
+def test_the_bundled_weights_have_complete_cards():
     assert weights.bundled()
     for name in weights.bundled():
         generator, card = weights.load_generator(name)
@@ -140,8 +145,8 @@ def test_the_bundled_srresnet_beats_bicubic_on_photographs():
         top, left = (side // 2 - 64 for side in photograph.shape[:2])
         hr = photograph[top : top + 128, left : left + 128]
         lr = resize.imresize(hr, (32, 32))
-        ours, bicubic = (
+        ours, baseline = (
             metrics.psnr(sr, hr)
-            for sr in (upscaling.upscale(runtimes.compiled(generator), lr), scoring.bicubic(lr))
+            for sr in (upscaling.upscale(runtimes.compiled(generator), lr), bicubic(lr))
         )
-        assert ours > bicubic + 1, name
+        assert ours > baseline + 1, name
