@@ -3,6 +3,8 @@
 Clones the last commit and installs packages, so it needs the package index.
 """
 
+import os
+import re
 import site
 import subprocess
 import sys
@@ -83,3 +85,56 @@ def test_an_installed_package_upscales_by_command_and_from_python(installed, tmp
     code += "print(srgan_tf.upscale(PIL.Image.open('photo.jpg')).size)"
     path, size = _run(installed / "python", "-c", code, cwd=tmp_path).stdout.splitlines()
     assert Path(path).is_relative_to(installed.parent) and size == "(56, 48)"
+
+
+def _readme(language):
+    """The README's blocks of code in a language, in order."""
+    text = (ROOT / "README.md").read_text()
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture
+def pictures(clone):
+    """Small pictures in a clone, under the names that the README's commands have for them."""
+    for folder in ("FOLDER", "Set5", "Set14", "BSD100", "holiday"):
+        (clone / folder).mkdir()
+        for number in range(4 if folder == "FOLDER" else 2):
+            save_photograph(clone / folder / f"{number}.png", 64, 80, seed=number)
+    save_photograph(clone / "photo.jpg", 12, 14)
+    save_photograph(clone / "more.tif", 10, 12)
+
+
+def test_a_newcomer_can_paste_every_command_of_the_readme(clone, pictures, tmp_path):
+    path = f"{clone / '.venv' / 'bin'}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "XDG_CACHE_HOME": str(tmp_path)}
+
+    def paste(block):
+        done = subprocess.run(
+            ["bash", "-ec", block], cwd=clone, env=environment, capture_output=True, text=True
+        )
+        print(f"$ {block}{done.stdout}{done.stderr}")
+        assert done.returncode == 0
+        return done.stdout
+
+    first, tests, *others = _readme("sh")
+    paste(first)
+    assert Image.open(clone / "runs" / "first" / "validation.png").width > 0
+    assert " passed" in paste(tests.replace('-m "not slow"', "tests/test_losses.py"))
+    short = "--train_data=FOLDER --steps=2 --batch_size=1 --crop_size=32"
+    for block in others:
+        if "docker" not in block:
+            paste(block.replace("--train_data=FOLDER", short))
+    for block in _readme("python"):
+        subprocess.run([clone / ".venv" / "bin" / "python", "-c", block], cwd=clone, check=True)
+
+    assert Image.open(clone / "photo_x4.png").size == (56, 48)
+    for name in (
+        "runs/srgan-vgg54/generator.weights.h5",
+        "scores/report.html",
+        "large/holiday/0_x4.png",
+        "large/more_x4.png",
+        "export/srresnet_mse/1/saved_model.pb",
+        "export/srresnet_mse.int8.tflite",
+        ".venv/bin/srgan-train",
+    ):
+        assert (clone / name).exists(), name

@@ -253,9 +253,9 @@ def _tensorflow_serving(saved_model, body):
     return json.dumps({"predictions": rows}).encode()
 
 
-def _readme(language, part):
-    """The README's only block of code in a language that has `part` in it."""
-    text = (ROOT / "README.md").read_text()
+def _documented(language, part):
+    """The only block of code in docs/export.md in a language that has `part` in it."""
+    text = (ROOT / "docs" / "export.md").read_text()
     blocks = re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     [block] = [block for block in blocks if part in block]
     return block
@@ -263,7 +263,7 @@ def _readme(language, part):
 
 @pytest.fixture
 def beside_an_export(generator, saved_model, calibration, tmp_path, monkeypatch):
-    """Goes where the README's commands may run, beside photo.jpg and what has been exported."""
+    """Goes where the documented commands may run, beside photo.jpg and what has been exported."""
     save_photograph(tmp_path / "photo.jpg", 12, 14)
     (tmp_path / "export" / "srresnet_mse").mkdir(parents=True)
     (tmp_path / "export" / "srresnet_mse" / "1").symlink_to(saved_model)
@@ -275,8 +275,8 @@ def beside_an_export(generator, saved_model, calibration, tmp_path, monkeypatch)
     return tmp_path
 
 
-def test_the_readmes_curl_call_fits_the_signature(saved_model, beside_an_export):
-    echo, curl, decode = _readme("sh", "curl").rstrip().split(" |\n")
+def test_the_documented_curl_call_fits_the_signature(saved_model, beside_an_export):
+    echo, curl, decode = _documented("sh", "curl").rstrip().split(" |\n")
     assert "curl -s -d @- localhost:8501/v1/models/srresnet_mse:predict" in curl
     body = subprocess.run(["bash", "-c", echo], capture_output=True, check=True).stdout
     decode = decode.strip().replace("python", sys.executable, 1)
@@ -285,12 +285,12 @@ def test_the_readmes_curl_call_fits_the_signature(saved_model, beside_an_export)
     assert Image.open("photo_x4.png").size == (56, 48)
 
 
-def test_the_readmes_client_fits_the_signature(saved_model, beside_an_export, monkeypatch):
+def test_the_documented_client_fits_the_signature(saved_model, beside_an_export, monkeypatch):
     def urlopen(url, body):
         return io.BytesIO(_tensorflow_serving(saved_model, body))
 
     monkeypatch.setattr(urllib.request, "urlopen", urlopen)
-    exec(_readme("python", "urlopen"), {})
+    exec(_documented("python", "urlopen"), {})
     assert Image.open("photo_x4.png").size == (56, 48)
 
 
@@ -300,11 +300,11 @@ def test_a_request_of_numbers_fits_the_default_signature(saved_model):
     assert np.shape(sr) == (24, 28, 3)
 
 
-def test_the_readmes_code_that_loads_files_runs(beside_an_export):
+def test_the_documented_code_that_loads_files_runs(beside_an_export):
     by_tensorflow = {}
-    exec(_readme("python", "tf.saved_model.load"), by_tensorflow)
+    exec(_documented("python", "tf.saved_model.load"), by_tensorflow)
     assert by_tensorflow["sr"].shape == (48, 56, 3)
-    exec(_readme("python", "ai_edge_litert"), {})
+    exec(_documented("python", "ai_edge_litert"), {})
     assert Image.open("photo_x4.png").size == (56, 48)
 
 
