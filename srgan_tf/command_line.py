@@ -144,10 +144,13 @@ def run_installed() -> None:
     The script runs as `__main__`, as it does by its path, so that its help and its flags are the
     same. A flagfile that is not found in the current folder is taken from the installed ones.
     """
-    scripts = Path(__file__).parent / "scripts"
+    package = Path(__file__).parent
+    scripts = package / "scripts"
+    if not scripts.exists():  # pip install -e
+        scripts = package.parent
     for position, argument in enumerate(sys.argv[1:], 1):
         flag, equals, name = argument.rpartition("=")
         if name.endswith(".flags") and not Path(name).exists() and (scripts / name).exists():
             sys.argv[position] = f"{flag}{equals}{scripts / name}"
-    script = Path(sys.argv[0]).stem.removeprefix("srgan-")
-    runpy.run_module(f"srgan_tf.scripts.{script}", run_name="__main__", alter_sys=True)
+    script = Path(sys.argv[0]).stem.removeprefix("srgan-") + ".py"
+    runpy.run_path(str(scripts / script), run_name="__main__")
