@@ -1,11 +1,13 @@
-"""Exports a generator as files that other programs run, and proves that they give its pictures.
+"""Exports a generator as files for other programs and checks that they make the same pictures.
 
   python export.py --weights=srresnet_mse
   python export.py --weights=runs/mine --format=tflite --quantize=int8 --calibration_data=photos
 
-Each file is run on --data and held against the Keras model. Exit code: 0 when all are within their
-bounds, 1 when something is wrong; then nothing is written.
+Each file is run on --data and compared with the Keras model. A form that misses its bound is named
+and not written; the others are. Exit code: 0 if all forms are written, otherwise 1.
 """
+
+import sys
 
 from absl import app, flags, logging
 
@@ -14,65 +16,67 @@ from srgan_tf import command_line
 FLAGS = flags.FLAGS
 
 flags.DEFINE_string(
-    "weights", "srresnet_mse", "What to export: a bundled name, a run folder or a weights file."
+    "weights",
+    "srresnet_mse",
+    "Weights to export: a bundled name, a run folder or a file.",
 )
 flags.DEFINE_string("out_dir", "export", "Folder for all files.")
 flags.DEFINE_list(
     "format",
     "savedmodel,tflite",
-    "Of savedmodel, tflite and onnx (which needs the packages onnx and onnxruntime).",
+    "Some of savedmodel, tflite and onnx (which needs the packages onnx and onnxruntime).",
 )
 flags.DEFINE_list(
     "quantize",
     "float32,float16,dynamic,int8",
-    "For tflite: float32; float16, half the size; dynamic, 8-bit kernels, float in and out; int8, "
+    "For tflite: float32; float16, half the size; dynamic, int8 kernels, float in and out; int8, "
     "integers from end to end, uint8 pictures in and out.",
 )
 flags.DEFINE_list(
     "input_size",
     None,
-    "H,W of LR, for tflite on mobile GPUs and NPUs, which need it fixed; all is then compared on "
-    "crops of this size. Default: any size.",
+    "H,W of LR, for tflite on mobile GPUs and NPUs, which need it fixed; all forms are then "
+    "compared on crops of this size. Default: any size.",
 )
 flags.DEFINE_string(
     "calibration_data",
     "sample",
-    "Photographs by which 8-bit files learn their ranges: a folder, tfds:NAME or 'sample'.",
+    "Photographs to calibrate int8 files with: a folder, tfds:NAME or 'sample'.",
 )
 flags.DEFINE_string(
     "data",
     "sample",
-    "Photographs on which files are compared with the Keras model, likewise. Where 8-bit files are "
-    "calibrated on the same, every other picture is for each.",
+    "Photographs to compare files with the Keras model on, in the same way. If it equals "
+    "--calibration_data and int8 files are written, each takes every other picture.",
 )
 
-# Centre crops of so many pictures, and so large: enough for ranges and means, and quick.
+# The number and size of centre crops: enough for ranges and means, and quick.
 _PICTURES, _SIZE = 16, 384
 
 _LEGEND = """
 PSNR: mean over the pictures, dB; change: of that mean. Pooled: change of the PSNR of all pictures'
-squared errors together, which the bounds of dynamic and int8 are on. Worst: the largest difference
-in a pixel, levels of 255. s/MP: seconds for a megapixel of SR, here and now.""".strip()
+squared errors together, which bounds dynamic and int8. Worst: the largest difference in a pixel,
+levels of 255. s/MP: seconds for a megapixel of SR, on this machine.""".strip()
 
 
 def main(argv):
     """Loads, exports, compares and prints."""
     if argv[1:]:
-        raise ValueError(f"what is {argv[1]!r}? Weights go into --weights=")
+        raise ValueError(f"what is {argv[1]!r}? Give weights with --weights=")
 
     # Here, so that --help need not wait for TensorFlow.
     command_line.load_tensorflow()
-    logging.set_verbosity(logging.WARNING)  # TensorFlow tells each detail of a SavedModel
+    logging.set_verbosity(logging.WARNING)  # TensorFlow logs each detail of a SavedModel
     from srgan_tf import provenance, weights
     from srgan_tf.formats import exporting, litert
 
-    _check("format", FLAGS.format, exporting.FORMATS)
-    _check("quantize", FLAGS.quantize, litert.QUANTIZE)
+    _check_names("format", FLAGS.format, exporting.FORMATS)
+    _check_names("quantize", FLAGS.quantize, litert.QUANTIZE)
     input_size = _input_size()
     _refuse_idle_flags()
     generator, card = weights.load_generator(FLAGS.weights)
     calibration, pairs = pictures(input_size)
-    written = exporting.export(
+    written, failed = exporting.export(
         generator,
         card,
         FLAGS.out_dir,
@@ -95,11 +99,13 @@ def main(argv):
             f"{found.pooled:>+9.3f}{found.worst:>7}{found.seconds:>7.2f} {path}"
         )
     print(_LEGEND)
-    return 0
+    for line in failed:
+        print(f"error: not exported: {line}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def pictures(input_size):
-    """Reads what to calibrate with, a list of lr, and what to compare on, pairs of lr and hr."""
+    """Reads lr pictures to calibrate with, and pairs of lr and hr to compare on."""
     from srgan_tf import data
 
     size = max([_SIZE, *(4 * side for side in input_size or ())])
@@ -115,7 +121,7 @@ def pictures(input_size):
     return [lr for lr, _ in calibration], read(FLAGS.data, _PICTURES)
 
 
-def _check(flag: str, given: list[str], known: tuple[str, ...]) -> None:
+def _check_names(flag: str, given: list[str], known: tuple[str, ...]) -> None:
     for name in given:
         if name not in known:
             raise ValueError(f"--{flag}: there is no {name!r}, give some of {','.join(known)}")
@@ -133,7 +139,7 @@ def _refuse_idle_flags() -> None:
 
 
 def _calibrated() -> bool:
-    """Whether there is to be a file that learns ranges from pictures."""
+    """Tells whether a requested form takes calibration pictures."""
     return "tflite" in FLAGS.format and bool({"dynamic", "int8"} & set(FLAGS.quantize))
 
 

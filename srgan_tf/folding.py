@@ -1,28 +1,29 @@
-"""The generator as a list of convolutions, batch norms folded, and one pass to build it of them.
+"""The generator as a list of convolutions with folded batch norms, and one pass that builds it.
 
-For exports, and for what `upscale.py` runs on a CPU.
+Exports and `upscale.py` on a CPU build their networks from this list.
 
-Folding is exact: at inference a batch norm is a factor and an offset for each channel, which go
-into the convolution before it.
+Folding is exact: at inference a batch norm is a factor and an offset for each channel, which the
+convolution before it absorbs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-if TYPE_CHECKING:  # what is folded needs no Keras
+if TYPE_CHECKING:  # arrays can be folded without Keras
     import keras
 
-# Layers that carry the picture from one end to the other. There some centre taps are so much larger
-# than the other weights that 8 bits of one step cannot hold both.
+# Layers that carry the picture from one end to the other. Some of their centre taps are so much
+# larger than the other weights that int8 with one scale cannot hold both.
 CARRIERS = ("upscale1_conv", "upscale2_conv", "conv_out")
 
 
 class Layer(NamedTuple):
-    """A convolution and the PReLU behind it.
+    """A convolution and the PReLU that follows it.
 
     Attributes:
         kernel: float32 [height, width, channels in, channels out].
@@ -36,22 +37,22 @@ class Layer(NamedTuple):
 
 
 def fold(generator: keras.Model) -> dict[str, Layer]:
-    """Takes a generator's weights out, batch norms folded into the convolutions before them.
+    """Extracts a generator's weights and folds batch norms into the convolutions before them.
 
     Args:
-        generator: As `networks.build_generator` makes it, of any size and dtype policy.
+        generator: From `networks.build_generator`, of any size and dtype policy.
 
     Returns:
-        Its convolutions by name, in order. The last two are arranged as `network` goes through
-        them: a PReLU keeps what it does when it comes before the shuffle, and a convolution behind
-        the shuffle is one of half the resolution before it, with four times the channels in and
-        out. That is exact, and faster: it has 12 channels out, not 3, in kernels made for 8 or 16.
+        Its convolutions by name, in order. The last two come before the last shuffle: a PReLU does
+        the same there, and a convolution after the shuffle equals one before it at half the
+        resolution, with four times the channels in and out. That is exact, and faster: it has 12
+        output channels instead of 3, in kernels written for 8 or 16.
 
     Raises:
-        ValueError: It is another network.
+        ValueError: It is not the paper's generator.
     """
     found = {layer.name: layer for layer in generator.layers}
-    blocks = sum(name.startswith("block") and name.endswith("_conv1") for name in found)
+    blocks = _block_count(found)
     names = [name for part in parts(blocks) for name in part if name]
     missing = [name for name in names if name not in found]
     if missing or not blocks:
@@ -64,13 +65,13 @@ def fold(generator: keras.Model) -> dict[str, Layer]:
 
 
 def parts(blocks: int) -> list[tuple[str, str | None, str | None]]:
-    """Names a generator's convolutions, each with the batch norm and the PReLU that follow it.
+    """Names the convolutions, each with the batch norm and the PReLU that follow it.
 
     Args:
         blocks: The number of residual blocks.
 
     Returns:
-        Names of layers of `networks.build_generator`, in order; None where there is no such layer.
+        Names of layers of `networks.build_generator`, in order; None where a layer is absent.
     """
     names = [("conv_in", None, "prelu_in")]
     for block in (f"block{i}" for i in range(1, blocks + 1)):
@@ -84,22 +85,22 @@ def parts(blocks: int) -> list[tuple[str, str | None, str | None]]:
 def fold_arrays(
     arrays: Mapping[str, Sequence[np.ndarray]], epsilon: float = 1e-3
 ) -> dict[str, Layer]:
-    """Does what `fold` does, without a Keras model.
+    """Folds as `fold` does, without a Keras model.
 
     Args:
-        arrays: Of each layer that `parts` names, as Keras orders and shapes them, of any float.
-        epsilon: Of the batch norms, by default Keras', which `networks` leaves.
+        arrays: Each layer of `parts` with its weights in Keras' order and shapes, of any float.
+        epsilon: The batch norms' epsilon; the default is Keras', which `networks` uses.
 
     Returns:
-        As `fold`.
+        The same as `fold`.
 
     Raises:
         ValueError: An array is missing, or has another shape.
     """
-    blocks = sum(name.endswith("_conv1") for name in arrays)
+    blocks = _block_count(arrays)
     layers = {}
     for conv, norm, prelu in parts(blocks):
-        _check(arrays, conv, norm, prelu)
+        _check_shapes(arrays, conv, norm, prelu)
         kernel, *biases = map(np.float64, arrays[conv])
         bias = biases[0] if biases else np.zeros(kernel.shape[-1])
         if norm:
@@ -115,8 +116,8 @@ def fold_arrays(
     return layers
 
 
-def _check(arrays: Mapping, conv: str, norm: str | None, prelu: str | None) -> None:
-    """Raises ValueError where a convolution or what follows it has other arrays than figure 4."""
+def _check_shapes(arrays: Mapping, conv: str, norm: str | None, prelu: str | None) -> None:
+    """Raises ValueError if arrays of a convolution or its followers do not fit figure 4."""
     filters = arrays["conv_in"][0].shape[-1]
     given = 3 if conv == "conv_in" else filters
     made = 3 if conv == "conv_out" else 4 * filters if conv.startswith("upscale") else filters
@@ -133,7 +134,7 @@ def _check(arrays: Mapping, conv: str, norm: str | None, prelu: str | None) -> N
 
 
 def _before_shuffle(kernel: np.ndarray) -> np.ndarray:
-    """Gives the kernel that does before depth to space, 2, what the given one does behind it."""
+    """Returns the kernel that does before depth to space what the given one does after it."""
     height, width, given, made = kernel.shape
     before = np.zeros([height // 4 * 2 + 1, width // 4 * 2 + 1, 4 * given, 4 * made], np.float32)
     middle = len(before) // 2, before.shape[1] // 2
@@ -153,23 +154,79 @@ def _before_shuffle(kernel: np.ndarray) -> np.ndarray:
     return before
 
 
-def network(x: Any, layers: Mapping[str, Layer], conv: Callable, add: Callable, shuffle: Callable):
-    """Goes through the generator once, for whoever builds it of which operations.
+class Operations(NamedTuple):
+    """The three functions with which `build` makes a network of any kind of value.
+
+    A value is whatever the caller's framework uses: a Keras tensor, a node of a graph, a number.
+
+    Attributes:
+        conv: (x, name) -> y: the "same" convolution `layers[name]` of x with stride 1, and its
+            PReLU where it has a slope.
+        add: (x, y, name) -> z: the sum of two values of one shape.
+        shuffle: (x, name) -> y: depth to space by 2, [h, w, 4c] to [2h, 2w, c]. The channels of x
+            are ordered by row, column and channel of y, as in TensorFlow.
+    """
+
+    conv: Callable[[Any, str], Any]
+    add: Callable[[Any, Any, str], Any]
+    shuffle: Callable[[Any, str], Any]
+
+
+def build(lr: Any, layers: Mapping[str, Layer], operations: Operations) -> Any:
+    """Builds the generator from the caller's conv, add and shuffle functions.
+
+    Each is called once for each layer, in the order of computation. The names passed are those of
+    `layers` for convolutions; sums are "block1_sum" to "blockN_sum" and "trunk_sum", shuffles
+    "upscale1_shuffle" and "sr".
 
     Args:
-        x: lr.
+        lr: The input, a value that `operations` takes.
         layers: From `fold`.
-        conv: Of (x, name): a convolution with its PReLU.
-        add: Of (x, y, name): a sum.
-        shuffle: Of (x, name): depth to space, 2.
+        operations: The functions to build with.
 
     Returns:
-        sr, of what these functions give.
+        sr, as the last shuffle returns it: in [-1, 1], not clipped.
     """
-    blocks = sum(name.endswith("_conv1") for name in layers)
-    x = skip = conv(x, "conv_in")
-    for i in range(1, blocks + 1):
+    conv, add, shuffle = operations
+    x = skip = conv(lr, "conv_in")
+    for i in range(1, _block_count(layers) + 1):
         x = add(x, conv(conv(x, f"block{i}_conv1"), f"block{i}_conv2"), f"block{i}_sum")
     x = add(skip, conv(x, "conv_trunk"), "trunk_sum")
     x = shuffle(conv(x, "upscale1_conv"), "upscale1_shuffle")
     return shuffle(conv(conv(x, "upscale2_conv"), "conv_out"), "sr")
+
+
+def receptive_field(layers: Mapping[str, Layer]) -> int:
+    """Computes the margin of a generator: 40 for the paper's.
+
+    Args:
+        layers: From `fold`.
+
+    Returns:
+        The number of lr pixels on each side of an output pixel's own that can change it.
+    """
+    sides = {name: max(layer.kernel.shape[:2]) // 2 for name, layer in layers.items()}
+    # These two look at pixels of half the size.
+    halves = sides.pop("upscale2_conv") + sides.pop("conv_out")
+    return sum(sides.values()) + math.ceil(halves / 2)
+
+
+def split_centre(
+    layer: Layer,
+) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Splits a convolution in two: without its centre tap, and the centre tap with the bias.
+
+    Returns:
+        (kernel, bias) of both. The sum of both convolutions of an input is the layer's result
+        before its PReLU.
+    """
+    height, width = layer.kernel.shape[0] // 2, layer.kernel.shape[1] // 2
+    rest = layer.kernel.copy()
+    rest[height, width] = 0
+    centre = layer.kernel[height : height + 1, width : width + 1]
+    return (rest, np.zeros_like(layer.bias)), (centre, layer.bias)
+
+
+def _block_count(names: Iterable[str]) -> int:
+    """Counts the residual blocks among the names of layers."""
+    return sum(name.startswith("block") and name.endswith("_conv1") for name in names)

@@ -1,7 +1,7 @@
-"""Pictures of any size through a network, tile by tile, with the result of one piece.
+"""Upscales pictures of any size tile by tile, with the same result as in one piece.
 
-A tile reaches as far beyond the part it fills as the network sees. Tiles at the picture's border
-begin at the border, so that zero padding is where it would be without tiles.
+A tile extends beyond the part that it fills by the network's margin. Tiles at the picture's border
+start at the border, so that zero padding is where it would be without tiles.
 """
 
 import math
@@ -11,29 +11,30 @@ from typing import NamedTuple
 
 import numpy as np
 
-# For such a tile the paper's generator takes 2.5 GB by TensorFlow or LiteRT. Smaller tiles take
-# less, but cost more time, since each sees 40 pixels around what it fills.
+# For such a tile the paper's generator needs 2.5 GB with TensorFlow or LiteRT. Smaller tiles need
+# less, but cost more time, since each has a margin of 40 pixels.
 DEFAULT_TILE = 512
+# The warning for a file or model without a known margin, by its name.
+WHOLE = "%s: no receptive field recorded, so each picture is processed in one piece"
 
 
 class Upscaler(NamedTuple):
-    """What upscaling needs to know of a network.
+    """A network ready to upscale.
 
     Attributes:
-        call: from lr uint8 or uint16 [1, h, w, 3] to sr [1, 4h, 4w, 3], of the same type or floats
-            in [-1, 1]; with a `tail`, to features float32 [1, h, w, channels]. What it gives may
-            hold until the next call only.
-        margin: lr pixels that it looks at beyond an output pixel's own, to each side, the tail's
-            among them.
+        call: From lr uint8 or uint16 [1, h, w, 3] to sr [1, 4h, 4w, 3], of the same type or floats
+            in [-1, 1]; with a `tail`, to features float32 [1, h, w, channels]. The result
+            may be valid until the next call only.
+        margin: The lr pixels that a tile needs on each side of the part that it fills, the tail's
+            included. None if unknown: then pictures are never cut into tiles.
         bits: 16, or 8 where `call` takes uint8 only.
-        tile: The most pixels of what `call` takes, height or width, that it gets at once unless
-            another number is asked for.
-        tail: What takes features to sr, for networks that are cut in two. It sees far less around a
-            pixel than the whole, so that its own tiles may be small, as its memory asks for.
+        tile: The default for the height and width of the largest input of `call`.
+        tail: The network from features to sr, where a network is cut in two. Its margin is far
+            smaller, so that its own tiles may be small, to save memory.
     """
 
     call: Callable[[np.ndarray], np.ndarray]
-    margin: int
+    margin: int | None
     bits: int = 16
     tile: int = DEFAULT_TILE
     tail: "Upscaler | None" = None
@@ -42,41 +43,48 @@ class Upscaler(NamedTuple):
 def upscale(network: Upscaler, lr: np.ndarray, *, tile: int | None = None) -> np.ndarray:
     """Upscales a picture by 4, in tiles where it is larger than one.
 
-    Tiles of a picture all have one size, the smallest that covers it with as few tiles. The result
-    does not depend on `tile`, but for sums that float32 adds in another order when a convolution
-    has another shape: a value at a rounding edge may then differ by one level, by two in OpenVINO's
-    8 bits, which round inside, too. LiteRT's "dynamic" 8 bits do depend on it, since their steps
-    come from the range of activations in each tile: of a picture half dark and half bright 1.4 % of
-    the values differed by more than a level, by 4 at most.
+    Tiles of a picture all have one size, the smallest that covers it with the fewest tiles. The
+    result does not depend on `tile`, except that float32 adds sums in another order when a
+    convolution has another shape: a value at a rounding edge may then differ by one level, or by
+    two in OpenVINO's int8, which also rounds inside. LiteRT's "dynamic" int8 does depend on it,
+    since its scales come from the range of activations in each tile: in a picture half dark and
+    half bright, 1.4 % of the values differed by more than a level, and by 4 at most.
 
     Args:
-        network: From `inference.load_network`, or one of `runtimes`.
+        network: From `fastest.load_network`, `keras_model.compiled` or `exported.load`.
         lr: uint8 or uint16 [h, w, 3], of the type's full range.
-        tile: The most pixels of lr, height or width, that the network is given at once; by default
-            what suits it.
+        tile: The largest height and width of lr that the network takes at once; by default the
+            network's own.
 
     Returns:
         [4h, 4w, 3] of lr's type.
 
     Raises:
-        ValueError: lr is no such picture, a tile is smaller than what the network sees, or the
-            network does not enlarge by 4.
+        ValueError: lr is no such picture, the tile is too small for the network's margin, the
+            network cannot be cut into tiles, or it does not upscale by 4.
     """
     return _joined(upscaled_pieces(network, lr, tile=tile), lr.shape, lr.dtype)
 
 
-def checked_tile(network: Upscaler, tile: int | None, name: str = "this network") -> int:
-    """Gives the tile that was asked for, or the network's own.
+def checked_tile(network: Upscaler, tile: int | None, name: str = "this network") -> int | None:
+    """Returns the requested tile or the network's own; None if the network takes no tiles.
 
     Raises:
-        ValueError: It is too small for the network, by this name.
+        ValueError: The tile does not suit the network of this name.
     """
+    if network.margin is None:
+        if tile is not None:
+            raise ValueError(
+                f"{name} has no receptive field recorded, so pictures cannot be cut into tiles: "
+                "leave out --tile"
+            )
+        return None
     tile = network.tile if tile is None else tile
     least = 2 * network.margin + 1
     if tile < least:
         raise ValueError(
-            f"tiles of {tile} pixels are too small: {name} looks at {network.margin} pixels around "
-            f"each, so give --tile={3 * least}, or at least {least}, which is far slower"
+            f"tiles of {tile} pixels are too small: {name} needs a margin of {network.margin} on "
+            f"each side, so give --tile={3 * least}, or at least {least}, which is far slower"
         )
     return tile
 
@@ -84,7 +92,7 @@ def checked_tile(network: Upscaler, tile: int | None, name: str = "this network"
 def upscaled_pieces(
     network: Upscaler, lr: np.ndarray, *, tile: int | None = None
 ) -> Iterator[tuple[int, int, np.ndarray]]:
-    """Upscales as `upscale` does and gives the result piece by piece, as it comes.
+    """Upscales as `upscale` does and yields each piece of the result once it is finished.
 
     Returns:
         An iterator of (top, left, piece): where in sr the piece [h, w, 3] belongs. Pieces come row
@@ -99,13 +107,16 @@ def upscaled_pieces(
         )
     if lr.dtype == np.uint16 and network.bits == 8:
         raise ValueError("this network takes 8-bit pictures only, not uint16")
-    tile = network.tile if tile is None else tile
+    if network.margin is None:
+        tile = checked_tile(network, tile) or max(lr.shape)  # all in one tile
+    elif tile is None:
+        tile = network.tile
     spans = [_spans(length, tile, network.margin) for length in lr.shape[:2]]
     return _pieces(network, lr, *spans, lr.dtype)
 
 
 def _pieces(network, x, rows, columns, dtype):
-    """Gives sr of lr or features x, tile by tile; a tail gets a window of the tile's features."""
+    """Yields sr of lr or features x, tile by tile; a tail takes a window of a tile's features."""
     tail = network.tail
     windows = [_windows(spans, tail.margin) if tail else spans for spans in (rows, columns)]
     for (top, bottom, first_row, end_row), (above, below, *_) in zip(rows, windows[0], strict=True):
@@ -116,7 +127,7 @@ def _pieces(network, x, rows, columns, dtype):
             scale = 1 if tail else 4
             if y.shape[:2] != (scale * (bottom - top), scale * (right - left)):
                 raise ValueError(
-                    "this network does not enlarge by 4: it makes "
+                    "this network does not upscale by 4: it makes "
                     f"{y.shape[1]}x{y.shape[0]} of {right - left}x{bottom - top}"
                 )
             if tail:
@@ -131,7 +142,7 @@ def _pieces(network, x, rows, columns, dtype):
 
 
 def _joined(pieces: Iterable, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Puts together the pieces of what is 4 times as high and wide as `shape`."""
+    """Joins pieces to a picture 4 times as high and wide as `shape`."""
     sr = np.empty([4 * shape[0], 4 * shape[1], 3], dtype)
     for top, left, piece in pieces:
         sr[top : top + piece.shape[0], left : left + piece.shape[1]] = piece
@@ -139,7 +150,7 @@ def _joined(pieces: Iterable, shape: tuple[int, ...], dtype: np.dtype) -> np.nda
 
 
 def _windows(spans: list[tuple[int, int, int, int]], margin: int) -> list[tuple[int, int]]:
-    """Gives (start, end) of what a tail needs of each tile to fill its part, all of one size."""
+    """Returns (start, end) of the features that a tail needs of each tile, all of one size."""
     length = spans[-1][3]
     needed = [(max(first - margin, 0), min(end + margin, length)) for _, _, first, end in spans]
     size = max(end - start for start, end in needed)
@@ -147,14 +158,14 @@ def _windows(spans: list[tuple[int, int, int, int]], margin: int) -> list[tuple[
     return [(start, start + size) for start in starts]
 
 
-def _spans(length: int, tile: int, margin: int) -> list[tuple[int, int, int, int]]:
+def _spans(length: int, tile: int, margin: int | None) -> list[tuple[int, int, int, int]]:
     """Cuts one axis: (start, end) of each tile and (first, end) of the part that it fills."""
     if length <= tile:
         return [(0, length, 0, length)]
     if tile <= 2 * margin:
         raise ValueError(
-            f"a tile of {tile} pixels is too small: this network looks at {margin} pixels around "
-            f"each, so a tile must have more than {2 * margin}"
+            f"a tile of {tile} pixels is too small: this network needs a margin of {margin} on "
+            f"each side, so a tile must have more than {2 * margin}"
         )
     count = math.ceil((length - 2 * margin) / (tile - 2 * margin))
     size = math.ceil((length - 2 * margin) / count) + 2 * margin
@@ -167,7 +178,7 @@ def _spans(length: int, tile: int, margin: int) -> list[tuple[int, int, int, int
 
 
 def no_memory(tile: np.ndarray, path: str | os.PathLike | None = None) -> MemoryError:
-    """Makes the error for a tile [1, h, w, channels] too large for the network of this file."""
+    """Makes the error for a tile [1, h, w, channels] that memory is too small for."""
     named = f"{path}: " if path else ""
     return MemoryError(f"{named}no memory for {tile.shape[2]}x{tile.shape[1]}")
 
@@ -183,9 +194,9 @@ def as_float(lr: np.ndarray) -> np.ndarray:
 
 
 def _as_picture(sr: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Converts sr in [-1, 1] to a picture of a type; one that is a picture already stays."""
+    """Converts sr in [-1, 1] to a picture of a type; an integer sr is one already."""
     if sr.dtype not in (np.uint8, np.uint16):
-        # In one piece of memory: this takes a hundredth of all time, in new pieces three.
+        # In place: this takes a hundredth of the run time, with temporary arrays three.
         sr = np.add(sr, 1, dtype=np.float32)
         sr *= _white(dtype) / 2
         np.rint(sr, out=sr)

@@ -1,4 +1,4 @@
-"""Generators by name: a run folder, a weights file, or weights that come with the package."""
+"""Generators by name: a run folder, a weights file, or bundled weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from srgan_tf import files, folding, pictures
 
-if TYPE_CHECKING:  # what only describes weights need not wait for Keras
+if TYPE_CHECKING:  # cards and layers load without Keras
     import keras
     import numpy as np
 
@@ -22,36 +22,35 @@ _SUFFIX = ".weights.h5"
 
 
 def bundled() -> list[str]:
-    """Names of the weights that come with the package."""
+    """Returns the names of the bundled weights."""
     return sorted(path.name.removesuffix(_SUFFIX) for path in _BUNDLED.glob(f"*{_SUFFIX}"))
 
 
 def load_generator(spec: str) -> tuple[keras.Model, dict]:
-    """Loads a trained generator, in float32 but for a .keras file, which says itself.
+    """Loads a trained generator, in float32 unless a .keras file states another type.
 
     Args:
-        spec: A name of `bundled()`; a run folder, whose final weights are taken, or the best where
-            it is not finished; a .weights.h5 file of a generator of any number of blocks and
+        spec: A name of `bundled()`; a run folder, for its final weights, or the best of an
+            unfinished run; a .weights.h5 file of a generator of any number of blocks and
             filters; or a .keras file.
 
     Returns:
         The generator, and its card: name, path, sha256 of the file, variant, steps and vgg, each
-        None where it is not known.
+        None where unknown.
 
     Raises:
-        FileNotFoundError, ValueError: There is nothing of this name, or it is no generator; one
-            line.
+        FileNotFoundError, ValueError: Nothing has this name, or it is no generator; one line.
     """
-    card = describe(spec)
+    card = read_card(spec)
     path = Path(card["path"])
     with _naming(path):
         return _load(path), card
 
 
 def load_layers(spec: str) -> dict[str, folding.Layer]:
-    """Loads a trained generator as `folding.fold` gives it.
+    """Loads a trained generator's folded layers, from a .weights.h5 file without Keras.
 
-    From a .weights.h5 file without Keras, for which one would wait longer than for all the rest.
+    To import Keras would take longer than all the rest.
 
     Args:
         spec: As in `load_generator`.
@@ -62,7 +61,7 @@ def load_layers(spec: str) -> dict[str, folding.Layer]:
     Raises:
         FileNotFoundError, ValueError: As `load_generator`.
     """
-    path = Path(describe(spec)["path"])
+    path = Path(read_card(spec)["path"])
     with _naming(path):
         if path.suffix == ".keras":
             return folding.fold(_load(path))
@@ -71,21 +70,21 @@ def load_layers(spec: str) -> dict[str, folding.Layer]:
 
 @contextlib.contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Makes errors name the file, but for those of missing packages."""
+    """Makes errors name the file, except those of missing packages."""
     try:
         yield
     except ImportError:
         raise
-    except Exception as error:  # h5py and Keras raise whatever the damage leads to.
+    except Exception as error:  # h5py and Keras raise all kinds of errors for damaged files.
         reason = pictures.one_line(error)
         raise ValueError(f"{path}: not a generator's weights: {reason}") from error
 
 
-def describe(spec: str) -> dict:
-    """Gives the card that `load_generator` gives, without loading the weights.
+def read_card(spec: str) -> dict:
+    """Reads the card that `load_generator` returns, without loading the weights.
 
     Raises:
-        FileNotFoundError, ValueError: As `load_generator`, but for what is wrong with the weights.
+        FileNotFoundError, ValueError: As `load_generator`, except that the weights are not checked.
     """
     path = _find(spec)
     card = {
@@ -114,39 +113,9 @@ def describe(spec: str) -> dict:
 
 
 def save_weights(generator: keras.Model, path: Path) -> None:
-    """Writes a .weights.h5 file, whole or not at all."""
+    """Writes a .weights.h5 file, atomically."""
     with files.replacing(path) as beside:
         generator.save_weights(beside)
-
-
-def card_path(exported: Path) -> Path:
-    """Says where the card of a file or SavedModel folder is that `exporting.export` writes."""
-    if exported.is_dir():
-        return exported / "assets.extra" / "card.json"
-    return exported.with_name(f"{exported.name}.json")
-
-
-def exported_card(spec: str) -> dict:
-    """Says what is known of a file or SavedModel folder that `exporting.export` wrote.
-
-    Args:
-        spec: As `runtimes.load_exported` takes it.
-
-    Returns:
-        A card as `load_generator`'s, sha256 being that of the file itself. variant, steps and vgg
-        are those of the weights in it; None where no card lies beside it, or that of another file.
-    """
-    path = Path(spec)
-    name = path.resolve().name
-    if name.isdecimal():  # a SavedModel's version; what it is of is the folder above
-        name = f"{path.resolve().parent.name}/{name}"
-    card = {"name": name, "path": spec, "sha256": file_sha256(path)}
-    facts = dict.fromkeys(("variant", "steps", "vgg"))
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        known = json.loads(card_path(path).read_text())
-        if path.is_dir() or known["megabytes"] == round(path.stat().st_size / 1e6, 3):
-            facts = {key: known["weights"][key] for key in facts}
-    return card | facts
 
 
 def file_sha256(path: Path) -> str:
@@ -182,7 +151,7 @@ def _find(spec: str) -> Path:
 def _load(path: Path) -> keras.Model:
     import keras
 
-    from srgan_tf import networks  # which also registers what a .keras file is made of
+    from srgan_tf import networks  # also registers the layers of .keras files
 
     if path.suffix == ".keras":
         if not zipfile.is_zipfile(path):
@@ -200,7 +169,7 @@ def _load(path: Path) -> keras.Model:
 
 
 def _read(path: Path) -> dict[str, list[np.ndarray]]:
-    """Reads the arrays of a weights file by our names for layers; Keras' are class and number."""
+    """Reads a weights file by our names of layers; Keras names them by class and number."""
     import h5py
 
     if not h5py.is_hdf5(path):
@@ -219,7 +188,7 @@ def _read(path: Path) -> dict[str, list[np.ndarray]]:
             count += hasattr(item, "shape")
 
         layers.visititems(add)
-    # Two for each block, besides the first, the last, the trunk's and two sub-pixel ones.
+    # Two for each block, and the first, the last, the trunk's and two sub-pixel ones.
     blocks = (len(stored[0]) - 5) // 2
     names = [[n for n in kind if n] for kind in zip(*folding.parts(blocks), strict=True)]
     if blocks < 1 or [len(kind) for kind in stored] != [len(kind) for kind in names]:

@@ -7,8 +7,8 @@ import pytest
 import tensorflow as tf
 from conftest import ROOT
 
-from srgan_tf import upscaling
-from srgan_tf.formats import onnx_file, runtimes
+from srgan_tf import folding, upscaling
+from srgan_tf.formats import exported, keras_model, onnx_file
 from srgan_tf.networks import build_generator
 
 
@@ -43,7 +43,7 @@ def test_a_network_of_another_scale_is_refused():
     twice = upscaling.Upscaler(lambda x: x.repeat(2, axis=1).repeat(2, axis=2), margin=0)
     tailed = upscaling.Upscaler(lambda lr: lr, margin=0, tail=twice)
     for network in (twice, tailed):
-        with pytest.raises(ValueError, match="does not enlarge by 4: it makes 12x10 of 6x5"):
+        with pytest.raises(ValueError, match="does not upscale by 4: it makes 12x10 of 6x5"):
             upscaling.upscale(network, np.zeros([5, 6, 3], np.uint8))
 
 
@@ -78,7 +78,7 @@ def _levels(generator, lr):
 
 
 def test_the_papers_generator_sees_forty_pixels_around():
-    assert runtimes.receptive_field(build_generator(filters=4)) == 40
+    assert folding.receptive_field(folding.fold(build_generator(filters=4))) == 40
 
 
 def test_the_receptive_field_is_what_can_change_a_pixel(generator):
@@ -89,15 +89,23 @@ def test_the_receptive_field_is_what_can_change_a_pixel(generator):
         # The four by four pixels of lr pixel (20, 20), squared so that nothing cancels by sign.
         value = tf.reduce_sum(tf.square(sr[:, 80:84, 80:84]))
     rows = np.flatnonzero(np.abs(tape.gradient(value, lr).numpy()).sum(axis=(0, 2, 3)))
-    margin = runtimes.receptive_field(generator)
+    margin = folding.receptive_field(folding.fold(generator))
     assert (rows.min(), rows.max()) == (20 - margin, 20 + margin)
 
 
-def test_a_network_that_sees_everything_is_refused():
+def test_a_network_of_unknown_receptive_field_runs_in_one_piece(caplog):
     picture = keras.Input((None, None, 3))
-    pooled = keras.layers.GlobalAveragePooling2D()(picture)
-    with pytest.raises(ValueError, match="cannot tell how far .* sees: layer global_average"):
-        runtimes.receptive_field(keras.Model(picture, pooled, name="pooling"))
+    brighter = picture + keras.ops.mean(picture, axis=(1, 2), keepdims=True)
+    four = keras.layers.UpSampling2D(4)(brighter)
+    network = keras_model.compiled(keras.Model(picture, four, name="custom"))
+    assert network.margin is None
+    assert "custom: no receptive field recorded, so each picture is processed in" in caplog.text
+    lr = _picture(600, 3)  # larger than the default tile
+    sr = upscaling.upscale(network, lr)
+    expected = np.clip(np.round((lr / 255 + lr.mean(axis=(0, 1)) / 255 + 1) * 127.5), 0, 255)
+    assert _largest_difference(sr[::4, ::4], expected) <= 1
+    with pytest.raises(ValueError, match="no receptive field recorded, .* leave out --tile"):
+        upscaling.upscale(network, lr, tile=100)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 50), (33, 61), (100, 23)])
@@ -105,7 +113,7 @@ def test_tiles_give_what_one_piece_gives(generator, size):
     lr = _picture(*size)
     whole = _levels(generator, lr)
     for tile in (23, 31, 64):
-        sr = upscaling.upscale(runtimes.compiled(generator), lr, tile=tile)
+        sr = upscaling.upscale(keras_model.compiled(generator), lr, tile=tile)
         assert sr.dtype == np.uint8 and sr.shape == (4 * size[0], 4 * size[1], 3)
         assert _largest_difference(sr, whole) <= 1
 
@@ -150,7 +158,7 @@ def test_one_trace_serves_every_size(generator):
     call = traced.call
     traced.call = lambda *args, **kwargs: (traces.append(1), call(*args, **kwargs))[1]
     for size in ((10, 10), (30, 12), (50, 60)):
-        upscaling.upscale(runtimes.compiled(traced), _picture(*size), tile=32)
+        upscaling.upscale(keras_model.compiled(traced), _picture(*size), tile=32)
     assert len(traces) == 1
 
 
@@ -160,28 +168,28 @@ def test_a_tile_that_tensorflow_has_no_memory_for_is_a_memory_error():
 
     picture = keras.Input([None, None, 3])
     layer = keras.layers.Activation(lambda x: tf.py_function(fail, [x], tf.float32))
-    network = runtimes.compiled(keras.Model(picture, layer(picture)))
+    network = keras_model.compiled(keras.Model(picture, layer(picture)))
     with pytest.raises(MemoryError, match="no memory for 7x5"):
         upscaling.upscale(network, _picture(5, 7))
 
 
 def test_a_tile_smaller_than_what_the_network_sees_is_refused(generator):
     with pytest.raises(ValueError, match="a tile of 16 pixels is too small"):
-        upscaling.upscale(runtimes.compiled(generator), _picture(20, 20), tile=16)
+        upscaling.upscale(keras_model.compiled(generator), _picture(20, 20), tile=16)
 
 
 def test_what_is_no_rgb_picture_of_8_or_16_bits_is_refused(generator):
     for picture in (np.zeros([8, 8], np.uint8), np.zeros([8, 8, 3]), np.zeros([0, 8, 3], np.uint8)):
         with pytest.raises(ValueError, match="upscale takes uint8"):
-            upscaling.upscale(runtimes.compiled(generator), picture)
+            upscaling.upscale(keras_model.compiled(generator), picture)
 
 
 def test_a_saved_model_gives_what_the_generator_gives(generator, saved_model):
-    assert runtimes.is_exported(saved_model)
-    network = runtimes.load_exported(saved_model)
-    assert network.margin == runtimes.receptive_field(generator)
+    assert exported.is_exported(saved_model)
+    network = exported.load(saved_model)
+    assert network.margin is None
     lr = _picture(40, 30)
-    sr = upscaling.upscale(network, lr, tile=27)
+    sr = upscaling.upscale(network, lr)
     assert _largest_difference(sr, _levels(generator, lr)) <= 1
 
 
@@ -189,34 +197,18 @@ def test_a_saved_model_gives_what_the_generator_gives(generator, saved_model):
 def test_a_tflite_file_gives_what_the_generator_gives(generator, tmp_path, dtype):
     pytest.importorskip("ai_edge_litert")
     path = _tflite(generator, tmp_path / "generator.tflite", dtype)
-    assert runtimes.is_exported(path)
-    network = runtimes.load_exported(path)
-    assert network.margin == runtimes.receptive_field(generator)
+    assert exported.is_exported(path)
+    network = exported.load(path)
+    assert network.margin is None
     for size in ((40, 30), (12, 9)):
         lr = _picture(*size)
-        sr = upscaling.upscale(network, lr, tile=27)
+        sr = upscaling.upscale(network, lr)
         assert _largest_difference(sr, _levels(generator, lr)) <= 1
-
-
-@pytest.mark.parametrize("kind", ["SavedModel", "tflite"])
-def test_a_network_that_skips_pixels_is_refused(kind, tmp_path):
-    picture = keras.Input((None, None, 3))
-    half = keras.layers.Conv2D(64, 4, strides=2, padding="same")(picture)
-    network = keras.Model(picture, keras.ops.depth_to_space(half, 4))
-    path = tmp_path / "network.tflite"
-    if kind == "tflite":
-        pytest.importorskip("ai_edge_litert")
-        _tflite(network, path, tf.float32)
-    else:
-        path = tmp_path / "saved_model"
-        network.export(path, verbose=False)
-    with pytest.raises(ValueError, match="has a convolution that skips lr pixels"):
-        runtimes.load_exported(path)
 
 
 def test_a_tile_that_litert_has_no_memory_for_is_a_memory_error(generator, tmp_path):
     pytest.importorskip("ai_edge_litert")
-    network = runtimes.load_exported(_tflite(generator, tmp_path / "net.tflite", tf.float32))
+    network = exported.load(_tflite(generator, tmp_path / "net.tflite", tf.float32))
     lr = _picture(12, 9)
     expected = network.call(lr[None])
     huge = np.broadcast_to(np.uint8(0), [1, 100_000, 100_000, 3])  # itself takes one byte
@@ -229,8 +221,8 @@ def test_a_tile_that_litert_has_no_memory_for_is_a_memory_error(generator, tmp_p
 _SHORT_OF_MEMORY = """
 import resource, sys
 import numpy as np
-from srgan_tf.formats import runtimes
-network = runtimes.load_exported(sys.argv[1])
+from srgan_tf.formats import exported, keras_model
+network = exported.load(sys.argv[1])
 with open("/proc/self/statm") as statm:
     used = int(statm.read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 2**31, resource.RLIM_INFINITY))
@@ -253,13 +245,13 @@ def test_a_tile_that_onnx_runtime_has_no_memory_for_is_a_memory_error(generator,
 
 def test_what_is_no_exported_generator_is_refused_in_one_line(tmp_path):
     with pytest.raises(FileNotFoundError, match="missing.tflite: no such file"):
-        runtimes.load_exported(tmp_path / "missing.tflite")
+        exported.load(tmp_path / "missing.tflite")
     pytest.importorskip("ai_edge_litert")
     broken = tmp_path / "broken.tflite"
     broken.write_bytes(b"no model")
     with pytest.raises(ValueError, match="no .tflite file of a generator"):
-        runtimes.load_exported(broken)
+        exported.load(broken)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no SavedModel with a serving_default"):
-        runtimes.load_exported(tmp_path / "empty")
-    assert not runtimes.is_exported(tmp_path / "empty")
+        exported.load(tmp_path / "empty")
+    assert not exported.is_exported(tmp_path / "empty")

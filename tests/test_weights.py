@@ -9,7 +9,6 @@ import pytest
 from conftest import ROOT
 
 from srgan_tf import folding, networks, weights
-from srgan_tf.formats import runtimes
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +44,6 @@ def test_convolutions_alone_are_those_of_the_generator(tmp_path, name):
     for given, layer in zip(layers.values(), expected.values(), strict=True):
         for array, right in zip(given, layer, strict=True):
             np.testing.assert_array_equal(array, right)
-    assert runtimes.receptive_field_of(layers) == runtimes.receptive_field(generator)
 
 
 def test_a_run_folder_gives_its_last_weights_and_says_what_they_saw(generator, tmp_path):
@@ -67,11 +65,11 @@ def test_files_of_others_beside_weights_are_none_of_theirs(generator, tmp_path, 
     generator.save_weights(tmp_path / "any.weights.h5")
     for name in ("any.json", "run.json"):
         (tmp_path / name).write_text('{"class_name": "Functional"}')
-    card = weights.describe(str(tmp_path / "any.weights.h5"))
+    card = weights.read_card(str(tmp_path / "any.weights.h5"))
     assert (card["name"], card["variant"]) == ("any", None)
     (tmp_path / "srresnet_mse" / "1").mkdir(parents=True)  # as export.py makes it
     monkeypatch.chdir(tmp_path)
-    assert weights.describe("srresnet_mse")["steps"] == 24000
+    assert weights.read_card("srresnet_mse")["steps"] == 24000
 
 
 def test_what_cannot_be_loaded_is_named_in_one_line(generator, tmp_path):

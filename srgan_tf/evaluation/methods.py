@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from srgan_tf import resize, upscaling, weights
-from srgan_tf.formats import runtimes
+from srgan_tf.formats import exported, keras_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,11 +55,11 @@ def load_methods(specs: Iterable[str], *, tile: int | None = None) -> list[Metho
     methods = [Method("nearest", nearest, "nearest"), Method("bicubic", bicubic, "bicubic")]
     distinct = {os.path.realpath(spec): spec for spec in specs}
     for spec in distinct.values():
-        if runtimes.is_exported(spec):
-            network, card = runtimes.load_exported(spec), weights.exported_card(spec)
+        if exported.is_exported(spec):
+            network, card = exported.load(spec), exported.read_card(spec)
         else:
             generator, card = weights.load_generator(spec)
-            network = runtimes.compiled(generator)
+            network = keras_model.compiled(generator)
         upscale = _network_upscale(network, upscaling.checked_tile(network, tile, spec))
         methods.append(Method(card["name"], upscale, card["sha256"], card))
     if len({method.name for method in methods}) == len(methods):
@@ -73,7 +73,7 @@ def load_methods(specs: Iterable[str], *, tile: int | None = None) -> list[Metho
     return methods[:2] + [dataclasses.replace(method, name=name) for method, name in renamed]
 
 
-def _network_upscale(network, tile: int) -> Callable[[np.ndarray], np.ndarray]:
+def _network_upscale(network, tile: int | None) -> Callable[[np.ndarray], np.ndarray]:
     def upscale(lr):
         rgb = lr if lr.ndim == 3 else np.stack([lr] * 3, axis=-1)
         return upscaling.upscale(network, rgb, tile=tile)

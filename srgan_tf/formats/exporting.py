@@ -11,9 +11,9 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
-from srgan_tf import files, folding, weights
-from srgan_tf.formats import parity
-from srgan_tf.formats.litert import QUANTIZE, _refuse_form, write_tflite
+from srgan_tf import files, folding
+from srgan_tf.formats import exported, parity
+from srgan_tf.formats.litert import QUANTIZE, check_form, write_tflite
 from srgan_tf.formats.onnx_file import write_onnx
 from srgan_tf.formats.saved_model import write_saved_model
 
@@ -39,39 +39,39 @@ def export(
     calibration: Sequence[np.ndarray] = (),
     pairs: Sequence[tuple[np.ndarray, np.ndarray]],
     facts: dict | None = None,
-) -> list[Written]:
-    """Writes a generator in several forms, each with a card, after comparing all on pictures.
+) -> tuple[list[Written], list[str]]:
+    """Writes a generator in several forms, each with a card, after comparing them on pictures.
 
     Names are those of the card: NAME/1 (or the next free number) for the SavedModel,
-    NAME.QUANTIZE[.HxW].tflite and NAME.onnx. Cards have .json behind the whole name, or are
-    in the SavedModel's `assets.extra`. Nothing appears in `out_dir` before everything is written
-    and compared.
+    NAME.QUANTIZE[.HxW].tflite and NAME.onnx. Cards append .json to the whole name, or are
+    in the SavedModel's `assets.extra`. Nothing appears in `out_dir` before every form is written
+    and compared. A form that misses its bound in `parity.BOUNDS` is not kept; the others are.
 
     Args:
-        generator: As `networks.build_generator` makes it.
-        card: What `weights.load_generator` knows of it.
-        out_dir: The folder for all, made if it is not there.
-        formats: Of `FORMATS`; one that is named twice is written once.
-        quantize: Of `QUANTIZE`, for .tflite files, likewise.
-        input_size: As in `write_tflite`. All is then compared on crops of this size.
+        generator: From `networks.build_generator`.
+        card: Its card from `weights.load_generator`.
+        out_dir: The folder for all files, made if it is missing.
+        formats: Some of `FORMATS`; one named twice is written once.
+        quantize: Some of `QUANTIZE`, for .tflite files, in the same way.
+        input_size: As in `write_tflite`. All forms are then compared on crops of this size.
         calibration: As in `write_tflite`.
         pairs: Pictures to compare on: lr uint8 [h, w, 3] and hr uint8 [4h, 4w, 3].
-        facts: What else is to stand in the cards, for `json.dumps`.
+        facts: Further entries of the cards, for `json.dumps`.
 
     Returns:
-        What was written, in this order.
+        The written forms, in this order, and a line for each that misses its bound.
 
     Raises:
-        ValueError: A file differs from the Keras model by more than `parity.BOUNDS` allows,
-            `out_dir` cannot be written to, or as in the functions that write the forms.
+        ValueError: All forms miss their bounds, `out_dir` cannot be written to, or as in the
+            functions that write the forms.
     """
     out_dir, name = Path(out_dir), card["name"].removesuffix(".keras")
     size = f".{input_size[0]}x{input_size[1]}" if input_size else ""
     forms = list(dict.fromkeys(quantize)) if "tflite" in formats else []
-    # What can be refused before anything is computed.
+    # Mistakes are reported before anything is computed.
     folding.fold(generator)
     for form in forms:
-        _refuse_form(form, calibration)
+        check_form(form, calibration)
     packages = ("onnx", "onnxruntime") if "onnx" in formats else ()
     if missing := [package for package in packages if not importlib.util.find_spec(package)]:
         raise ValueError(f"to write and try an .onnx file, pip install {' '.join(missing)}")
@@ -95,14 +95,17 @@ def export(
             made["onnx"] = write_onnx(generator, staging / f"{name}.onnx")
 
         found = {form: parity.compare(path, expected, tile=tile) for form, path in made.items()}
-        wrong = filter(None, (parity.out_of_bounds(form, found[form]) for form in found))
-        if wrong := "; ".join(wrong):
-            raise ValueError(f"nothing exported: {wrong} (leave it out by --quantize or --format)")
+        missed = {form: parity.out_of_bounds(form, found[form]) for form in found}
+        failed = [line for line in missed.values() if line]
+        if len(failed) == len(made):
+            raise ValueError(f"nothing exported: {'; '.join(failed)}")
 
         written = []
         for form, path in made.items():
+            if missed[form]:
+                continue
             description = _describe(form, input_size, card, found[form], len(pairs), facts or {})
-            card_path = weights.card_path(path)
+            card_path = exported.card_path(path)
             card_path.write_text(json.dumps(description, indent=2) + "\n")
             if path.is_dir():
                 target = _next_version(out_dir / name)
@@ -112,19 +115,19 @@ def export(
                 card_path.replace(out_dir / card_path.name)
                 path.replace(target)
             written.append(Written(form, target, found[form]))
-    return written
+    return written, failed
 
 
 @contextlib.contextmanager
 def _staging(out_dir: Path) -> Iterator[Path]:
-    """Makes a folder in `out_dir` that is gone afterwards, with `out_dir` if nothing came of it."""
+    """Makes a temporary folder in `out_dir`, which is removed too if it was new and stays empty."""
     new = [folder for folder in (out_dir, *out_dir.parents) if not folder.exists()]
     files.make_folder(out_dir)
     try:
         with files.staging(out_dir) as staged:
             yield Path(staged)
     finally:
-        with contextlib.suppress(OSError):  # it is not empty
+        with contextlib.suppress(OSError):  # not empty
             for folder in new:
                 folder.rmdir()
 

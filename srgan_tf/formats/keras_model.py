@@ -1,23 +1,64 @@
-"""A Keras generator to run: batch norms folded, compiled by TensorFlow."""
+"""A Keras generator for inference: batch norms folded, compiled with TensorFlow."""
+
+import functools
 
 import keras
+import numpy as np
+import tensorflow as tf
+from absl import logging
 
-from srgan_tf import folding
+from srgan_tf import folding, upscaling
 from srgan_tf.layers import PReLU
+
+
+@functools.lru_cache(maxsize=4)  # one trace for a generator, whatever the number of pictures
+def compiled(generator: keras.Model, margin: int | None = None) -> upscaling.Upscaler:
+    """Prepares a generator for `upscaling`, run with TensorFlow.
+
+    Args:
+        generator: From lr [N, h, w, 3] in [0, 1] to sr [N, 4h, 4w, 3] in [-1, 1].
+        margin: The lr pixels that a tile needs on each side. By default it is computed for a
+            generator of `networks.build_generator`; any other then runs in one piece.
+
+    Returns:
+        The network; a tile too large for memory raises MemoryError.
+    """
+    if margin is None:
+        try:
+            margin = folding.receptive_field(folding.fold(generator))
+        except ValueError:
+            logging.warning(upscaling.WHOLE, generator.name)
+
+    # Sizes are left open in the signature: another size of picture or tile costs no new trace.
+    @tf.function(
+        input_signature=[tf.TensorSpec([None, None, None, 3]), tf.TensorSpec([], tf.float32)]
+    )
+    def call(lr, white):
+        sr = generator(lr / white, training=False)
+        return tf.clip_by_value(tf.round((sr + 1) * (white / 2)), 0, white)
+
+    def run(lr):
+        white = np.float32(np.iinfo(lr.dtype).max)
+        try:
+            return call(lr.astype(np.float32), white).numpy().astype(lr.dtype)
+        except tf.errors.ResourceExhaustedError as error:
+            raise upscaling.no_memory(lr) from error
+
+    return upscaling.Upscaler(run, margin)
 
 
 def fold_batch_norm(generator: keras.Model) -> keras.Model:
     """Rebuilds a generator in float32, its batch norms folded into the convolutions before them.
 
     Args:
-        generator: As `networks.build_generator` makes it, of any size and dtype policy.
+        generator: From `networks.build_generator`, of any size and dtype policy.
 
     Returns:
         The same function, from float32 lr [N, h, w, 3] in [0, 1] to float32 sr [N, 4h, 4w, 3] in
         [-1, 1], not clipped.
 
     Raises:
-        ValueError: It is another network.
+        ValueError: It is not the paper's generator.
     """
     layers = folding.fold(generator)
 
@@ -42,5 +83,5 @@ def fold_batch_norm(generator: keras.Model) -> keras.Model:
         return keras.ops.depth_to_space(x, 2)
 
     lr = keras.Input((None, None, 3), dtype="float32", name="lr")
-    sr = folding.network(lr, layers, conv, add, shuffle)
+    sr = folding.build(lr, layers, folding.Operations(conv, add, shuffle))
     return keras.Model(lr, sr, name="generator")

@@ -1,8 +1,9 @@
-"""Writes a generator's .tflite file operation by operation, in float or in 8 bits.
+"""A generator as a .tflite file for LiteRT, in float or int8.
 
-TensorFlow's converter, its quantiser and ai-edge-quantizer lack what this network needs in 8 bits:
-kernels in two parts, a PReLU that XNNPACK runs, DEPTH_TO_SPACE without a detour through float. It
-takes eight kinds of operations to write it down, all of them LiteRT's own; nothing needs Flex.
+The file is written operation by operation. TensorFlow's converter, its quantizer and
+ai-edge-quantizer lack what this network needs in int8: kernels in two parts, a PReLU that XNNPACK
+runs, DEPTH_TO_SPACE without a detour through float. Eight kinds of LiteRT's built-in operations
+suffice; nothing needs Flex.
 """
 
 from __future__ import annotations
@@ -14,23 +15,27 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import flatbuffers
 import numpy as np
-from ai_edge_litert import interpreter
+from absl import logging
 from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.interpreter import Interpreter
 
-from srgan_tf import files, folding, pictures
-from srgan_tf.folding import CARRIERS, Layer, network
-from srgan_tf.formats.quantization import Statistics, _split_centre, equalised, rounded
+from srgan_tf import files, folding, pictures, upscaling
+from srgan_tf.folding import CARRIERS, Layer
+from srgan_tf.formats.quantization import Statistics, equalised, rounded
 
 if TYPE_CHECKING:
     import keras
 
-# In "int8" `equalised` does for the sub-pixel convolutions what splitting does.
+# In "int8" the sub-pixel convolutions need no split, thanks to `equalised`.
 _SPLIT_INT8 = ("conv_in", "conv_out")
 
 QUANTIZE = ("float32", "float16", "dynamic", "int8")
 
-# Calibration takes the middle of larger pictures: all tensors of a picture are kept at once.
+# Calibration takes the middle of larger pictures, which is enough for ranges and means.
 _CALIBRATION_SIZE = 96
+
+# The metadata entry with the margin, a decimal number.
+_MARGIN_ENTRY = "srgan_tf.margin"
 
 
 def write_tflite(
@@ -41,36 +46,37 @@ def write_tflite(
     input_size: tuple[int, int] | None = None,
     calibration: Sequence[np.ndarray] = (),
 ) -> Path:
-    """Writes a generator for LiteRT, of built-in operations alone.
+    """Writes a generator for LiteRT, with built-in operations only.
 
-    The file takes lr float32 [1, h, w, 3] in [0, 1] and gives sr float32 [1, 4h, 4w, 3] in [-1, 1],
-    not clipped; with "int8" both are uint8 pictures.
+    The file takes lr float32 [1, h, w, 3] in [0, 1] and returns sr float32 [1, 4h, 4w, 3] in
+    [-1, 1], not clipped; with "int8" both are uint8 pictures. Its metadata holds the margin.
 
     Args:
-        generator: As `networks.build_generator` makes it.
-        path: The file to write; one that is there is replaced.
+        generator: From `networks.build_generator`.
+        path: The file to write or replace.
         quantize: One of `QUANTIZE`. "float32"; "float16": weights of half the size, computed in
-            float32; "dynamic": kernels in 8 bits, activations too as each convolution begins;
-            "int8": integers from end to end.
+            float32; "dynamic": int8 kernels, and activations in int8 on the way into each
+            convolution; "int8": integers from end to end.
         input_size: Height and width of lr, for delegates that need them fixed; None leaves both
-            open (`resize_tensor_input`).
-        calibration: Pictures lr, uint8 [h, w, 3]. "int8" needs some, to know the ranges of its
-            tensors; "dynamic" comes a little closer with them.
+            variable (`resize_tensor_input`).
+        calibration: Pictures lr, uint8 [h, w, 3]. "int8" needs some to find the ranges of its
+            tensors; "dynamic" is a little more accurate with them.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: The generator is another network, a quantisation is not known, or there are no
+        ValueError: The generator is not the paper's, `quantize` is unknown, or there are no
             pictures for "int8".
     """
-    _refuse_form(quantize, calibration)
-    # Here, so that the rest of the package runs without LiteRT.
+    # Here, so that files load without OpenVINO.
+    from srgan_tf.formats.openvino_model import calibrate
 
+    check_form(quantize, calibration)
     layers = folding.fold(generator)
     calibration = [pictures.middle(picture, _CALIBRATION_SIZE) for picture in calibration]
     if quantize == "int8":
-        # The last layer's result in [0, 1], of which uint8 is a multiple.
+        # The last layer's result in [0, 1], which uint8 is a multiple of.
         last = layers["conv_out"]
         layers["conv_out"] = folding.Layer(last.kernel / 2, (last.bias + 1) / 2, None)
         layers = equalised(layers, calibrate(layers, calibration))
@@ -87,7 +93,8 @@ def write_tflite(
     return Path(path)
 
 
-def _refuse_form(quantize: str, calibration: Sequence[np.ndarray]) -> None:
+def check_form(quantize: str, calibration: Sequence[np.ndarray]) -> None:
+    """Raises ValueError if `write_tflite` would for these arguments."""
     if quantize not in QUANTIZE:
         raise ValueError(f"quantize is {quantize!r}: give one of {', '.join(QUANTIZE)}")
     if quantize == "int8" and not len(calibration):
@@ -100,43 +107,36 @@ def in_float(
     weights: str = "float32",
     input_size: tuple[int, int] | None = None,
     means: Mapping[str, Statistics] | None = None,
-    observed: bool = False,
 ) -> bytes:
-    """Makes a file that takes lr float32 in [0, 1] and gives sr float32 in [-1, 1], not clipped.
+    """Makes a file that takes lr float32 in [0, 1] and returns sr float32 in [-1, 1], not clipped.
 
     Args:
-        layers: As `folding.fold` gives them.
+        layers: From `folding.fold`.
         weights: "float32"; "float16": stored in half the size, computed in float32; "int8":
-            kernels in 8 bits, and activations as each convolution begins, but for the first
+            int8 kernels, and activations in int8 on the way into each convolution, except the first
             convolution and the centre taps of those that carry the picture.
-        input_size: Height and width of lr; None leaves both open.
-        means: From `calibrate`, to correct in the biases what rounding does to the kernels' sums.
-        observed: Give all tensors, for `calibrate`.
+        input_size: Height and width of lr; None leaves both variable.
+        means: From `openvino_model.calibrate`, to correct the biases for the rounding of kernels.
     """
     graph = _Graph(input_size)
-    seen = []
-
-    def see(tensor):
-        seen.append(tensor)
-        return tensor
 
     def weight(name, values):
         return (graph.half if weights == "float16" else graph.constant)(name, values)
 
     def convolution(x, name, kernel, bias, small=True):
         if weights == "int8" and small:
-            kernel, steps, bias = _rounded(kernel, bias, means and means[x.name].mean)
-            kernel = graph.constant(f"{name}/kernel", kernel, steps)
+            kernel, scales, bias = _rounded(kernel, bias, means and means[x.name].mean)
+            kernel = graph.constant(f"{name}/kernel", kernel, scales)
             version = 5
         else:
             kernel, version = weight(f"{name}/kernel", kernel.transpose(3, 0, 1, 2)), 1
         bias = weight(f"{name}/bias", bias)
-        return see(graph.operation("CONV_2D", version, [x, kernel, bias], name, bias.channels))
+        return graph.operation("CONV_2D", version, [x, kernel, bias], name, bias.channels)
 
     def conv(x, name):
         layer = layers[name]
-        if (weights == "int8" and name in CARRIERS) or (observed and name in _SPLIT_INT8):
-            rest, centre = _split_centre(layer)
+        if weights == "int8" and name in CARRIERS:
+            rest, centre = folding.split_centre(layer)
             rest = convolution(x, f"{name}_rest", *rest)
             y = add(rest, convolution(x, f"{name}_centre", *centre, small=False), name)
         else:
@@ -144,17 +144,17 @@ def in_float(
         if layer.slope is None:
             return y
         slope = weight(f"{name}/slope", layer.slope[None, None])
-        return see(graph.operation("PRELU", 1, [y, slope], f"{name}_prelu", y.channels))
+        return graph.operation("PRELU", 1, [y, slope], f"{name}_prelu", y.channels)
 
     def add(x, y, name):
-        return see(graph.operation("ADD", 1, [x, y], name, x.channels))
+        return graph.operation("ADD", 1, [x, y], name, x.channels)
 
     def shuffle(x, name):
-        return see(graph.operation("DEPTH_TO_SPACE", 1, [x], name, x.channels // 4, factor=2))
+        return graph.operation("DEPTH_TO_SPACE", 1, [x], name, x.channels // 4, factor=2)
 
-    lr = see(graph.tensor("lr", 3))
-    sr = network(lr, layers, conv, add, shuffle)
-    return graph.finish(lr, seen if observed else [sr])
+    lr = graph.tensor("lr", 3)
+    sr = folding.build(lr, layers, folding.Operations(conv, add, shuffle))
+    return graph.finish(lr, sr, folding.receptive_field(layers))
 
 
 def in_int8(
@@ -163,29 +163,29 @@ def in_int8(
     *,
     input_size: tuple[int, int] | None = None,
 ) -> bytes:
-    """Makes a file that takes lr uint8 and gives sr uint8, in integers from end to end.
+    """Makes a file that takes lr uint8 and returns sr uint8, in integers from end to end.
 
     Args:
-        layers: From `equalised`, with a last layer that gives sr in [0, 1].
-        statistics: From `calibrate`, of these layers.
-        input_size: Height and width of lr; None leaves both open.
+        layers: From `quantization.equalised`, with a last layer that returns sr in [0, 1].
+        statistics: From `openvino_model.calibrate`, of these layers.
+        input_size: Height and width of lr; None leaves both variable.
     """
     graph = _Graph(input_size)
 
     def convolution(x, name, kernel, bias, output):
-        kernel, steps, bias = _rounded(kernel, bias, statistics[x.name].mean)
-        steps_of_sums = x.step * steps
-        kernel = graph.constant(f"{name}/kernel", kernel, steps)
-        bias = np.round(bias / steps_of_sums).astype(np.int32)
-        bias = graph.constant(f"{name}/bias", bias, steps_of_sums)
+        kernel, scales, bias = _rounded(kernel, bias, statistics[x.name].mean)
+        bias_scales = x.scale * scales
+        kernel = graph.constant(f"{name}/kernel", kernel, scales)
+        bias = np.round(bias / bias_scales).astype(np.int32)
+        bias = graph.constant(f"{name}/bias", bias, bias_scales)
         return graph.operation("CONV_2D", 3, [x, kernel, bias], name, bias.channels, output)
 
     def conv(x, name):
         layer = layers[name]
-        # Levels of 8 bits at the end, where rounding and clipping are then those of a picture.
+        # The levels of a uint8 picture at the end, so that int8 rounds and clips as that does.
         output = (1 / 255, -128) if name == "conv_out" else _range(statistics[name])
         if name in _SPLIT_INT8:
-            parts = zip(("rest", "centre"), _split_centre(layer), strict=True)
+            parts = zip(("rest", "centre"), folding.split_centre(layer), strict=True)
             given = [
                 convolution(x, f"{name}_{part}", *taps, _range(statistics[f"{name}_{part}"]))
                 for part, taps in parts
@@ -196,80 +196,118 @@ def in_int8(
         return y if layer.slope is None else prelu(y, name, layer.slope)
 
     def prelu(y, name, slope):
-        # x + max((slope - 1) * x, 0), for slopes of at most 1. The maximum is the end of 8 bits:
-        # where -128 stands for 0 there is nothing below. XNNPACK runs these two operations, but
-        # not PRELU, MAXIMUM or RELU in 8 bits; LiteRT's own PRELU takes as long as a convolution.
+        # x + max((slope - 1) * x, 0), for slopes of at most 1. A zero point of -128 is the maximum
+        # with 0: int8 ends there. XNNPACK runs these two operations, but not PRELU, MAXIMUM or
+        # RELU in int8; LiteRT's own PRELU takes as long as a convolution.
         steepest = np.abs(slope - 1).max() or 1.0
         factor = np.round((slope - 1) / steepest * 127).astype(np.int8)
         factor = graph.constant(f"{name}/slope", factor[None, None], steepest / 127)
         largest = ((slope - 1) * np.minimum(statistics[name].low, 0)).max()
-        positive = (max(largest / 255, y.step / 100), -128)
+        positive = (max(largest / 255, y.scale / 100), -128)
         more = graph.operation("MUL", 2, [y, factor], f"{name}_more", y.channels, positive)
-        # With the steps of y, positive values go through untouched.
-        same = (y.step, y.zero)
+        # With the scale of y, positive values pass unchanged.
+        same = (y.scale, y.zero_point)
         return graph.operation("ADD", 2, [y, more], f"{name}_prelu", y.channels, same)
 
     def add(x, y, name):
         return graph.operation("ADD", 2, [x, y], name, x.channels, _range(statistics[name]))
 
     def shuffle(x, name):
-        same = (x.step, x.zero)
+        same = (x.scale, x.zero_point)
         return graph.operation("DEPTH_TO_SPACE", 1, [x], name, x.channels // 4, same, factor=2)
 
     picture = graph.tensor("lr_uint8", 3, np.uint8, (1 / 255, 0))
     lr = graph.operation("QUANTIZE", 1, [picture], "lr", 3, (1 / 255, -128))
-    sr = network(lr, layers, conv, add, shuffle)
+    sr = folding.build(lr, layers, folding.Operations(conv, add, shuffle))
     result = graph.tensor("sr_uint8", 3, np.uint8, (1 / 255, 0), factor=4)
-    return graph.finish(picture, [graph.operation("QUANTIZE", 1, [sr], into=result)])
+    sr = graph.operation("QUANTIZE", 1, [sr], into=result)
+    return graph.finish(picture, sr, folding.receptive_field(layers))
 
 
-def calibrate(layers: Mapping[str, Layer], pictures: Sequence[np.ndarray]) -> dict[str, Statistics]:
-    """Runs the float network on pictures lr, uint8 [h, w, 3], and measures all of its tensors."""
-    runner = interpreter.Interpreter(
-        model_content=in_float(layers, observed=True), num_threads=os.cpu_count()
-    )
-    [given], results = runner.get_input_details(), runner.get_output_details()
-    seen: dict[str, list] = {result["name"]: [] for result in results}
-    for picture in pictures:
-        runner.resize_tensor_input(given["index"], [1, *picture.shape])
-        runner.allocate_tensors()
-        runner.set_tensor(given["index"], picture[None] / np.float32(255))
-        runner.invoke()
-        for result in results:
-            values = runner.get_tensor(result["index"])
-            values = values.reshape(-1, values.shape[-1])
-            found = values.min(axis=0), values.max(axis=0), values.mean(axis=0, dtype=np.float64)
-            seen[result["name"]].append(found)
-    statistics = {}
-    for name, found in seen.items():
-        low, high, mean = map(np.float64, zip(*found, strict=True))
-        statistics[name] = Statistics(low.min(axis=0), high.max(axis=0), mean.mean(axis=0))
-    return statistics
+def load(path: Path) -> upscaling.Upscaler:
+    """Loads a .tflite file, of `write_tflite` or with its input and output.
+
+    It takes lr [1, h, w, 3], float32 in [0, 1] or uint8, and returns sr, float32 in [-1, 1] or
+    uint8.
+
+    Returns:
+        The network, in one piece where the file records no margin. A tile too large for memory
+        raises MemoryError.
+
+    Raises:
+        ValueError: The file holds no such network.
+    """
+    try:
+        interpreter = Interpreter(str(path), num_threads=os.cpu_count())
+        interpreter.allocate_tensors()
+        [given], [result] = interpreter.get_input_details(), interpreter.get_output_details()
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"{path}: no .tflite file of a generator ({error})") from error
+    if len(given["shape"]) != 4 or given["dtype"] not in (np.float32, np.uint8):
+        raise ValueError(
+            f"{path}: it takes {given['dtype'].__name__} of shape {given['shape'].tolist()}, "
+            "not float32 or uint8 pictures"
+        )
+    margin = _read_margin(path)
+    if margin is None:
+        logging.warning(upscaling.WHOLE, path)
+
+    ready = None  # the shape that memory is allocated for
+
+    def call(lr):
+        nonlocal ready
+        if lr.shape != ready:
+            ready = None
+            if lr.shape != tuple(interpreter.get_input_details()[0]["shape"]):
+                interpreter.resize_tensor_input(given["index"], lr.shape)
+            try:
+                interpreter.allocate_tensors()
+            except RuntimeError as error:  # it worked with another size, so this one is too large
+                raise upscaling.no_memory(lr, path) from error
+            ready = lr.shape
+        if given["dtype"] == np.float32:
+            interpreter.set_tensor(given["index"], upscaling.as_float(lr))
+        else:
+            interpreter.set_tensor(given["index"], lr)
+        interpreter.invoke()
+        return interpreter.get_tensor(result["index"])
+
+    bits = 16 if given["dtype"] == result["dtype"] == np.float32 else 8
+    return upscaling.Upscaler(call, margin, bits)
+
+
+def _read_margin(path: Path) -> int | None:
+    """Reads the margin from a valid .tflite file, None if it records none."""
+    model = schema.Model.GetRootAs(path.read_bytes(), 0)
+    for entry in map(model.Metadata, range(model.MetadataLength())):
+        if entry.Name() == _MARGIN_ENTRY.encode():
+            return int(bytes(model.Buffers(entry.Buffer()).DataAsNumpy()))
+    return None
 
 
 def _rounded(kernel: np.ndarray, bias: np.ndarray, mean: np.ndarray | None):
-    """Rounds a kernel to int8 in LiteRT's order of axes, with a step for each channel out."""
-    steps = np.maximum(np.abs(kernel).max(axis=(0, 1, 2)), 1e-9) / 127
-    values, bias = rounded(kernel, bias, steps, mean)
-    return values.transpose(3, 0, 1, 2), np.float32(steps), np.float32(bias)
+    """Rounds a kernel to int8 in LiteRT's order of axes, with a scale for each output channel."""
+    scales = np.maximum(np.abs(kernel).max(axis=(0, 1, 2)), 1e-9) / 127
+    values, bias = rounded(kernel, bias, scales, mean)
+    return values.transpose(3, 0, 1, 2), np.float32(scales), np.float32(bias)
 
 
 def _range(statistics: Statistics) -> tuple[float, int]:
-    """The step, and the value that stands for 0, with which int8 covers what was seen."""
+    """Returns the scale and zero point with which int8 covers the calibrated range."""
     low, high = min(statistics.low.min(), 0), max(statistics.high.max(), 0)
-    # Not too small beside what it is added to, which XNNPACK refuses: equalised sizes are about 1.
-    step = max(high - low, 0.02) / 255
-    return float(step), int(np.clip(np.round(-128 - low / step), -128, 127))
+    # XNNPACK refuses sums of very different scales; equalised channels are of size 1 or so.
+    scale = max(high - low, 0.02) / 255
+    return float(scale), int(np.clip(np.round(-128 - low / scale), -128, 127))
 
 
 class _Tensor(NamedTuple):
-    """A tensor of a `_Graph`: its step and zero if in 8 bits, its size in multiples of lr's."""
+    """A tensor of a `_Graph`: scale and zero point if quantized, size in multiples of lr's."""
 
     index: int
     name: str
     channels: int
-    step: float | None
-    zero: int
+    scale: float | None
+    zero_point: int
     factor: int
 
 
@@ -283,7 +321,7 @@ _TYPES = {
 
 
 class _Graph:
-    """A .tflite file in the making: one subgraph of tensors and operations."""
+    """A .tflite file under construction: one subgraph of tensors and operations."""
 
     def __init__(self, input_size: tuple[int, int] | None):
         self.input_size = input_size
@@ -301,10 +339,10 @@ class _Graph:
             self.buffers.append(schema.BufferT())
             self.buffers[-1].data = np.frombuffer(np.ascontiguousarray(data).tobytes(), np.uint8)
         if quantization is not None:
-            steps, zero = quantization
+            scales, zero_point = quantization
             tensor.quantization = schema.QuantizationParametersT()
-            tensor.quantization.scale = np.atleast_1d(np.float32(steps))
-            tensor.quantization.zeroPoint = np.full(np.size(steps), zero, np.int64)
+            tensor.quantization.scale = np.atleast_1d(np.float32(scales))
+            tensor.quantization.zeroPoint = np.full(np.size(scales), zero_point, np.int64)
         self.main.tensors.append(tensor)
         return tensor
 
@@ -315,17 +353,17 @@ class _Graph:
         tensor = self._add(name, shape, dtype, quantization)
         if self.input_size is None:
             tensor.shapeSignature = [1, -1, -1, channels]
-        step, zero = quantization or (None, 0)
-        return _Tensor(len(self.main.tensors) - 1, name, channels, step, zero, factor)
+        scale, zero_point = quantization or (None, 0)
+        return _Tensor(len(self.main.tensors) - 1, name, channels, scale, zero_point, factor)
 
-    def constant(self, name, values, steps=None) -> _Tensor:
-        """Adds weights, in 8 or 32 bits where they come with steps."""
-        quantization = None if steps is None else (steps, 0)
+    def constant(self, name, values, scales=None) -> _Tensor:
+        """Adds weights, integers if they come with scales."""
+        quantization = None if scales is None else (scales, 0)
         self._add(name, values.shape, values.dtype, quantization, values)
         return _Tensor(len(self.main.tensors) - 1, name, len(values), None, 0, 1)
 
     def half(self, name, values) -> _Tensor:
-        """Adds weights that are stored in float16 and used in float32."""
+        """Adds weights stored in float16 and used in float32."""
         stored = self.constant(f"{name}_half", values.astype(np.float16))
         self._add(name, values.shape, np.float32)
         result = _Tensor(len(self.main.tensors) - 1, name, len(values), None, 0, 1)
@@ -343,11 +381,11 @@ class _Graph:
         factor: int = 1,
         into: _Tensor | None = None,
     ) -> _Tensor:
-        """Adds an operation, and its result unless it goes `into` a tensor that is there.
+        """Adds an operation, and a tensor for its result unless that goes `into` an existing one.
 
-        The result is float32, or int8 where step and zero are given, and `factor` times as large as
-        what the operation is given first. The version is the one in LiteRT's op_version.cc for
-        these types, which tells an older runtime that it cannot run the file.
+        The result is float32, or int8 with a scale and zero point, and `factor` times as large as
+        the first input. The version is the one in LiteRT's op_version.cc for these types, which
+        tells an older runtime that it cannot run the file.
         """
         dtype = np.float32 if quantization is None else np.int8
         result = into or self.tensor(name, channels, dtype, quantization, factor * given[0].factor)
@@ -373,11 +411,15 @@ class _Graph:
         self.main.operators.append(operator)
         return result
 
-    def finish(self, lr: _Tensor, results: Sequence[_Tensor]) -> bytes:
-        """Gives the file."""
-        self.main.inputs, self.main.outputs = [lr.index], [tensor.index for tensor in results]
+    def finish(self, lr: _Tensor, sr: _Tensor, margin: int) -> bytes:
+        """Returns the contents of the file."""
+        self.main.inputs, self.main.outputs = [lr.index], [sr.index]
+        entry, buffer = schema.MetadataT(), schema.BufferT()
+        entry.name, entry.buffer = _MARGIN_ENTRY, len(self.buffers)
+        buffer.data = np.frombuffer(str(margin).encode(), np.uint8)
+        self.buffers.append(buffer)
         model = schema.ModelT()
-        model.version, model.description = 3, "srgan_tf"
+        model.version, model.description, model.metadata = 3, "srgan_tf", [entry]
         model.subgraphs, model.buffers, model.operatorCodes = [self.main], self.buffers, []
         for kind, version in self.codes:
             code = schema.OperatorCodeT()

@@ -1,33 +1,38 @@
-"""A generator as an .onnx file."""
+"""A generator as an .onnx file: written with onnx, run with ONNX Runtime."""
+
+from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import keras
 import numpy as np
+from absl import logging
 
-from srgan_tf import files, folding
-from srgan_tf.formats import runtimes
+from srgan_tf import files, folding, upscaling
+
+if TYPE_CHECKING:
+    import keras
 
 
 def write_onnx(generator: keras.Model, path: str | os.PathLike) -> Path:
     """Writes a generator as ONNX, opset 17.
 
-    It is written operation by operation as `folding.network` goes through them, like a .tflite
-    file: tf2onnx, whose file gives the same values, would be one more package to install.
+    It is written operation by operation with `folding.build`, like a .tflite file: tf2onnx, whose
+    file computes the same values, would be one more package to install.
 
-    The file takes lr float32 [N, h, w, 3] in [0, 1], N, h and w of any size, and gives sr float32
-    [N, 4h, 4w, 3] in [-1, 1], not clipped.
+    The file takes lr float32 [N, h, w, 3] in [0, 1] of any N, h and w, and returns sr float32
+    [N, 4h, 4w, 3] in [-1, 1], not clipped. Its metadata holds the `margin`.
 
     Args:
-        generator: As `networks.build_generator` makes it.
-        path: The file to write; one that is there is replaced.
+        generator: From `networks.build_generator`.
+        path: The file to write or replace.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: The generator is another network, or the onnx package is missing.
+        ValueError: The generator is not the paper's, or the onnx package is missing.
     """
     try:
         import onnx
@@ -65,7 +70,7 @@ def write_onnx(generator: keras.Model, path: str | os.PathLike) -> Path:
         return node("DepthToSpace", [x], f"{name}_chw", blocksize=2, mode="DCR")
 
     lr = node("Transpose", ["lr"], "lr_chw", perm=[0, 3, 1, 2])
-    sr = folding.network(lr, layers, conv, add, shuffle)
+    sr = folding.build(lr, layers, folding.Operations(conv, add, shuffle))
     node("Transpose", [sr], "sr", perm=[0, 2, 3, 1])
     pictures = (
         onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, axes)
@@ -74,10 +79,47 @@ def write_onnx(generator: keras.Model, path: str | os.PathLike) -> Path:
     graph = onnx.helper.make_graph(nodes, "generator", [next(pictures)], [next(pictures)], weights)
     opset = onnx.helper.make_opsetid("", 17)
     model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8)
-    # For tiles, which must overlap by it.
-    margin = str(runtimes.receptive_field(generator))
-    onnx.helper.set_model_props(model, {"margin": margin})
+    onnx.helper.set_model_props(model, {"margin": str(folding.receptive_field(layers))})
     onnx.checker.check_model(model)
     with files.replacing(Path(path)) as beside:
         beside.write_bytes(model.SerializeToString())
     return Path(path)
+
+
+def load(path: Path) -> upscaling.Upscaler:
+    """Loads an .onnx file, of `write_onnx` or with its input and output.
+
+    Returns:
+        The network, in one piece where the file records no margin. A tile too large for memory
+        raises MemoryError.
+
+    Raises:
+        ValueError: The file holds no such network, or onnxruntime is missing.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ValueError(f"{path}: to run it, pip install onnxruntime") from error
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        [lr], [sr] = session.get_inputs(), session.get_outputs()
+        for tensor in (lr, sr):
+            if tensor.type != "tensor(float)" or len(tensor.shape) != 4 or tensor.shape[-1] != 3:
+                raise ValueError(f"{tensor.name} is {tensor.type} {tensor.shape}")
+        metadata = session.get_modelmeta().custom_metadata_map
+        margin = metadata.get("margin", metadata.get("reach"))  # "reach" in older files
+        margin = None if margin is None else int(margin)
+    except Exception as error:  # the runtime's errors have no class in common
+        raise ValueError(f"{path}: no .onnx file of a generator ({error})") from error
+    if margin is None:
+        logging.warning(upscaling.WHOLE, path)
+
+    def call(pixels):
+        try:
+            return session.run(None, {lr.name: upscaling.as_float(pixels)})[0]
+        except Exception as error:
+            if "alloc" in str(error).lower():
+                raise upscaling.no_memory(pixels, path) from error
+            raise
+
+    return upscaling.Upscaler(call, margin)

@@ -1,7 +1,7 @@
-"""A generator for OpenVINO: what `upscale.py` runs on a CPU, in float32, bfloat16 and 8 bits."""
+"""A generator for OpenVINO, as `upscale.py` runs it on a CPU: float32, bfloat16 and int8."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,28 +11,31 @@ from openvino import opset13 as ops
 from srgan_tf import folding, upscaling
 from srgan_tf.formats import quantization
 
-# A hundredth of the work, and the picture itself comes in by it.
+# This layer stays in float: it does a hundredth of the work and takes in the picture itself.
 _IN_FLOAT = "conv_in"
-# Channels 0 to 2 carry R, G and B, since a network begins as a nearest-neighbour upscaler. One with
-# a random start may lose more than `inference` allows, which then takes float32.
+# Channels 0 to 2 carry R, G and B, since a network starts as a nearest-neighbour upscaler. One with
+# a random start may lose more than `fastest` allows, which then takes float32.
 _CARRYING = 3
-# Room for pictures that go beyond what calibration saw.
-_MARGIN = 1.25
-# The network is cut in two behind this sum. The rest needs 4 kB a pixel, but sees no more than 3
-# around one: 1 by its first convolution, 1 and 2 of half the size by the others.
+# Headroom for pictures whose values exceed the calibrated ranges.
+_HEADROOM = 1.25
+# The network is cut in two after this sum. The rest needs 4 kB a pixel, but only a margin of 3: 1
+# for its first convolution, 1 and 2 pixels of half the size for the others.
 _END_OF_TRUNK = "trunk_sum"
 _FEATURES = "features"
 _TAIL_MARGIN = 3
-# Together they take 0.9 GB.
+# Together they need 0.9 GB.
 _TILE, _TAIL_TILE = 768, 192
+
+# Where the .xml file keeps the margin.
+_MARGIN_INFO = ["srgan_tf", "margin"]
 
 _TO_CHANNELS_FIRST, _TO_CHANNELS_LAST = np.array([0, 3, 1, 2]), np.array([0, 2, 3, 1])
 
 
 class _Tensor(NamedTuple):
-    """What goes through the network: values [1, channels, h, w], by calibration's name for them.
+    """Values [1, channels, h, w] in the network, and the name that `calibrate` uses for them.
 
-    With `picture`, which is those that carry the picture in float, the values are in 8 bits.
+    With a `picture`, the channels that carry the picture in float, the values are in int8.
     """
 
     values: openvino.Node
@@ -47,46 +50,40 @@ def build(
     """Builds the network: lr float32 [1, h, w, 3] in [0, 1] to sr [1, 4h, 4w, 3], not clipped.
 
     Args:
-        layers: As `folding.fold` gives them.
-        statistics: From `litert.calibrate`, of these layers. With them convolutions are in 8 bits:
-            kernels, and activations as each convolution begins. Left in float are sums, the first
-            convolution, and the way of the picture through the last three, by the centre taps of
-            the channels that carry it.
+        layers: From `folding.fold`.
+        statistics: From `calibrate`, of these layers. With them convolutions are in int8: kernels,
+            and activations on the way into each convolution. Sums, the first convolution, and the
+            picture's path through the last three stay in float; that path consists of the centre
+            taps of the channels that carry the picture.
     """
 
-    def in_8_bits(values, name):
+    def in_int8(values, name):
         return ops.fake_quantize(values, *_range(statistics[name]), levels=256)
 
     def convolution(values, kernel, bias, mean=None):
-        if mean is None:
-            weights = ops.constant(np.ascontiguousarray(kernel.transpose(3, 2, 0, 1)))
-        else:
+        weights = None
+        if mean is not None:
             weights, bias = _rounded(kernel, bias, mean)
-        pads = [kernel.shape[0] // 2, kernel.shape[1] // 2]
-        y = ops.convolution(values, weights, [1, 1], pads, pads, [1, 1])
-        return ops.add(y, ops.constant(np.float32(bias)[None, :, None, None]))
-
-    def prelu(y, slope):
-        return y if slope is None else ops.prelu(y, ops.constant(slope))
+        return _convolution(values, kernel, bias, weights)
 
     def conv(x, name):
         kernel, bias, slope = layers[name]
         result = name if slope is None else f"{name}_prelu"
         if statistics is None or name == _IN_FLOAT:
-            return _Tensor(prelu(convolution(x.values, kernel, bias), slope), result)
-        values = in_8_bits(x.values, x.name) if x.picture is None else x.values
+            return _Tensor(_prelu(convolution(x.values, kernel, bias), slope), result)
+        values = in_int8(x.values, x.name) if x.picture is None else x.values
         mean = statistics[x.name].mean
         if name not in folding.CARRIERS:
-            return _Tensor(prelu(convolution(values, kernel, bias, mean), slope), result)
+            return _Tensor(_prelu(convolution(values, kernel, bias, mean), slope), result)
         picture = carry(x.picture, values, mean, layers[name])
         if slope is None:
             return _Tensor(picture, result)
-        y = prelu(convolution(values, kernel, bias, mean), slope)
-        return _Tensor(in_8_bits(y, result), result, picture)
+        y = _prelu(convolution(values, kernel, bias, mean), slope)
+        return _Tensor(in_int8(y, result), result, picture)
 
     def carry(picture, values, mean, layer):
         kernel, bias, slope = layer
-        # Channels before a shuffle are its four positions', one after the other.
+        # Channels before a shuffle are ordered by its four positions.
         given = np.arange(kernel.shape[2]).reshape(-1, filters)[:, :carrying].ravel()
         if slope is not None:
             made = np.arange(kernel.shape[3]).reshape(-1, filters)[:, :carrying].ravel()
@@ -96,7 +93,7 @@ def build(
         rest = kernel.copy()
         rest[(*centre, given)] = 0
         y = convolution(values, rest, np.zeros_like(bias), mean)
-        return prelu(ops.add(y, convolution(picture, carried[None, None], bias)), slope)
+        return _prelu(ops.add(y, convolution(picture, carried[None, None], bias)), slope)
 
     def add(x, y, name):
         y = ops.add(x.values, y.values)
@@ -106,7 +103,7 @@ def build(
         if statistics is None:
             return _Tensor(ops.transpose(features, _TO_CHANNELS_FIRST), name)
         # Channels last, as features come in: neither moves anything in memory.
-        values, picture = in_8_bits(features, name), ops.slice(features, [0], [carrying], [1], [3])
+        values, picture = in_int8(features, name), ops.slice(features, [0], [carrying], [1], [3])
         values, picture = (ops.transpose(y, _TO_CHANNELS_FIRST) for y in (values, picture))
         return _Tensor(values, name, picture)
 
@@ -121,46 +118,128 @@ def build(
     carrying = min(_CARRYING, filters)
     lr = ops.parameter([1, -1, -1, 3], np.float32, name="lr")
     pictures = _Tensor(ops.transpose(lr, _TO_CHANNELS_FIRST), "lr")
-    sr = folding.network(pictures, layers, conv, add, shuffle).values
-    return openvino.Model([ops.transpose(sr, _TO_CHANNELS_LAST)], [lr], "generator")
+    sr = folding.build(pictures, layers, folding.Operations(conv, add, shuffle)).values
+    model = openvino.Model([ops.transpose(sr, _TO_CHANNELS_LAST)], [lr], "generator")
+    model.set_rt_info(str(folding.receptive_field(layers)), _MARGIN_INFO)
+    return model
+
+
+def calibrate(
+    layers: Mapping[str, folding.Layer], pictures: Sequence[np.ndarray]
+) -> dict[str, quantization.Statistics]:
+    """Runs the float network on pictures and measures all of its tensors.
+
+    Args:
+        layers: From `folding.fold`.
+        pictures: lr, uint8 [h, w, 3].
+
+    Returns:
+        The statistics by the names that `folding.build` passes, those of PReLUs by "NAME_prelu",
+        of the input by "lr". The parts of `folding.split_centre` of the first and the last
+        convolution are "NAME_rest" and "NAME_centre".
+    """
+    tensors = {}
+
+    def observe(name, values):
+        tensors[name] = values
+        return values
+
+    def convolution(x, name, kernel, bias):
+        return observe(name, _convolution(x, kernel, bias))
+
+    def conv(x, name):
+        kernel, bias, slope = layers[name]
+        if name in ("conv_in", "conv_out"):
+            rest, centre = folding.split_centre(layers[name])
+            rest = convolution(x, f"{name}_rest", *rest)
+            y = add(rest, convolution(x, f"{name}_centre", *centre), name)
+        else:
+            y = convolution(x, name, kernel, bias)
+        return y if slope is None else observe(f"{name}_prelu", _prelu(y, slope))
+
+    def add(x, y, name):
+        return observe(name, ops.add(x, y))
+
+    def shuffle(x, name):
+        return observe(name, ops.depth_to_space(x, "blocks_first", 2))
+
+    lr = ops.parameter([1, -1, -1, 3], np.float32, name="lr")
+    pixels = observe("lr", ops.transpose(lr, _TO_CHANNELS_FIRST))
+    folding.build(pixels, layers, folding.Operations(conv, add, shuffle))
+    measures = [
+        measure(values, np.array([0, 2, 3]))
+        for values in tensors.values()
+        for measure in (ops.reduce_min, ops.reduce_max, ops.reduce_mean)
+    ]
+    core = openvino.Core()
+    core.set_property("CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    network = core.compile_model(openvino.Model(measures, [lr]), "CPU")
+    found = []
+    for picture in pictures:
+        results = network(upscaling.as_float(picture)[None])
+        found.append([np.float64(results[i]) for i in range(len(measures))])
+    low, high, mean = (
+        [reduce(values, axis=0) for values in list(zip(*found, strict=True))[i::3]]
+        for i, reduce in enumerate((np.min, np.max, np.mean))
+    )
+    return {
+        name: quantization.Statistics(*values)
+        for name, *values in zip(tensors, low, high, mean, strict=True)
+    }
+
+
+def _convolution(values: openvino.Node, kernel: np.ndarray, bias: np.ndarray, weights=None):
+    """Adds a "same" convolution; `weights` replace the float kernel where it is rounded."""
+    if weights is None:
+        weights = ops.constant(np.ascontiguousarray(kernel.transpose(3, 2, 0, 1)))
+    pads = [kernel.shape[0] // 2, kernel.shape[1] // 2]
+    y = ops.convolution(values, weights, [1, 1], pads, pads, [1, 1])
+    return ops.add(y, ops.constant(np.float32(bias)[None, :, None, None]))
+
+
+def _prelu(y: openvino.Node, slope: np.ndarray | None) -> openvino.Node:
+    return y if slope is None else ops.prelu(y, ops.constant(slope))
 
 
 def _rounded(kernel: np.ndarray, bias: np.ndarray, mean: np.ndarray) -> tuple:
     """Rounds a kernel [height, width, channels in, channels out] to int8.
 
-    Processors without VNNI multiply two channels in at once and keep the sum in 16 bits: 255 times
-    the two weights must stay below 2**15, or bright textures come out wrong, by up to 35 levels. So
-    steps are as large as that asks for, which costs little: few pairs are both large.
+    Processors without VNNI multiply two input channels at once and keep the sum in 16 bits: 255
+    times the two weights must stay below 2**15, or bright textures are wrong by up to 35 levels.
+    Scales are as large as that requires, which costs little: in few pairs both are large.
 
     Returns:
-        OpenVINO's kernel, and the bias without what rounding adds to the mean of the result.
+        OpenVINO's kernel, and the bias corrected for the error of rounding in the result's mean.
     """
     pairs = np.pad(kernel, [(0, 0), (0, 0), (0, kernel.shape[2] % 2), (0, 0)])
     pairs = pairs.reshape(*kernel.shape[:2], -1, 2, kernel.shape[3])
     same_sign = np.maximum(np.maximum(pairs, 0).sum(axis=3), np.maximum(-pairs, 0).sum(axis=3))
     largest = np.maximum(np.abs(kernel).max(axis=(0, 1, 2)) / 127, same_sign.max((0, 1, 2)) / 127.5)
-    steps = np.float32(np.maximum(largest, 1e-9))
-    values, bias = quantization.rounded(kernel, bias, steps, mean)
+    scales = np.float32(np.maximum(largest, 1e-9))
+    values, bias = quantization.rounded(kernel, bias, scales, mean)
     stored = ops.constant(np.ascontiguousarray(values.transpose(3, 2, 0, 1)))
-    steps = ops.constant(steps[:, None, None, None])
-    return ops.multiply(ops.convert(stored, np.float32), steps), bias
+    scales = ops.constant(scales[:, None, None, None])
+    return ops.multiply(ops.convert(stored, np.float32), scales), bias
 
 
 def _range(statistics: quantization.Statistics) -> list:
-    """The ends of what 256 levels cover, twice as `fake_quantize` takes them; 0 is a level."""
-    low = _MARGIN * min(statistics.low.min(), 0)
-    high = _MARGIN * max(statistics.high.max(), 0)
-    step = max(high - low, 1e-6) / 255
-    zero = np.round(-low / step)
-    ends = [ops.constant(np.full([1, 1, 1, 1], x * step, np.float32)) for x in (-zero, 255 - zero)]
+    """Returns the ends of 256 levels, twice as `fake_quantize` takes them; 0 is a level."""
+    low = _HEADROOM * min(statistics.low.min(), 0)
+    high = _HEADROOM * max(statistics.high.max(), 0)
+    scale = max(high - low, 1e-6) / 255
+    zero_point = np.round(-low / scale)
+    ends = [
+        ops.constant(np.full([1, 1, 1, 1], level * scale, np.float32))
+        for level in (-zero_point, 255 - zero_point)
+    ]
     return [*ends, *ends]
 
 
 def write(model: openvino.Model, path: str | os.PathLike) -> None:
-    """Writes what `build` gives as an .xml file, and a .bin file beside it.
+    """Writes a model from `build` as an .xml file with a .bin file beside it.
 
     Raises:
-        ValueError: That cannot be done.
+        ValueError: The files cannot be written.
     """
     try:
         openvino.save_model(model, path, compress_to_fp16=False)
@@ -168,19 +247,18 @@ def write(model: openvino.Model, path: str | os.PathLike) -> None:
         raise ValueError(f"{path}: cannot be written ({error})") from error
 
 
-def load(path: str | os.PathLike, margin: int, *, bfloat16: bool = False) -> upscaling.Upscaler:
-    """Loads what `write` wrote.
+def load(path: str | os.PathLike, *, bfloat16: bool = False) -> upscaling.Upscaler:
+    """Loads a model that `write` wrote.
 
     Args:
         path: The .xml file.
-        margin: As `runtimes.receptive_field` gives it.
-        bfloat16: Compute in it what is not in 8 bits, where the processor has it.
+        bfloat16: Compute in bfloat16 instead of float32, where the processor supports it.
 
     Returns:
-        The network; a tile that there is no memory for is a MemoryError.
+        The network; a tile too large for memory raises MemoryError.
 
     Raises:
-        ValueError: It is no such file.
+        ValueError: The file is missing, damaged or of another program.
     """
     core = openvino.Core()
     # Without this, processors that have bfloat16 compute in it.
@@ -188,9 +266,10 @@ def load(path: str | os.PathLike, margin: int, *, bfloat16: bool = False) -> ups
     core.set_property({"ENABLE_MMAP": False})  # files may be replaced while they are in use
     try:
         model = core.read_model(path)
+        margin = int(model.get_rt_info(_MARGIN_INFO).astype(str))
         trunk, tail = (_runner(core, part) for part in _parts(model))
     except (RuntimeError, StopIteration) as error:
-        raise ValueError(f"{path}: not what srgan_tf wrote ({error})") from error
+        raise ValueError(f"{path}: not a model that srgan_tf wrote ({error})") from error
     return upscaling.Upscaler(
         lambda lr: trunk(upscaling.as_float(lr)),
         margin,
@@ -200,7 +279,7 @@ def load(path: str | os.PathLike, margin: int, *, bfloat16: bool = False) -> ups
 
 
 def _parts(model: openvino.Model) -> tuple[openvino.Model, openvino.Model]:
-    """Cuts the network in two: the residual blocks, and what comes behind their sum."""
+    """Cuts the network in two: the residual blocks, and the layers after their sum."""
     end = next(node for node in model.get_ops() if node.get_friendly_name() == _FEATURES)
     features = ops.parameter(end.output(0).get_partial_shape(), np.float32)
     end.output(0).replace(features.output(0))
@@ -210,14 +289,14 @@ def _parts(model: openvino.Model) -> tuple[openvino.Model, openvino.Model]:
 
 
 def _runner(core: openvino.Core, model: openvino.Model) -> Callable[[np.ndarray], np.ndarray]:
-    """Gives a function of what the model takes; its result holds until the next call."""
+    """Returns a function that runs the model; its result is valid until the next call."""
     shape, request = None, None
 
     def run(x):
         nonlocal shape, request
         try:
             if x.shape != shape:
-                # For one shape at a time: a tenth faster, once 0.2 s have gone into it.
+                # Compiled for one shape: a tenth faster, after 0.2 s of compilation.
                 shape, request = None, None
                 model.reshape(list(x.shape))
                 request = core.compile_model(model, "CPU").create_infer_request()

@@ -1,4 +1,4 @@
-"""Exported files held against the Keras model that they come from, on pictures."""
+"""Compares exported files with their Keras model on pictures."""
 
 import time
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from srgan_tf import metrics, upscaling
-from srgan_tf.formats import runtimes
+from srgan_tf.formats import exported, keras_model
 
 # The most that each may differ: levels of 255 in any pixel, or dB of `Parity.pooled`.
 BOUNDS = {
@@ -22,15 +22,15 @@ BOUNDS = {
 
 
 class Parity(NamedTuple):
-    """How a file compares.
+    """How a file compares with its Keras model.
 
     Attributes:
-        megabytes: Its size, a folder's with all that is in it.
+        megabytes: The size of the file or of all files in the folder.
         psnr: The paper's measure against the originals, mean over the pictures, dB.
-        change: By how much that differs from the Keras model's, dB.
+        change: The difference of that from the Keras model's, dB.
         pooled: The same where the squared errors of all pictures are averaged first. Bounds are on
-            this: `change` tells of the one picture that is all but flat, where float scores so high
-            that any rounding counts.
+            this: in `change` a single almost flat picture dominates, where float scores so
+            high that any rounding counts.
         changes: The difference of each picture.
         worst: The largest difference from the Keras model's pictures, in levels of 255.
         seconds: For a megapixel of sr, on this machine.
@@ -55,7 +55,7 @@ class Reference(NamedTuple):
 
 def reference(generator, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Reference:
     """Runs the Keras model on pairs of lr uint8 [h, w, 3] and hr uint8 [4h, 4w, 3]."""
-    network = runtimes.compiled(generator)
+    network = keras_model.compiled(generator)
     results = [upscaling.upscale(network, lr) for lr, _ in pairs]
     return Reference(pairs, results, _psnr(results, pairs))
 
@@ -63,7 +63,7 @@ def reference(generator, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Refe
 def crops(
     pairs: Sequence[tuple[np.ndarray, np.ndarray]], size: tuple[int, int]
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Brings pairs to one size of lr: cuts out the middle, and mirrors what is too small.
+    """Crops pairs to one size of lr around the middle, and mirrors smaller ones at the border.
 
     Args:
         pairs: lr uint8 [h, w, 3] and hr uint8 [4h, 4w, 3] each.
@@ -90,10 +90,10 @@ def crops(
 
 def compare(path: Path, expected: Reference, *, tile: int | None = None) -> Parity:
     """Runs an exported file on the pictures of a reference, in tiles if they are larger."""
-    network = runtimes.load_exported(path)
+    network = exported.load(path)
     results, seconds = [], 0.0
     for lr, _ in expected.pairs:
-        upscaling.upscale(network, lr, tile=tile)  # the first time a size is prepared for
+        upscaling.upscale(network, lr, tile=tile)  # prepares for the size, which is not timed
         start = time.perf_counter()
         results.append(upscaling.upscale(network, lr, tile=tile))
         seconds += time.perf_counter() - start
@@ -113,7 +113,7 @@ def compare(path: Path, expected: Reference, *, tile: int | None = None) -> Pari
 
 
 def out_of_bounds(form: str, parity: Parity) -> str | None:
-    """Says in a line by how much a file misses its bound in `BOUNDS`, or None."""
+    """Returns a line with the figure if a file misses its bound in `BOUNDS`, else None."""
     levels, decibels = BOUNDS[form]
     if levels is not None and parity.worst > levels:
         return f"{form} differs by {parity.worst} levels of 255, more than {levels}"

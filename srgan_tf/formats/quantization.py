@@ -1,4 +1,4 @@
-"""What 8 bits need, whatever the format: statistics, rounding, units that lose few steps."""
+"""Int8 in any format: statistics, rounding, and units of channels that lose few levels."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from srgan_tf.folding import Layer
 
 
 class Statistics(NamedTuple):
-    """What calibration saw in a tensor: float64 [channels] each."""
+    """The range and mean that calibration found in a tensor: float64 [channels] each."""
 
     low: np.ndarray
     high: np.ndarray
@@ -17,43 +17,44 @@ class Statistics(NamedTuple):
 
 
 def rounded(
-    kernel: np.ndarray, bias: np.ndarray, steps: np.ndarray, mean: np.ndarray | None
+    kernel: np.ndarray, bias: np.ndarray, scales: np.ndarray, mean: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rounds a kernel to int8.
 
     Args:
         kernel: [height, width, channels in, channels out].
         bias: [channels out].
-        steps: [channels out].
-        mean: Of each channel in, where it is known: what rounding adds to the mean of the result is
-            then taken off the bias.
+        scales: [channels out].
+        mean: The mean of each input channel, if known. The bias is then corrected by the error that
+            rounding adds to the mean of the result.
 
     Returns:
-        The kernel in steps, int8, and the bias.
+        The int8 kernel in multiples of its scales, and the bias.
     """
-    values = np.round(kernel / steps)
+    values = np.round(kernel / scales)
     if mean is not None:
-        bias = bias + mean @ (kernel - values * steps).sum(axis=(0, 1))
+        bias = bias + mean @ (kernel - values * scales).sum(axis=(0, 1))
     return values.astype(np.int8), bias
 
 
 def equalised(
     layers: Mapping[str, Layer], statistics: Mapping[str, Statistics]
 ) -> dict[str, Layer]:
-    """Gives each channel a unit of its own, so that few steps of 8 bits are lost.
+    """Rescales each channel by its own unit, so that int8 loses few levels.
 
-    A tensor has one step size for all of its channels, and a kernel one for all channels in. So a
+    A tensor has one scale for all of its channels, and a kernel one for all input channels. So a
     channel is divided by its size, less where the next layer has a large weight for it, and the
     next layer's kernel is multiplied by the same (Xiao et al., SmoothQuant, arXiv 2211.10438).
-    That is exact: a PReLU keeps units. A channel whose slope is above 1 is turned upside down,
-    prelu(x) = -slope * prelu'(-x) with a slope of 1 / slope, as `in_int8` needs slopes up to 1.
+    That is exact: a PReLU is homogeneous. A channel whose slope is above 1 is negated,
+    prelu(x) = -slope * prelu'(-x) with a slope of 1 / slope, as `litert.in_int8` needs slopes of at
+    most 1.
 
     Args:
-        layers: As `folding.fold` gives them.
-        statistics: From `calibrate`, of these layers.
+        layers: From `folding.fold`.
+        statistics: From `openvino_model.calibrate`, of these layers.
 
     Returns:
-        Layers that make the same function.
+        Layers of a network that computes the same function.
     """
 
     def size(*names):
@@ -101,19 +102,3 @@ def equalised(
         if name == "upscale1_conv":
             given = given[: len(given) // 4]
     return result
-
-
-def _split_centre(
-    layer: Layer,
-) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """Splits a convolution in two: without its centre tap, and the centre tap with the bias.
-
-    Returns:
-        (kernel, bias) of both; the same input through both, added, is what the layer gives before
-        its PReLU.
-    """
-    height, width = layer.kernel.shape[0] // 2, layer.kernel.shape[1] // 2
-    rest = layer.kernel.copy()
-    rest[height, width] = 0
-    centre = layer.kernel[height : height + 1, width : width + 1]
-    return (rest, np.zeros_like(layer.bias)), (centre, layer.bias)

@@ -1,37 +1,44 @@
 """A generator as a SavedModel, for TensorFlow and TensorFlow Serving."""
 
+import contextlib
+import json
 import os
 from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
+from srgan_tf import folding, upscaling
 from srgan_tf.formats.keras_model import fold_batch_norm
+
+# Holds the margin; TensorFlow copies and ignores what lies in assets.extra.
+_METADATA = Path("assets.extra", "srgan_tf.json")
 
 
 def write_saved_model(generator: keras.Model, folder: str | os.PathLike) -> Path:
-    """Writes a generator as a SavedModel, which TensorFlow runs by itself, and TensorFlow Serving.
+    """Writes a generator as a SavedModel, which runs without this package.
 
     Signatures, for batches of any size and pictures of any size:
         serving_default: lr uint8 [N, h, w, 3] -> sr uint8 [N, 4h, 4w, 3].
         serve_float: lr float32 [N, h, w, 3] in [0, 1] -> sr float32 [N, 4h, 4w, 3] in [-1, 1], not
             clipped.
         serve_bytes: lr_bytes, encoded JPEG or PNG [N], each of its own size -> sr_bytes, PNG [N].
-            An EXIF turn is not heeded.
+            The EXIF orientation is ignored.
 
-    Requests of the first and the last kind lie in `assets.extra`, where TensorFlow Serving finds
-    what to run before it takes the first real one.
+    `assets.extra` holds the margin, and requests of the first and the last kind, with which
+    TensorFlow Serving warms up.
 
     Args:
-        generator: As `networks.build_generator` makes it.
-        folder: The folder to write, which is not there yet.
+        generator: From `networks.build_generator`.
+        folder: The folder to write, which must not exist yet.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: The generator is another network.
+        ValueError: The generator is not the paper's.
     """
     folded = fold_batch_norm(generator)
 
@@ -69,7 +76,54 @@ def write_saved_model(generator: keras.Model, folder: str | os.PathLike) -> Path
         archive.add_endpoint(name, function, [signature])
     archive.write_out(str(folder), verbose=False)
     _write_warm_up(Path(folder))
+    margin = folding.receptive_field(folding.fold(generator))
+    Path(folder, _METADATA).write_text(json.dumps({"margin": margin}) + "\n")
     return Path(folder)
+
+
+def load(folder: Path) -> upscaling.Upscaler:
+    """Loads a SavedModel by its signature `serving_default`.
+
+    That takes lr [N, h, w, 3], uint8 or float32 in [0, 1], and returns sr, uint8 or float in
+    [-1, 1].
+
+    Returns:
+        The network, in one piece where the folder records no margin. A tile too large for memory
+        raises MemoryError.
+
+    Raises:
+        ValueError: The folder holds no such network.
+    """
+    try:
+        model = tf.saved_model.load(str(folder))
+        serve = model.signatures["serving_default"]
+        [(argument, spec)] = serve.structured_input_signature[1].items()
+        [result] = serve.structured_outputs
+    except (OSError, KeyError, ValueError, tf.errors.OpError) as error:
+        raise ValueError(
+            f"{folder}: no SavedModel with a serving_default signature of one picture in and one "
+            "out"
+        ) from error
+    if not (spec.shape.rank == 4 and spec.dtype in (tf.uint8, tf.float32)):
+        raise ValueError(
+            f"{folder}: serving_default takes {spec.dtype.name} {spec.shape}, not pictures"
+        )
+    margin = None
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        margin = int(json.loads((folder / _METADATA).read_text())["margin"])
+    if margin is None:
+        logging.warning(upscaling.WHOLE, folder)
+
+    def call(lr):
+        given = tf.constant(upscaling.as_float(lr) if spec.dtype == tf.float32 else lr)
+        try:
+            return serve(**{argument: given})[result].numpy()
+        except tf.errors.ResourceExhaustedError as error:
+            raise upscaling.no_memory(lr, folder) from error
+
+    call.model = model  # the signature alone does not keep the variables alive
+    bits = 16 if spec.dtype == serve.structured_outputs[result].dtype == tf.float32 else 8
+    return upscaling.Upscaler(call, margin, bits)
 
 
 def _write_warm_up(folder: Path) -> None:

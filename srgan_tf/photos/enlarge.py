@@ -191,7 +191,8 @@ def run(
                 )
                 result = _write(job.target, rows, make_writer, closing)
             except MemoryError:
-                fail(f"{job.source}: not enough memory, give a --tile smaller than {side}")
+                remedy = f"give a --tile smaller than {side}" if side else "no tiles are possible"
+                fail(f"{job.source}: not enough memory, {remedy}")
             except Exception as error:  # Pillow and runtimes raise all sorts; the others go on
                 fail(f"{job.source}: {pictures.one_line(error)}")
             else:

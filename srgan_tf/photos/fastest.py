@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from srgan_tf import files, folding, metrics, pictures, resize, upscaling, weights
-from srgan_tf.formats import runtimes
+from srgan_tf.formats import exported
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")
 DEFAULT_WEIGHTS = "srresnet_mse"
@@ -29,7 +29,7 @@ _OPENVINO_FORMS = ("float32", "int8")
 _COMPARED = 4
 
 # Part of each kept form's key: raise it when `_make` or what `openvino_model` builds changes.
-_KEPT_VERSION = 5
+_KEPT_VERSION = 6
 
 
 def load_network(
@@ -48,7 +48,7 @@ def load_network(
     `srgan_tf`) by the hash of the weights, the packages' versions and the processor.
 
     Args:
-        spec: As in `weights.load_generator`, or a network that `runtimes.load_exported` loads.
+        spec: As in `weights.load_generator`, or a network that `exported.load` loads.
         precision: One of `PRECISIONS`.
         bits: Of the pictures, 8 or 16. For 16, "auto" is float32: less would leave less than 16.
         say: Told, in a line, what takes time or is not as asked for.
@@ -61,10 +61,10 @@ def load_network(
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision {precision!r}: must be one of {', '.join(PRECISIONS)}")
-    if runtimes.is_exported(spec):
+    if exported.is_exported(spec):
         if precision != "auto":
             raise ValueError(f"{spec}: its precision is that of its export; leave out --precision")
-        return runtimes.load_exported(spec), "as exported"
+        return exported.load(spec), "as exported"
     if precision == "auto" and bits == 16:
         precision = "float32"
     gpus = [] if precision == "int8" else _gpus()
@@ -76,7 +76,7 @@ def load_network(
         return _by_tensorflow(spec, precision), precision
     try:
         return _kept(spec, precision, say)
-    except ImportError as error:  # there is no OpenVINO or LiteRT for some systems
+    except ImportError as error:  # there is no OpenVINO for some systems
         if precision == "int8":
             needed = "pip install -r requirements.txt"
             raise ValueError(f"--precision=int8 cannot be had ({error}): {needed}") from error
@@ -119,9 +119,11 @@ def _by_tensorflow(spec: str, precision: str) -> upscaling.Upscaler:
 
     from srgan_tf.formats import keras_model
 
-    folded = keras_model.fold_batch_norm(weights.load_generator(spec)[0])
+    generator, _ = weights.load_generator(spec)
+    folded = keras_model.fold_batch_norm(generator)
+    margin = folding.receptive_field(folding.fold(generator))
     if precision == "float32":
-        return runtimes.compiled(folded)
+        return keras_model.compiled(folded, margin)
 
     def convert(layer):
         config = layer.get_config()
@@ -131,13 +133,13 @@ def _by_tensorflow(spec: str, precision: str) -> upscaling.Upscaler:
 
     mixed = keras.models.clone_model(folded, clone_function=convert)
     mixed.set_weights(folded.get_weights())
-    return runtimes.compiled(mixed)
+    return keras_model.compiled(mixed, margin)
 
 
 def _kept(spec: str, precision: str, say: Callable[[str], None]) -> tuple[upscaling.Upscaler, str]:
     """Loads a form for the CPU by what is kept of it, and makes that if need be."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "srgan_tf")
-    key = _key(weights.describe(spec)["sha256"])
+    key = _key(weights.read_card(spec)["sha256"])
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         return _load_kept(folder, key, precision)
     layers = weights.load_layers(spec)
@@ -179,7 +181,7 @@ def _load_kept(folder: Path, key: str, precision: str) -> tuple[upscaling.Upscal
     if [weights.file_sha256(path) for path in files] != figures["sha256"][form]:
         raise ValueError(f"{files[0]}: damaged")
     in_bfloat16 = precision == "bfloat16"
-    return openvino_model.load(files[0], figures["margin"], bfloat16=in_bfloat16), precision
+    return openvino_model.load(files[0], bfloat16=in_bfloat16), precision
 
 
 def _choose(loss: dict[str, float], seconds: dict[str, float]) -> str:
@@ -189,26 +191,27 @@ def _choose(loss: dict[str, float], seconds: dict[str, float]) -> str:
 
 def _make(layers: Mapping[str, folding.Layer], folder: Path, key: str) -> None:
     """Writes OpenVINO's forms, and as `key`.json how all forms compare."""
-    from srgan_tf.formats import litert, openvino_model
+    from srgan_tf.formats import openvino_model
 
-    margin = runtimes.receptive_field_of(layers)
     samples = [pictures.read_rgb(path) for path in pictures.sample_pictures()]
     statistics = {
         "float32": None,
-        "int8": litert.calibrate(layers, [pictures.middle(s, 128) for s in samples[_COMPARED:]]),
+        "int8": openvino_model.calibrate(
+            layers, [pictures.middle(sample, 128) for sample in samples[_COMPARED:]]
+        ),
     }
     networks, sha256 = {}, {}
     for form in _OPENVINO_FORMS:
         files = _files(folder, key, form)
         openvino_model.write(openvino_model.build(layers, statistics[form]), files[0])
-        networks[form] = openvino_model.load(files[0], margin)
+        networks[form] = openvino_model.load(files[0])
         sha256[form] = [weights.file_sha256(path) for path in files]
     if _has_bfloat16():
         [path, _] = _files(folder, key, "float32")
-        networks["bfloat16"] = openvino_model.load(path, margin, bfloat16=True)
+        networks["bfloat16"] = openvino_model.load(path, bfloat16=True)
     psnr, seconds = _compare(networks, [pictures.middle(s, 256) for s in samples[:_COMPARED]])
     loss = {form: psnr["float32"] - value for form, value in psnr.items()}
-    figures = {"loss": loss, "seconds": seconds, "sha256": sha256, "margin": margin}
+    figures = {"loss": loss, "seconds": seconds, "sha256": sha256}
     (folder / f"{key}.json").write_text(json.dumps(figures, indent=2) + "\n")
 
 
@@ -244,9 +247,8 @@ def _has_bfloat16() -> bool:
 def _key(sha256: str) -> str:
     """Identifies what a kept form depends on."""
     digest = hashlib.sha256(f"{_KEPT_VERSION} {sha256}".encode())
-    for package in ("openvino", "ai-edge-litert"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            digest.update(f"{package} {metadata.version(package)}".encode())
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        digest.update(f"openvino {metadata.version('openvino')}".encode())
     digest.update(f"{_processor()} {os.cpu_count()}".encode())
     return digest.hexdigest()[:16]
 

@@ -23,7 +23,7 @@ import tensorflow as tf
 from PIL import Image
 
 from srgan_tf import files, gan, metrics, resize, upscaling
-from srgan_tf.formats import runtimes
+from srgan_tf.formats import keras_model
 from srgan_tf.training import run_folder
 
 # (name, lr uint8 [h, w, 3], hr uint8 [4h, 4w, 3]) of each validation picture.
@@ -75,7 +75,7 @@ def score(generator: keras.Model, content, pairs: Pairs) -> tuple[dict[str, floa
         Mean `validation_psnr` (the paper's, in dB) and `validation_loss` (the content loss of 8-bit
         pictures), and the sr pictures, uint8 [4h, 4w, 3].
     """
-    network = runtimes.compiled(generator)
+    network = keras_model.compiled(generator)
     srs = [upscaling.upscale(network, lr) for _, lr, _ in pairs]
     psnrs = [metrics.psnr(sr, hr) for sr, (_, _, hr) in zip(srs, pairs, strict=True)]
     contents = [

@@ -21,7 +21,7 @@ from srgan_tf import command_line, metrics, pictures, resize, weights
 from srgan_tf.evaluation import report, scoring, tables
 from srgan_tf.evaluation.methods import Method, load_methods, match_channels, nearest
 from srgan_tf.evaluation.sets import open_sets
-from srgan_tf.formats import exporting
+from srgan_tf.formats import exported, exporting
 
 
 @pytest.fixture
@@ -412,7 +412,7 @@ def test_exported_files_are_described_by_their_cards(tmp_path, tiny):
 
     with open(specs[1], "ab") as file:  # no longer the file that the card describes
         file.write(b"\0" * 1000)
-    assert weights.exported_card(specs[1])["variant"] is None
+    assert exported.read_card(specs[1])["variant"] is None
 
 
 def test_methods_of_the_same_name_are_named_by_their_specs(tmp_path, tiny, monkeypatch):

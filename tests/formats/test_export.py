@@ -22,13 +22,14 @@ from PIL import Image
 from srgan_tf import folding, metrics, pictures, resize, upscaling
 from srgan_tf.evaluation.methods import load_methods
 from srgan_tf.formats import (
+    exported,
     exporting,
     keras_model,
     litert,
     onnx_file,
+    openvino_model,
     parity,
     quantization,
-    runtimes,
 )
 from srgan_tf.formats.saved_model import write_saved_model
 from srgan_tf.networks import build_generator
@@ -85,7 +86,6 @@ def test_folding_changes_nothing(generator):
     folded = keras_model.fold_batch_norm(generator)
     assert not any(isinstance(x, keras.layers.BatchNormalization) for x in folded.layers)
     np.testing.assert_allclose(folded(lr).numpy(), generator(lr, training=False).numpy(), atol=2e-5)
-    assert runtimes.receptive_field(folded) == runtimes.receptive_field(generator)
 
 
 def test_what_was_trained_in_bfloat16_is_folded_in_float32():
@@ -109,7 +109,7 @@ def test_a_tflite_file_gives_the_generators_pictures(generator, pairs, calibrati
     found = parity.compare(path, parity.reference(generator, pairs))
     assert parity.out_of_bounds(form, found) is None, found
     assert found.psnr > 15  # it is a picture
-    assert runtimes.load_exported(path).margin == runtimes.receptive_field(generator)
+    assert exported.load(path).margin == folding.receptive_field(folding.fold(generator))
     assert [p.name for p in tmp_path.iterdir()] == ["generator.tflite"]
 
 
@@ -162,7 +162,7 @@ def test_the_size_of_a_tflite_file_may_be_fixed(generator, calibration, pairs, t
     assert given["shape_signature"].tolist() == [1, *lr.shape]
     assert result["shape_signature"].tolist() == [1, 4 * lr.shape[0], 4 * lr.shape[1], 3]
     assert given["dtype"] == result["dtype"] == np.uint8
-    sr = upscaling.upscale(runtimes.load_exported(path), lr)
+    sr = upscaling.upscale(exported.load(path), lr)
     assert sr.shape == (4 * lr.shape[0], 4 * lr.shape[1], 3)
     # Tensors between are of the sizes that the file says, for compilers that trust it.
     sizes = {t["index"]: t["shape"].tolist() for t in interpreter.get_tensor_details()}
@@ -173,7 +173,7 @@ def test_the_size_of_a_tflite_file_may_be_fixed(generator, calibration, pairs, t
 def test_units_of_channels_change_nothing_and_end_slopes_above_one(generator, calibration):
     layers = folding.fold(generator)
     assert max(layer.slope.max() for layer in layers.values() if layer.slope is not None) > 1
-    equal = quantization.equalised(layers, litert.calibrate(layers, calibration))
+    equal = quantization.equalised(layers, openvino_model.calibrate(layers, calibration))
     assert max(layer.slope.max() for layer in equal.values() if layer.slope is not None) <= 1
     results = []
     for some in (layers, equal):
@@ -196,6 +196,8 @@ def test_integers_need_calibration_pictures(generator, tmp_path):
 def test_a_saved_model_gives_the_generators_pictures(generator, saved_model, pairs):
     found = parity.compare(saved_model, parity.reference(generator, pairs))
     assert found.worst <= 1
+    margin = folding.receptive_field(folding.fold(generator))
+    assert exported.load(saved_model).margin == margin
 
 
 def test_a_saved_model_holds_its_weights_once(generator, saved_model):
@@ -229,7 +231,7 @@ def test_a_saved_model_takes_encoded_pictures_of_several_sizes(generator, saved_
     encoded = [_png(_picture(10, 12)), (tmp_path / "photo.jpg").read_bytes()]
     result = serve(lr_bytes=tf.constant(encoded))["sr_bytes"].numpy()
     first, second = (np.array(Image.open(io.BytesIO(png))) for png in result)
-    expected = upscaling.upscale(runtimes.compiled(generator), _picture(10, 12))
+    expected = upscaling.upscale(keras_model.compiled(generator), _picture(10, 12))
     assert np.abs(first.astype(int) - expected).max() <= 1
     assert second.shape == (84, 68, 3)
 
@@ -379,8 +381,8 @@ def test_an_onnx_file_gives_the_generators_pictures(generator, pairs, tmp_path):
     path = onnx_file.write_onnx(generator, tmp_path / "generator.onnx")
     found = parity.compare(path, parity.reference(generator, pairs))
     assert found.worst <= 1
-    network = runtimes.load_exported(path)
-    assert network.margin == runtimes.receptive_field(generator)
+    network = exported.load(path)
+    assert network.margin == folding.receptive_field(folding.fold(generator))
     axes = onnx.load(path).graph.input[0].type.tensor_type.shape.dim
     assert [axis.dim_param for axis in axes] == ["N", "h", "w", ""]
 
@@ -388,12 +390,14 @@ def test_an_onnx_file_gives_the_generators_pictures(generator, pairs, tmp_path):
 def test_an_export_says_what_it_is_and_takes_the_next_number(generator, pairs, tmp_path):
     card = {"name": "tiny", "sha256": "0123"}
     for version in ("1", "2"):
-        [written] = exporting.export(generator, card, tmp_path, formats=["savedmodel"], pairs=pairs)
+        [written], _ = exporting.export(
+            generator, card, tmp_path, formats=["savedmodel"], pairs=pairs
+        )
         assert written.path == tmp_path / "tiny" / version
     found = json.loads((written.path / "assets.extra" / "card.json").read_text())
     assert found["weights"] == card and found["parity"]["pictures"] == 2
     card["name"] = "tiny.keras"
-    [written] = exporting.export(
+    [written], _ = exporting.export(
         generator, card, tmp_path, formats=["tflite"], quantize=["float32"], pairs=pairs,
         input_size=(20, 16), facts={"data": "made up"},
     )  # fmt: skip
@@ -405,14 +409,29 @@ def test_an_export_says_what_it_is_and_takes_the_next_number(generator, pairs, t
     assert left == {"tiny", "tiny.float32.20x16.tflite", "tiny.float32.20x16.tflite.json"}
 
 
-def test_a_file_out_of_its_bound_is_an_error_and_not_left_behind(
+def test_a_form_out_of_its_bound_is_named_and_the_others_are_written(
+    export, tiny, photo_folder, tmp_path, monkeypatch
+):
+    arguments = (
+        f"--weights={tiny}", f"--out_dir={tmp_path / 'out'}", f"--data={photo_folder}",
+        "--format=tflite", "--quantize=float32,float16",
+    )  # fmt: skip
+    monkeypatch.setitem(parity.BOUNDS, "float16", (-1, None))
+    code, out, err = export(*arguments)
+    assert code == 1 and "tiny.float32.tflite" in out
+    assert re.match("error: .*float16 differs by . levels of 255", err.splitlines()[-1])
+    left = {path.name for path in (tmp_path / "out").iterdir()}
+    assert left == {"tiny.float32.tflite", "tiny.float32.tflite.json"}
+
+
+def test_nothing_is_written_where_every_form_misses_its_bound(
     generator, pairs, tmp_path, monkeypatch
 ):
     monkeypatch.setitem(parity.BOUNDS, "float16", (-1, None))
-    with pytest.raises(ValueError, match="float16 differs by .* .leave it out by --quant"):
+    with pytest.raises(ValueError, match="nothing exported: float16 differs by"):
         exporting.export(
             generator, {"name": "tiny"}, tmp_path / "out", formats=["tflite"],
-            quantize=["float32", "float16"], pairs=pairs,
+            quantize=["float16"], pairs=pairs,
         )  # fmt: skip
     assert not list(tmp_path.iterdir())  # nor a folder for it
 
@@ -486,7 +505,7 @@ def test_a_flat_picture_counts_in_the_mean_of_psnr_and_hardly_in_pooled_errors(m
                        metrics.psnr(enlarged(rough, 20), enlarged(rough, 0))]),
     )  # fmt: skip
     network = upscaling.Upscaler(lambda lr: enlarged(lr, 2 if lr.max() == 100 else 20), 0)
-    monkeypatch.setattr(runtimes, "load_exported", lambda path: network)
+    monkeypatch.setattr(exported, "load", lambda path: network)
     found = parity.compare(Path(__file__), expected)
     of_flat = -20 * np.log10(2)
     assert found.changes == pytest.approx([of_flat, 0])

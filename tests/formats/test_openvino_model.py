@@ -5,14 +5,14 @@ from conftest import photograph
 from PIL import Image, ImageDraw
 
 from srgan_tf import folding, metrics, networks, pictures, resize, upscaling, weights
-from srgan_tf.formats import litert, openvino_model, runtimes
+from srgan_tf.formats import keras_model, openvino_model
 
 
 def _network(generator, path, calibration=()):
     layers = folding.fold(generator)
-    statistics = litert.calibrate(layers, calibration) if len(calibration) else None
+    statistics = openvino_model.calibrate(layers, calibration) if len(calibration) else None
     openvino_model.write(openvino_model.build(layers, statistics), path)
-    return openvino_model.load(path, runtimes.receptive_field(generator))
+    return openvino_model.load(path)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def test_float32_gives_what_keras_gives(tmp_path, filters, bits):
     in_tiles = network._replace(tile=2 * network.margin + 5, tail=network.tail._replace(tile=11))
     for lr in (photograph(12, 20), photograph(9, 7), photograph(65, 41), photograph(65, 9)):
         lr = lr if bits == 8 else lr.astype(np.uint16) * 257
-        expected = upscaling.upscale(runtimes.compiled(generator), lr)
+        expected = upscaling.upscale(keras_model.compiled(generator), lr)
         for form in (network, in_tiles):
             difference = upscaling.upscale(form, lr).astype(int) - expected
             assert np.abs(difference).max() <= (1 if bits == 8 else 2)
@@ -77,13 +77,13 @@ def test_pairs_of_weights_cannot_overflow_16_bits(channels):
     kernel = rng.normal(size=[3, 3, channels, 8]).astype(np.float32)
     kernel[1, 1, 4:6] = 9  # two neighbours, both large
     scaled, bias = openvino_model._rounded(kernel, np.zeros(8), np.ones(channels))
-    stored, steps = (scaled.input_value(i).get_node() for i in (0, 1))
+    stored, scales = (scaled.input_value(i).get_node() for i in (0, 1))
     stored = stored.input_value(0).get_node().data
     pairs = np.abs(stored.astype(int))[:, : channels // 2 * 2].reshape(8, -1, 2, 3, 3).sum(axis=2)
     assert stored.dtype == np.int8 and pairs.max() * 255 < 2**15
     assert np.abs(stored).max() == 64  # and no more room is given away than that asks for
     # For inputs of that mean the results keep theirs.
-    lost = kernel.sum(axis=(0, 1, 2)) - (stored * steps.data).sum(axis=(1, 2, 3))
+    lost = kernel.sum(axis=(0, 1, 2)) - (stored * scales.data).sum(axis=(1, 2, 3))
     np.testing.assert_allclose(bias, lost, atol=1e-4)
 
 
@@ -99,7 +99,7 @@ def test_bfloat16_is_used_where_asked_for_only(tmp_path, monkeypatch, bfloat16, 
     layers = folding.fold(networks.build_generator(residual_blocks=1, filters=8))
     openvino_model.write(openvino_model.build(layers), tmp_path / "net.xml")
     monkeypatch.setattr(openvino, "Core", Core)
-    network = openvino_model.load(tmp_path / "net.xml", 40, bfloat16=bfloat16)
+    network = openvino_model.load(tmp_path / "net.xml", bfloat16=bfloat16)
     assert upscaling.upscale(network, photograph(12, 9)).shape == (48, 36, 3)
     assert ("CPU", {"INFERENCE_PRECISION_HINT": hint}) in asked
 

@@ -21,7 +21,7 @@ from conftest import NEAREST, ROOT, photograph, save_photograph
 from PIL import Image
 
 from srgan_tf import pictures, upscaling, weights
-from srgan_tf.formats import litert, onnx_file, openvino_model, runtimes
+from srgan_tf.formats import exported, keras_model, litert, onnx_file, openvino_model
 from srgan_tf.photos import enlarge, fastest
 
 
@@ -393,7 +393,7 @@ def test_the_fast_forms_are_made_once_and_made_again_when_broken(tiny, cache, mo
     )
     lr = photograph(30, 30)
     generator, _ = weights.load_generator(str(tiny))
-    expected = upscaling.upscale(runtimes.compiled(generator), lr).astype(int)
+    expected = upscaling.upscale(keras_model.compiled(generator), lr).astype(int)
 
     def load():
         network, precision = fastest.load_network(str(tiny), precision="int8", say=said.append)
@@ -414,7 +414,7 @@ def test_the_fast_forms_are_made_once_and_made_again_when_broken(tiny, cache, mo
     assert len(made) == 6
     network, precision = fastest.load_network(str(tiny))
     assert len(made) == 6 and precision in known["loss"]
-    assert network.margin == runtimes.receptive_field(generator)
+    assert network.margin == keras_model.compiled(generator).margin
 
 
 def test_the_fastest_form_that_costs_little_is_chosen():
@@ -474,7 +474,7 @@ def test_tiles_change_a_level_in_float32_and_little_in_8_bits(tmp_path, form, mo
         generator, _ = weights.load_generator("srresnet_mse")
         path, quantize = tmp_path / "network.tflite", form.split()[1]
         litert.write_tflite(generator, path, quantize=quantize)
-        network = runtimes.load_exported(path)
+        network = exported.load(path)
     else:
         network, _ = fastest.load_network("srresnet_mse", precision=form)
     small = {path.stem: pictures.read_rgb(path)[::4, ::4] for path in pictures.sample_pictures()}
@@ -506,20 +506,39 @@ def test_sixteen_bit_pictures_go_through_float32(tiny):
     ramp = np.linspace(20000, 21000, 30 * 30).reshape(30, 30, 1).astype(np.uint16)
     deep = upscaling.upscale(network, np.broadcast_to(ramp, [30, 30, 3]), tile=25)
     generator, _ = weights.load_generator(str(tiny))
-    exact = upscaling.upscale(runtimes.compiled(generator), np.broadcast_to(ramp, [30, 30, 3]))
+    exact = upscaling.upscale(keras_model.compiled(generator), np.broadcast_to(ramp, [30, 30, 3]))
     assert np.abs(deep.astype(int) - exact).max() <= 2 and len(np.unique(deep)) > 500
 
 
-@pytest.mark.parametrize("missing", ["openvino_model", "litert"])
-def test_where_a_package_is_missing_tensorflow_does_it(tiny, monkeypatch, missing):
-    # As when their own imports fail.
-    monkeypatch.setitem(sys.modules, f"srgan_tf.formats.{missing}", None)
-    monkeypatch.delattr(f"srgan_tf.formats.{missing}", raising=False)
+def test_tensorflow_upscales_where_openvino_is_missing(tiny, monkeypatch):
+    # As when its own imports fail.
+    monkeypatch.setitem(sys.modules, "srgan_tf.formats.openvino_model", None)
+    monkeypatch.delattr("srgan_tf.formats.openvino_model", raising=False)
     assert fastest.load_network(str(tiny))[1] == "float32"
     with pytest.raises(
         ValueError, match="--precision=int8 cannot be had .*pip install -r requirements.txt"
     ):
         fastest.load_network(str(tiny), precision="int8")
+
+
+_PLAIN = """
+import runpy, sys
+for name in ("ai_edge_litert", "flatbuffers", "tensorflow", "keras"):
+    sys.modules[name] = None  # importing it is an error now
+sys.argv = ["upscale.py", *sys.argv[1:]]
+runpy.run_path("upscale.py", run_name="__main__")
+"""
+
+
+def test_int8_needs_neither_tensorflow_nor_litert(tiny, tmp_path):
+    save_photograph(tmp_path / "a.png", 20, 20)
+    done = subprocess.run(
+        [sys.executable, "-c", _PLAIN, tmp_path / "a.png", f"--weights={tiny}", "--precision=int8"],
+        cwd=ROOT, env=os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert Image.open(tmp_path / "a_x4.png").size == (80, 80)
 
 
 def test_an_exported_network_runs_as_it_is(upscale, tiny, tmp_path):

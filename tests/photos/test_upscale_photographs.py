@@ -9,7 +9,7 @@ from PIL import Image, ImageCms, PngImagePlugin
 
 import srgan_tf
 from srgan_tf import networks, pictures, upscaling
-from srgan_tf.formats import runtimes
+from srgan_tf.formats import keras_model
 from srgan_tf.photos import fastest, photographs
 from srgan_tf.photos.png import PngWriter
 
@@ -255,7 +255,7 @@ def test_the_one_transparent_colour_of_a_16_bit_png_becomes_alpha(executor, tmp_
 def test_sixteen_bits_go_through_the_network_at_full_depth():
     generator = networks.build_generator(residual_blocks=1, filters=8)
     ramp = np.linspace(20000, 21000, 40 * 40).reshape(40, 40).astype(np.uint16)
-    network, rgb = runtimes.compiled(generator), np.stack([ramp] * 3, axis=-1)
+    network, rgb = keras_model.compiled(generator), np.stack([ramp] * 3, axis=-1)
     deep = upscaling.upscale(network, rgb, tile=39)
     flat = upscaling.upscale(network, (rgb >> 8).astype(np.uint8))
     assert deep.dtype == np.uint16

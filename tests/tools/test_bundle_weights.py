@@ -10,7 +10,7 @@ from conftest import save_photograph
 from srgan_tf import metrics, networks, pictures, resize, upscaling, weights
 from srgan_tf.evaluation import scoring, sets, tables
 from srgan_tf.evaluation.methods import bicubic, load_methods
-from srgan_tf.formats import runtimes
+from srgan_tf.formats import keras_model
 from srgan_tf.training import recipe, run_folder
 
 
@@ -147,6 +147,6 @@ def test_the_bundled_srresnet_beats_bicubic_on_photographs():
         lr = resize.imresize(hr, (32, 32))
         ours, baseline = (
             metrics.psnr(sr, hr)
-            for sr in (upscaling.upscale(runtimes.compiled(generator), lr), bicubic(lr))
+            for sr in (upscaling.upscale(keras_model.compiled(generator), lr), bicubic(lr))
         )
         assert ours > baseline + 1, name

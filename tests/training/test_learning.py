@@ -74,12 +74,12 @@ def train_srresnet(shared):
 def set5_psnr(shared, run_dir):
     from srgan_tf import metrics, upscaling, weights
     from srgan_tf.evaluation import sets
-    from srgan_tf.formats import runtimes
+    from srgan_tf.formats import keras_model
 
     generator, _ = weights.load_generator(str(run_dir))
     (set5,) = sets.open_sets([f"{shared}/data/eval/Set5"])
     pairs = [sets.read_pair(pair) for pair in set5.pairs]
-    network = runtimes.compiled(generator)
+    network = keras_model.compiled(generator)
     return np.mean([metrics.psnr(upscaling.upscale(network, lr), hr) for lr, hr in pairs])
 
 
