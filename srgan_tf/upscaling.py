@@ -15,7 +15,9 @@ import numpy as np
 # less, but cost more time, since each has a margin of 40 pixels.
 DEFAULT_TILE = 512
 # The warning for a file or model without a known margin, by its name.
-WHOLE = "%s: no receptive field recorded, so each picture is processed in one piece"
+WHOLE = (
+    "%s: no receptive field recorded, so each picture is processed in one piece, whatever --tile is"
+)
 
 
 class Upscaler(NamedTuple):
@@ -54,14 +56,14 @@ def upscale(network: Upscaler, lr: np.ndarray, *, tile: int | None = None) -> np
         network: From `fastest.load_network`, `keras_model.compiled` or `exported.load`.
         lr: uint8 or uint16 [h, w, 3], of the type's full range.
         tile: The largest height and width of lr that the network takes at once; by default the
-            network's own.
+            network's own. A network without a margin takes every picture in one piece.
 
     Returns:
         [4h, 4w, 3] of lr's type.
 
     Raises:
-        ValueError: lr is no such picture, the tile is too small for the network's margin, the
-            network cannot be cut into tiles, or it does not upscale by 4.
+        ValueError: lr is no such picture, the tile is too small for the network's margin, or
+            the network does not upscale by 4.
     """
     return _joined(upscaled_pieces(network, lr, tile=tile), lr.shape, lr.dtype)
 
@@ -73,11 +75,6 @@ def checked_tile(network: Upscaler, tile: int | None, name: str = "this network"
         ValueError: The tile does not suit the network of this name.
     """
     if network.margin is None:
-        if tile is not None:
-            raise ValueError(
-                f"{name} has no receptive field recorded, so pictures cannot be cut into tiles: "
-                "leave out --tile"
-            )
         return None
     tile = network.tile if tile is None else tile
     least = 2 * network.margin + 1
@@ -108,7 +105,7 @@ def upscaled_pieces(
     if lr.dtype == np.uint16 and network.bits == 8:
         raise ValueError("this network takes 8-bit pictures only, not uint16")
     if network.margin is None:
-        tile = checked_tile(network, tile) or max(lr.shape)  # all in one tile
+        tile = max(lr.shape)  # all in one tile
     elif tile is None:
         tile = network.tile
     spans = [_spans(length, tile, network.margin) for length in lr.shape[:2]]

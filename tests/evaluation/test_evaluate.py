@@ -223,7 +223,8 @@ def test_a_tile_that_is_too_small_is_refused_before_scoring(evaluate, tiny):
     code, _, err = evaluate(f"--weights={tiny}", "--tile=20")
     assert code == 1
     assert err.endswith(
-        "looks at 10 pixels around each, so give --tile=63, or at least 21, which is far slower\n"
+        "needs a margin of 10 on each side, so give --tile=63, or at least 21, "
+        "which is far slower\n"
     )
 
 
@@ -397,7 +398,7 @@ def test_exported_files_are_described_by_their_cards(tmp_path, tiny):
     generator, card = weights.load_generator(str(tiny))
     card |= {"variant": "SRGAN-MSE", "steps": 7, "vgg": None}
     lr = photograph(16, 16)
-    written = exporting.export(
+    written, _ = exporting.export(
         generator, card, tmp_path, formats=["savedmodel", "tflite"], quantize=["float32"],
         pairs=[(lr, nearest(lr))],
     )  # fmt: skip
