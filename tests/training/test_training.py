@@ -294,7 +294,7 @@ def test_a_run_goes_on_with_what_it_was_started_with_or_not_at_all(photo_folder,
     pictures, run_dir = tmp_path / "pictures", tmp_path / "run"
     shutil.copytree(photo_folder, pictures)
     shutil.copytree(photo_folder, tmp_path / "validation")
-    flags = ["--steps=1", "--content_loss=block1_conv2", "--vgg_weights=hed", "--nodeterministic"]
+    flags = ["--steps=1", "--content_loss=block1_conv2", "--vgg_weights=vgg16", "--nodeterministic"]
     flags += [f"--train_data={pictures}", f"--val_data={tmp_path}/validation"]
     train(*flags, f"--run_dir={run_dir}")
 
@@ -307,8 +307,8 @@ def test_a_run_goes_on_with_what_it_was_started_with_or_not_at_all(photo_folder,
             loop.train(config)
         record.write_text(text)
 
-    record.write_text(text.replace('"vgg": "hed"', '"vgg": "imagenet"'))
-    refused("--vgg_weights: .* started with imagenet, not hed")
+    record.write_text(text.replace('"vgg": "vgg16"', '"vgg": "imagenet"'))
+    refused("--vgg_weights: .* started with imagenet, not vgg16")
     record.write_text(text.replace('"recipe": ', '"recipe": 1'))
     refused("--run_dir=.* that trained otherwise")
     shutil.copy(pictures / "00.jpg", tmp_path / "validation" / "one_more.jpg")
@@ -333,7 +333,7 @@ def test_a_run_keeps_the_vgg_that_auto_found_at_its_start(photo_folder, tmp_path
     monkeypatch.setattr(vgg, "_load_imagenet", lambda vgg19: None)
     loop.train(recipe.Config(run_dir=str(tmp_path), steps=2, checkpoint_every=1, **options))
     record = json.loads((tmp_path / "run.json").read_text())
-    assert record["vgg"] == "hed" and record["went_on"][0]["step"] == 1
+    assert record["vgg"] == "vgg16" and record["went_on"][0]["step"] == 1
 
 
 def test_a_run_goes_on_after_its_pictures_have_moved(photo_folder, tmp_path):
@@ -505,7 +505,7 @@ def train_by_flagfile(flagfile, data, run_dir, **environment):
         f"--flagfile={flagfile}",
         f"--train_data={data}",
         f"--run_dir={run_dir}",
-        "--vgg_weights=hed",
+        "--vgg_weights=vgg16",
         "--batch_size=2",
         "--steps=2",
         "--val_pictures=0",
