@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from srgan_tf import resize, upscaling, weights
-from srgan_tf.formats import exported, keras_model
+from srgan_tf.formats import exported
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +58,8 @@ def load_methods(specs: Iterable[str], *, tile: int | None = None) -> list[Metho
         if exported.is_exported(spec):
             network, card = exported.load(spec), exported.read_card(spec)
         else:
+            from srgan_tf.formats import keras_model  # imports Keras, which the others do not need
+
             generator, card = weights.load_generator(spec)
             network = keras_model.compiled(generator)
         upscale = _network_upscale(network, upscaling.checked_tile(network, tile, spec))
