@@ -21,7 +21,7 @@ from ai_edge_litert.interpreter import Interpreter
 
 from srgan_tf import files, folding, pictures, upscaling
 from srgan_tf.folding import CARRIERS, Layer
-from srgan_tf.formats.quantization import Statistics, equalised, rounded
+from srgan_tf.formats.quantization import Statistics, corrected, equalised, rounded
 
 if TYPE_CHECKING:
     import keras
@@ -125,7 +125,7 @@ def in_float(
 
     def convolution(x, name, kernel, bias, small=True):
         if weights == "int8" and small:
-            kernel, scales, bias = _rounded(kernel, bias, means and means[x.name].mean)
+            kernel, scales, bias = _rounded(kernel, bias, means and means[x.name])
             kernel = graph.constant(f"{name}/kernel", kernel, scales)
             version = 5
         else:
@@ -173,7 +173,7 @@ def in_int8(
     graph = _Graph(input_size)
 
     def convolution(x, name, kernel, bias, output):
-        kernel, scales, bias = _rounded(kernel, bias, statistics[x.name].mean)
+        kernel, scales, bias = _rounded(kernel, bias, statistics[x.name])
         bias_scales = x.scale * scales
         kernel = graph.constant(f"{name}/kernel", kernel, scales)
         bias = np.round(bias / bias_scales).astype(np.int32)
@@ -285,10 +285,12 @@ def _read_margin(path: Path) -> int | None:
     return None
 
 
-def _rounded(kernel: np.ndarray, bias: np.ndarray, mean: np.ndarray | None):
+def _rounded(kernel: np.ndarray, bias: np.ndarray, read: Statistics | None):
     """Rounds a kernel to int8 in LiteRT's order of axes, with a scale for each output channel."""
     scales = np.maximum(np.abs(kernel).max(axis=(0, 1, 2)), 1e-9) / 127
-    values, bias = rounded(kernel, bias, scales, mean)
+    values = rounded(kernel, scales, read)
+    if read is not None:
+        bias = corrected(bias, kernel, values, scales, read)
     return values.transpose(3, 0, 1, 2), np.float32(scales), np.float32(bias)
 
 

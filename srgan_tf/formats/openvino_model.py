@@ -17,7 +17,7 @@ _IN_FLOAT = "conv_in"
 # a random start may lose more than `fastest` allows, which then takes float32.
 _CARRYING = 3
 # Headroom for pictures whose values exceed the calibrated ranges.
-_HEADROOM = 1.25
+_HEADROOM = 1.1
 # The network is cut in two after this sum. The rest needs 4 kB a pixel, but only a margin of 3: 1
 # for its first convolution, 1 and 2 pixels of half the size for the others.
 _END_OF_TRUNK = "trunk_sum"
@@ -60,10 +60,10 @@ def build(
     def in_int8(values, name):
         return ops.fake_quantize(values, *_range(statistics[name]), levels=256)
 
-    def convolution(values, kernel, bias, mean=None):
+    def convolution(values, kernel, bias, read=None):
         weights = None
-        if mean is not None:
-            weights, bias = _rounded(kernel, bias, mean)
+        if read is not None:
+            weights, bias = _rounded(kernel, bias, read)
         return _convolution(values, kernel, bias, weights)
 
     def conv(x, name):
@@ -72,16 +72,16 @@ def build(
         if statistics is None or name == _IN_FLOAT:
             return _Tensor(_prelu(convolution(x.values, kernel, bias), slope), result)
         values = in_int8(x.values, x.name) if x.picture is None else x.values
-        mean = statistics[x.name].mean
+        read = statistics[x.name]
         if name not in folding.CARRIERS:
-            return _Tensor(_prelu(convolution(values, kernel, bias, mean), slope), result)
-        picture = carry(x.picture, values, mean, layers[name])
+            return _Tensor(_prelu(convolution(values, kernel, bias, read), slope), result)
+        picture = carry(x.picture, values, read, layers[name])
         if slope is None:
             return _Tensor(picture, result)
-        y = _prelu(convolution(values, kernel, bias, mean), slope)
+        y = _prelu(convolution(values, kernel, bias, read), slope)
         return _Tensor(in_int8(y, result), result, picture)
 
-    def carry(picture, values, mean, layer):
+    def carry(picture, values, read, layer):
         kernel, bias, slope = layer
         # Channels before a shuffle are ordered by its four positions.
         given = np.arange(kernel.shape[2]).reshape(-1, filters)[:, :carrying].ravel()
@@ -92,7 +92,7 @@ def build(
         carried = kernel[centre][given]
         rest = kernel.copy()
         rest[(*centre, given)] = 0
-        y = convolution(values, rest, np.zeros_like(bias), mean)
+        y = convolution(values, rest, np.zeros_like(bias), read)
         return _prelu(ops.add(y, convolution(picture, carried[None, None], bias)), slope)
 
     def add(x, y, name):
@@ -171,21 +171,71 @@ def calibrate(
         for values in tensors.values()
         for measure in (ops.reduce_min, ops.reduce_max, ops.reduce_mean)
     ]
+    grams = {name: _gram(tensors[name]) for name in _read_by_3x3(layers)}
     core = openvino.Core()
     core.set_property("CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    network = core.compile_model(openvino.Model(measures, [lr]), "CPU")
-    found = []
+    network = core.compile_model(openvino.Model([*measures, *grams.values()], [lr]), "CPU")
+    found, sums = [], dict.fromkeys(grams, 0.0)
     for picture in pictures:
         results = network(upscaling.as_float(picture)[None])
         found.append([np.float64(results[i]) for i in range(len(measures))])
+        for i, name in enumerate(grams, start=len(measures)):
+            sums[name] = sums[name] + np.float64(results[i])
     low, high, mean = (
         [reduce(values, axis=0) for values in list(zip(*found, strict=True))[i::3]]
         for i, reduce in enumerate((np.min, np.max, np.mean))
     )
     return {
-        name: quantization.Statistics(*values)
+        name: quantization.Statistics(*values, sums.get(name))
         for name, *values in zip(tensors, low, high, mean, strict=True)
     }
+
+
+def _read_by_3x3(layers: Mapping[str, folding.Layer]) -> list[str]:
+    """Names the tensors, as `calibrate` does, that the 3x3 convolutions read."""
+    read = []
+
+    def conv(x, name):
+        if layers[name].kernel.shape[:2] == (3, 3):
+            read.append(x)
+        return name if layers[name].slope is None else f"{name}_prelu"
+
+    operations = folding.Operations(conv, lambda x, y, name: name, lambda x, name: name)
+    folding.build("lr", layers, operations)
+    return read
+
+
+def _gram(values: openvino.Node) -> openvino.Node:
+    """Sums x x^T over windows x of 3x3 positions, every third each way: [9 channels, 9 channels].
+
+    Rows are in the order of a kernel's first three axes.
+    """
+    windows = ops.extract_image_patches(values, [3, 3], [3, 3], [1, 1], "valid")
+    channels = values.get_output_partial_shape(0)[1].get_length()
+    windows = ops.reshape(windows, [9 * channels, -1], False)
+    return ops.matmul(windows, windows, False, True)
+
+
+def quantized(
+    layers: Mapping[str, folding.Layer], pictures: Sequence[np.ndarray]
+) -> openvino.Model:
+    """Builds the network in int8, calibrated on pictures lr, uint8 [h, w, 3].
+
+    The mean error that is left in R, G and B on these pictures is taken off the last bias.
+    """
+    statistics = calibrate(layers, pictures)
+    errors = []
+    core = openvino.Core()
+    core.set_property("CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    networks = [core.compile_model(build(layers, s), "CPU") for s in (statistics, None)]
+    for picture in pictures:
+        lr = upscaling.as_float(picture)[None]
+        quantized, exact = (network(lr)[0].mean(axis=(0, 1, 2)) for network in networks)
+        errors.append(quantized - exact)
+    last = layers["conv_out"]
+    bias = last.bias - np.tile(np.mean(errors, axis=0), 4)
+    corrected = {**layers, "conv_out": last._replace(bias=np.float32(bias))}
+    return build(corrected, statistics)
 
 
 def _convolution(values: openvino.Node, kernel: np.ndarray, bias: np.ndarray, weights=None):
@@ -201,7 +251,7 @@ def _prelu(y: openvino.Node, slope: np.ndarray | None) -> openvino.Node:
     return y if slope is None else ops.prelu(y, ops.constant(slope))
 
 
-def _rounded(kernel: np.ndarray, bias: np.ndarray, mean: np.ndarray) -> tuple:
+def _rounded(kernel: np.ndarray, bias: np.ndarray, read: quantization.Statistics) -> tuple:
     """Rounds a kernel [height, width, channels in, channels out] to int8.
 
     Processors without VNNI multiply two input channels at once and keep the sum in 16 bits: 255
@@ -211,15 +261,26 @@ def _rounded(kernel: np.ndarray, bias: np.ndarray, mean: np.ndarray) -> tuple:
     Returns:
         OpenVINO's kernel, and the bias corrected for the error of rounding in the result's mean.
     """
-    pairs = np.pad(kernel, [(0, 0), (0, 0), (0, kernel.shape[2] % 2), (0, 0)])
-    pairs = pairs.reshape(*kernel.shape[:2], -1, 2, kernel.shape[3])
-    same_sign = np.maximum(np.maximum(pairs, 0).sum(axis=3), np.maximum(-pairs, 0).sum(axis=3))
-    largest = np.maximum(np.abs(kernel).max(axis=(0, 1, 2)) / 127, same_sign.max((0, 1, 2)) / 127.5)
+    largest = np.maximum(
+        np.abs(kernel).max(axis=(0, 1, 2)) / 127, _pair_sums(kernel).max(axis=(0, 1, 2)) / 127.5
+    )
     scales = np.float32(np.maximum(largest, 1e-9))
-    values, bias = quantization.rounded(kernel, bias, scales, mean)
+    values = quantization.rounded(kernel, scales, read)
+    # Rounding to the least error may push a pair over the limit again.
+    excess = np.maximum(_pair_sums(values.astype(int)) - 128, 0).repeat(2, axis=2)
+    excess = excess[:, :, : kernel.shape[2]]
+    values = (values - np.sign(values) * -(-excess // 2)).astype(np.int8)
+    bias = quantization.corrected(bias, kernel, values, scales, read)
     stored = ops.constant(np.ascontiguousarray(values.transpose(3, 2, 0, 1)))
     scales = ops.constant(scales[:, None, None, None])
     return ops.multiply(ops.convert(stored, np.float32), scales), bias
+
+
+def _pair_sums(kernel: np.ndarray) -> np.ndarray:
+    """Returns the largest sum, of one sign, that each two input channels' weights can have."""
+    pairs = np.pad(kernel, [(0, 0), (0, 0), (0, kernel.shape[2] % 2), (0, 0)])
+    pairs = pairs.reshape(*kernel.shape[:2], -1, 2, kernel.shape[3])
+    return np.maximum(np.maximum(pairs, 0).sum(axis=3), np.maximum(-pairs, 0).sum(axis=3))
 
 
 def _range(statistics: quantization.Statistics) -> list:

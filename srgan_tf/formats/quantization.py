@@ -9,32 +9,66 @@ from srgan_tf.folding import Layer
 
 
 class Statistics(NamedTuple):
-    """The range and mean that calibration found in a tensor: float64 [channels] each."""
+    """The statistics that calibration found in a tensor.
+
+    Attributes:
+        low: The least value of each channel, float64 [channels].
+        high: The largest value of each channel, likewise.
+        mean: The mean of each channel, likewise.
+        gram: The sum of x x^T over 3x3 windows x of the tensor, flattened as (row, column,
+            channel): float64 [9 channels, 9 channels]; None where no 3x3 convolution reads it.
+    """
 
     low: np.ndarray
     high: np.ndarray
     mean: np.ndarray
+    gram: np.ndarray | None = None
 
 
-def rounded(
-    kernel: np.ndarray, bias: np.ndarray, scales: np.ndarray, mean: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray]:
+def rounded(kernel: np.ndarray, scales: np.ndarray, read: Statistics | None) -> np.ndarray:
     """Rounds a kernel to int8.
+
+    With a Gram matrix of the right size it is rounded so that the convolution's output on the
+    calibration data changes least, else each weight to the nearest integer.
 
     Args:
         kernel: [height, width, channels in, channels out].
-        bias: [channels out].
         scales: [channels out].
-        mean: The mean of each input channel, if known. The bias is then corrected by the error that
-            rounding adds to the mean of the result.
+        read: The statistics of the tensor that the convolution reads, if known.
 
     Returns:
-        The int8 kernel in multiples of its scales, and the bias.
+        The kernel in multiples of its scales, int8.
     """
-    values = np.round(kernel / scales)
-    if mean is not None:
-        bias = bias + mean @ (kernel - values * scales).sum(axis=(0, 1))
-    return values.astype(np.int8), bias
+    weights = kernel.reshape(-1, kernel.shape[-1])
+    if read is None or read.gram is None or len(read.gram) != len(weights):
+        return np.round(kernel / scales).astype(np.int8)
+    return _least_error(weights, scales, read.gram).reshape(kernel.shape).astype(np.int8)
+
+
+def corrected(
+    bias: np.ndarray, kernel: np.ndarray, values: np.ndarray, scales: np.ndarray, read: Statistics
+) -> np.ndarray:
+    """Corrects a bias by the error that rounding a kernel to `values` adds to the output's mean."""
+    return bias + read.mean @ (kernel - values * scales).sum(axis=(0, 1))
+
+
+def _least_error(weights: np.ndarray, scales: np.ndarray, gram: np.ndarray) -> np.ndarray:
+    """Rounds weights [n, channels out] one by one; those still to come make up for the error.
+
+    GPTQ (Frantar et al., arXiv 2210.17323), inputs of most energy first.
+    """
+    order = np.argsort(-np.diag(gram))
+    left = np.float64(weights[order])
+    # A hundredth of the mean keeps the inverse stable where inputs depend on each other.
+    damping = np.eye(len(gram)) * max(np.diag(gram).mean() / 100, 1e-12)
+    inverse = np.linalg.cholesky(np.linalg.inv((gram + damping)[order][:, order])).T
+    values = np.empty_like(left)
+    for i, row in enumerate(inverse):
+        values[i] = np.clip(np.round(left[i] / scales), -127, 127)
+        left[i + 1 :] -= np.outer(row[i + 1 :] / row[i], left[i] - values[i] * scales)
+    result = np.empty_like(values)
+    result[order] = values
+    return result
 
 
 def equalised(

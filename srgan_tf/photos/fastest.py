@@ -29,7 +29,7 @@ _OPENVINO_FORMS = ("float32", "int8")
 _COMPARED = 4
 
 # Part of each kept form's key: raise it when `_make` or what `openvino_model` builds changes.
-_KEPT_VERSION = 6
+_KEPT_VERSION = 7
 
 
 def load_network(
@@ -194,16 +194,16 @@ def _make(layers: Mapping[str, folding.Layer], folder: Path, key: str) -> None:
     from srgan_tf.formats import openvino_model
 
     samples = [pictures.read_rgb(path) for path in pictures.sample_pictures()]
-    statistics = {
-        "float32": None,
-        "int8": openvino_model.calibrate(
-            layers, [pictures.middle(sample, 128) for sample in samples[_COMPARED:]]
+    models = {
+        "float32": openvino_model.build(layers),
+        "int8": openvino_model.quantized(
+            layers, [_lr(sample, 128) for sample in samples[_COMPARED:]]
         ),
     }
     networks, sha256 = {}, {}
     for form in _OPENVINO_FORMS:
         files = _files(folder, key, form)
-        openvino_model.write(openvino_model.build(layers, statistics[form]), files[0])
+        openvino_model.write(models[form], files[0])
         networks[form] = openvino_model.load(files[0])
         sha256[form] = [weights.file_sha256(path) for path in files]
     if _has_bfloat16():
@@ -213,6 +213,12 @@ def _make(layers: Mapping[str, folding.Layer], folder: Path, key: str) -> None:
     loss = {form: psnr["float32"] - value for form, value in psnr.items()}
     figures = {"loss": loss, "seconds": seconds, "sha256": sha256}
     (folder / f"{key}.json").write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def _lr(hr: np.ndarray, size: int) -> np.ndarray:
+    """Shrinks a photograph by 4 and returns the middle, uint8 [size, size, 3] at the most."""
+    height, width = (side // 4 for side in hr.shape[:2])
+    return pictures.middle(resize.imresize(hr[: 4 * height, : 4 * width], (height, width)), size)
 
 
 def _compare(

@@ -5,13 +5,17 @@ from conftest import photograph
 from PIL import Image, ImageDraw
 
 from srgan_tf import folding, metrics, networks, pictures, resize, upscaling, weights
-from srgan_tf.formats import keras_model, openvino_model
+from srgan_tf.formats import keras_model, openvino_model, quantization
+from srgan_tf.photos import fastest
 
 
 def _network(generator, path, calibration=()):
     layers = folding.fold(generator)
-    statistics = openvino_model.calibrate(layers, calibration) if len(calibration) else None
-    openvino_model.write(openvino_model.build(layers, statistics), path)
+    if len(calibration):
+        model = openvino_model.quantized(layers, calibration)
+    else:
+        model = openvino_model.build(layers)
+    openvino_model.write(model, path)
     return openvino_model.load(path)
 
 
@@ -21,7 +25,7 @@ def forms(tmp_path_factory):
     folder = tmp_path_factory.mktemp("forms")
     generator, _ = weights.load_generator("srresnet_mse")
     samples = [pictures.read_rgb(path) for path in pictures.sample_pictures()[4:]]
-    calibration = [pictures.middle(sample, 128) for sample in samples]
+    calibration = [fastest._lr(sample, 128) for sample in samples]
     return _network(generator, folder / "a.xml"), _network(generator, folder / "b.xml", calibration)
 
 
@@ -41,7 +45,6 @@ def test_float32_gives_what_keras_gives(tmp_path, filters, bits):
             assert np.abs(difference).max() <= (1 if bits == 8 else 2)
 
 
-@pytest.mark.xfail(reason="the longer-trained weights need better rounding, which follows")
 def test_8_bits_come_within_a_few_levels_of_float_on_photographs(forms):
     losses = []
     for path in pictures.sample_pictures()[:4]:
@@ -51,9 +54,9 @@ def test_8_bits_come_within_a_few_levels_of_float_on_photographs(forms):
         in_tiles = forms[1]._replace(tail=forms[1].tail._replace(tile=40))
         assert np.abs(upscaling.upscale(in_tiles, lr).astype(int) - sr).max() <= 1
         # Sums that overflow 16 bits would be off by dozens.
-        assert 0 < np.abs(sr.astype(int) - expected).max() <= 8
+        assert 0 < np.abs(sr.astype(int) - expected).max() <= 12
         losses.append(metrics.psnr(expected, hr) - metrics.psnr(sr, hr))
-    assert np.mean(losses) < 0.05
+    assert np.mean(losses) < 0.03
 
 
 def test_8_bits_hold_where_pictures_are_harder_than_those_of_calibration(forms):
@@ -64,7 +67,7 @@ def test_8_bits_hold_where_pictures_are_harder_than_those_of_calibration(forms):
     checks = np.kron(np.indices([32, 32]).sum(axis=0) % 2, np.ones([8, 8], int))
     checks = np.repeat(255 * checks[..., None], 3, axis=-1).astype(np.uint8)
     noise = np.random.default_rng(1).integers(0, 256, [256, 256, 3], np.uint8)
-    for hr, most in ((np.asarray(text), 8), (checks, 24), (noise, 8)):
+    for hr, most in ((np.asarray(text), 12), (checks, 24), (noise, 8)):
         lr = resize.imresize(hr, (64, 64))
         expected, sr = (upscaling.upscale(network, lr) for network in forms)
         assert np.abs(sr.astype(int) - expected).max() <= most
@@ -76,12 +79,16 @@ def test_pairs_of_weights_cannot_overflow_16_bits(channels):
     rng = np.random.default_rng(1)
     kernel = rng.normal(size=[3, 3, channels, 8]).astype(np.float32)
     kernel[1, 1, 4:6] = 9  # two neighbours, both large
-    scaled, bias = openvino_model._rounded(kernel, np.zeros(8), np.ones(channels))
+    inputs = rng.normal(size=[500, 9 * channels]) + 1
+    read = quantization.Statistics(
+        np.zeros(channels), np.ones(channels), np.ones(channels), inputs.T @ inputs
+    )
+    scaled, bias = openvino_model._rounded(kernel, np.zeros(8), read)
     stored, scales = (scaled.input_value(i).get_node() for i in (0, 1))
     stored = stored.input_value(0).get_node().data
     pairs = np.abs(stored.astype(int))[:, : channels // 2 * 2].reshape(8, -1, 2, 3, 3).sum(axis=2)
     assert stored.dtype == np.int8 and pairs.max() * 255 < 2**15
-    assert np.abs(stored).max() == 64  # and no more room is given away than that asks for
+    assert 60 <= np.abs(stored).max() <= 68  # and no more room is given away than that asks for
     # For inputs of that mean the results keep theirs.
     lost = kernel.sum(axis=(0, 1, 2)) - (stored * scales.data).sum(axis=(1, 2, 3))
     np.testing.assert_allclose(bias, lost, atol=1e-4)
@@ -112,3 +119,16 @@ def test_a_tile_that_there_is_no_memory_for_is_a_memory_error(tmp_path):
         with pytest.raises(MemoryError, match="no memory for 100000x100000"):
             network.tail.call(np.broadcast_to(np.float32(0), [1, 100_000, 100_000, 8]))
     np.testing.assert_array_equal(upscaling.upscale(network, lr), expected)
+
+
+def test_rounding_to_the_least_error_beats_the_nearest_integers():
+    rng = np.random.default_rng(1)
+    inputs = rng.normal(size=[400, 72]) @ rng.normal(size=[72, 72])  # channels that depend
+    kernel = rng.normal(size=[3, 3, 8, 5])
+    scales = np.abs(kernel).max(axis=(0, 1, 2)) / 127
+    errors = {}
+    for name, gram in (("nearest", None), ("least", inputs.T @ inputs)):
+        read = quantization.Statistics(np.zeros(8), np.ones(8), np.zeros(8), gram)
+        values = quantization.rounded(kernel, scales, read)
+        errors[name] = np.square(inputs @ (values * scales - kernel).reshape(72, 5)).mean()
+    assert errors["least"] < errors["nearest"] / 2
