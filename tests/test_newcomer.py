@@ -131,10 +131,10 @@ def test_a_newcomer_can_paste_every_command_of_the_readme(clone, pictures, tmp_p
     for name in (
         "runs/srgan-vgg54/generator.weights.h5",
         "scores/report.html",
-        "large/holiday/0_x4.png",
+        "large/0_x4.png",
         "large/more_x4.png",
         "export/srresnet_mse/1/saved_model.pb",
-        "export/srresnet_mse.int8.tflite",
+        "export/srresnet_mse.dynamic.tflite",
         ".venv/bin/srgan-train",
     ):
         assert (clone / name).exists(), name

@@ -270,7 +270,7 @@ def beside_an_export(generator, saved_model, calibration, tmp_path, monkeypatch)
     (tmp_path / "export" / "srresnet_mse").mkdir(parents=True)
     (tmp_path / "export" / "srresnet_mse" / "1").symlink_to(saved_model)
     litert.write_tflite(
-        generator, tmp_path / "export" / "srresnet_mse.int8.tflite", quantize="int8",
+        generator, tmp_path / "export" / "srresnet_mse.dynamic.tflite", quantize="dynamic",
         calibration=calibration,
     )  # fmt: skip
     monkeypatch.chdir(tmp_path)
