@@ -26,8 +26,15 @@ flags.DEFINE_multi_string(
     "weights",
     None,
     "Weights to score, repeatable: a run folder, a weights file, a bundled name, an exported "
-    "SavedModel folder, .tflite or .onnx file. Default: all bundled weights. Empty (--weights=): "
-    "only nearest and bicubic.",
+    "SavedModel folder, .tflite or .onnx file; or a blend of two of these, spelled "
+    "blend:DETAIL:FIRST:SECOND, where DETAIL, 0 to 1, is the weight of SECOND's picture. Default: "
+    "all bundled weights. Empty (--weights=): only nearest and bicubic.",
+)
+flags.DEFINE_list(
+    "dial",
+    [],
+    "Positions of the dial between the bundled srresnet_mse (0) and srgan_vgg54 (1) to score too, "
+    "such as 0,0.25,0.5,0.75,1: blends of their pictures, as upscale.py --detail makes them.",
 )
 flags.DEFINE_string(
     "out_dir",
@@ -39,7 +46,7 @@ flags.DEFINE_bool("fresh", False, "Recompute everything, whatever --out_dir hold
 flags.DEFINE_bool(
     "lpips",
     False,
-    "Also measure LPIPS (AlexNet), with the lpips package: pip install lpips.",
+    "Also measure LPIPS (AlexNet), the perceptual distance to the original: lower is better.",
 )
 flags.DEFINE_integer(
     "tile",
@@ -60,20 +67,21 @@ def main(argv):
         raise ValueError("--fresh needs --out_dir: nothing is kept without it")
 
     # Imported here so that --help is fast.
-    from srgan_tf import weights
+    from srgan_tf import lpips, weights
     from srgan_tf.evaluation import methods, report, scoring, sets, tables
 
     opened = sets.open_sets(FLAGS.data, FLAGS.out_dir)
-    lpips = scoring.load_lpips() if FLAGS.lpips else None
-    specs = weights.bundled() if FLAGS.weights is None else filter(None, FLAGS.weights)
+    specs = weights.bundled() if FLAGS.weights is None else list(filter(None, FLAGS.weights))
+    specs += [f"blend:{detail}" for detail in FLAGS.dial]
     with command_line.native_logs_hidden():
+        distance = lpips.load() if FLAGS.lpips else None
         loaded = methods.load_methods(specs, tile=FLAGS.tile)
     results = scoring.evaluate(
         opened,
         loaded,
         out_dir=FLAGS.out_dir,
         fresh=FLAGS.fresh,
-        lpips=lpips,
+        lpips=distance,
         progress=command_line.progress_bar(),
     )
     for line in results.skipped:

@@ -9,7 +9,7 @@ import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from srgan_tf import files, folding, pictures
 
@@ -19,6 +19,17 @@ if TYPE_CHECKING:  # cards and layers load without Keras
 
 _BUNDLED = Path(__file__).with_name("pretrained")
 _SUFFIX = ".weights.h5"
+
+# The ends of the dial between faithful and detailed.
+BUNDLED_PAIR = ("srresnet_mse", "srgan_vgg54")
+
+
+class Blend(NamedTuple):
+    """A blend of the pictures of two networks: `detail` is the weight of the second, 0 to 1."""
+
+    detail: float
+    first: str
+    second: str
 
 
 def bundled() -> list[str]:
@@ -66,6 +77,29 @@ def load_layers(spec: str) -> dict[str, folding.Layer]:
         if path.suffix == ".keras":
             return folding.fold(_load(path))
         return folding.fold_arrays(_read(path))
+
+
+def parse_blend(spec: str) -> Blend | None:
+    """Parses the spelling of a blend of two networks' pictures, or returns None for other specs.
+
+    Args:
+        spec: "blend:DETAIL" for the bundled pair, the dial of `upscale.py --detail`, or
+            "blend:DETAIL:FIRST:SECOND", where FIRST and SECOND are specs as in `load_generator`.
+            DETAIL is the weight of the second's picture, 0 to 1. (Write ./blend:... for a path
+            that begins like this.)
+
+    Raises:
+        ValueError: The spec starts with "blend:" but is not spelled like this; one line.
+    """
+    if not spec.startswith("blend:"):
+        return None
+    number, *parts = spec.removeprefix("blend:").split(":")
+    with contextlib.suppress(ValueError):
+        if 0 <= float(number) <= 1 and (not parts or len(parts) == 2 and all(parts)):
+            return Blend(float(number), *(parts or BUNDLED_PAIR))
+    raise ValueError(
+        f"{spec}: a blend is spelled blend:DETAIL or blend:DETAIL:FIRST:SECOND, DETAIL in 0..1"
+    )
 
 
 @contextlib.contextmanager

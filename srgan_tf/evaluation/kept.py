@@ -64,34 +64,32 @@ class KeptResults:
             return None
         return record
 
-    def add(
-        self, sha256: str, picture: Picture, name: str, result: np.ndarray, scores: dict
-    ) -> dict:
+    def add(self, sha256: str, picture: Picture, name: str, sr: np.ndarray) -> dict:
         """Keeps a result as `pictures/SET/PICTURE/NAME-KEY.png` and returns its record.
 
         Args:
-            sha256: Identifies the method.
+            sha256: Of the method.
             picture: The picture that the method upscaled.
-            name: The method's.
-            result: uint8 [H, W] or [H, W, 3].
-            scores: By measure.
+            name: Of the method.
+            sr: The result, uint8 [H, W] or [H, W, 3].
         """
         key = _key(sha256, picture)
         if self._out_dir is None:
-            return {"key": key, "file": None, "scores": scores}
+            return {"key": key, "file": None, "scores": {}}
         folders = [_file_name(part) for part in (picture.set, picture.name)]
         file = Path(KEPT_PICTURES, *folders, f"{_file_name(name)}-{key[:8]}.png")
         path = self._out_dir / file
         path.parent.mkdir(parents=True, exist_ok=True)
         with files.replacing(path) as temporary:
-            Image.fromarray(result).save(temporary)
-        return self.update({"key": key, "file": file.as_posix(), "scores": scores})
+            Image.fromarray(sr).save(temporary)
+        return self.update({"key": key, "file": file.as_posix(), "scores": {}})
 
     def update(self, record: dict) -> dict:
-        """Writes and returns a record whose picture exists."""
-        self._records[record["key"]] = record
-        self._log.write(json.dumps(record) + "\n")
-        self._log.flush()
+        """Writes and returns a record whose picture exists, in place of an older one of its key."""
+        if self._log:
+            self._records[record["key"]] = record
+            self._log.write(json.dumps(record) + "\n")
+            self._log.flush()
         return record
 
     def read(self, record: dict) -> np.ndarray:

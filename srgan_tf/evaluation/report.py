@@ -10,7 +10,7 @@ from urllib.parse import quote
 import numpy as np
 
 from srgan_tf import files, pictures
-from srgan_tf.evaluation import scoring, tables
+from srgan_tf.evaluation import plane, scoring, tables
 
 # Above this size the page links to the pictures in the folder beside it; below it embeds them.
 SELF_CONTAINED_BYTES = 30_000_000
@@ -35,7 +35,14 @@ def write_report(results: scoring.Results, out_dir: str | os.PathLike) -> Path:
     page = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
     parts = {
         "tables": _tables_html(results),
-        "notes": _list_html([*tables.set_lines(results), *tables.method_lines(results)]),
+        "planes": _planes_html(results),
+        "notes": _list_html(
+            [
+                *tables.measure_lines(results),
+                *tables.set_lines(results),
+                *tables.method_lines(results),
+            ]
+        ),
         "skipped": _skipped_html(results),
         "data": _script_json(_viewer_data(results, out_dir, embedded)),
         "embedded": "\n".join(
@@ -93,6 +100,34 @@ def _tables_html(results: scoring.Results) -> str:
     return "\n".join(texts)
 
 
+def _planes_html(results: scoring.Results) -> str:
+    """A perception-distortion plane for each set, if LPIPS was measured."""
+    if "lpips" not in results.measures():
+        return ""
+    figures = []
+    for name, by_method in results.means().items():
+        points = {
+            method: plane.Point(scores["psnr"], scores["lpips"])
+            for method, scores in by_method.items()
+            if np.isfinite(scores["psnr"])
+        }
+        dials = [
+            [(m.name, f"{detail:g}" if m.parts else m.name) for detail, m in dial]
+            for dial in results.dials()
+            if all(m.name in points for _, m in dial)
+        ]
+        if points:
+            svg = plane.draw(points, dials)
+            caption = html.escape(name)
+            figures.append(f"<figure><figcaption>{caption}</figcaption>{svg}</figure>")
+    return (
+        "<h2>Distortion and perception</h2>"
+        "<p>Mean scores of each method. The best corner is the bottom right. A line connects the "
+        "blends of two networks.</p>"
+        f'<div class="planes">{"".join(figures)}</div>'
+    )
+
+
 def _viewer_data(results: scoring.Results, out_dir: Path, embedded: list[str]) -> dict:
     """The data of the page's script: for each picture its size, scores, crop and files."""
     places = {file: f"#file{i}" for i, file in enumerate(embedded)}
@@ -118,6 +153,10 @@ def _viewer_data(results: scoring.Results, out_dir: Path, embedded: list[str]) -
     return {
         "methods": [*methods, "original"],
         "measures": [[m, scoring.MEASURES[m]] for m in measures],
+        "dials": [
+            [[detail, methods.index(method.name)] for detail, method in dial]
+            for dial in results.dials()
+        ],
         "sets": [{"name": name, "pictures": items} for name, items in sets.items()],
         "crop": CROP,
     }

@@ -11,12 +11,11 @@ import numpy as np
 
 from srgan_tf import metrics, pictures
 from srgan_tf.evaluation.kept import KeptResults
-from srgan_tf.evaluation.methods import Method, match_channels
+from srgan_tf.evaluation.methods import Method, blend_pictures, match_channels
 from srgan_tf.evaluation.sets import (
     SMALLEST,
     SMALLEST_LPIPS,
     EvaluationSet,
-    Pair,
     Picture,
     read_pair,
 )
@@ -70,44 +69,22 @@ class Results:
         """The measures that were taken, in the order of the tables."""
         return [name for name in MEASURES if any(name in row.scores for row in self.rows)]
 
+    def dials(self) -> list[list[tuple[float, Method]]]:
+        """(detail, method) of all blends of the same pair, and of the pair itself where scored."""
+        scored = {method.sha256: method for method in self.methods if not method.parts}
+        dials: dict[tuple[str, ...], dict[float, Method]] = {}
+        for method in self.methods:
+            if method.parts:
+                ends = tuple(part.sha256 for part in method.parts)
+                dials.setdefault(ends, {})[method.detail] = method
+        for ends, positions in dials.items():
+            positions |= {i: scored[end] for i, end in enumerate(ends) if end in scored}
+        return [sorted(positions.items()) for positions in dials.values()]
+
     def counts(self) -> dict[str, int]:
         """Number of pictures scored in each set."""
         scored = {(row.set, row.picture) for row in self.rows}
         return {s.name: sum(name == s.name for name, _ in scored) for s in self.sets}
-
-
-def load_lpips() -> Callable[[np.ndarray, np.ndarray], float]:
-    """Loads the perceptual distance of Zhang et al. (2018), the `lpips` package with AlexNet.
-
-    Returns:
-        A function of sr and hr, uint8 [H, W] or [H, W, 3], which it compares whole and in RGB.
-
-    Raises:
-        ValueError: The package is not installed, or AlexNet's weights cannot be had.
-    """
-    try:
-        import lpips
-        import torch
-    except ImportError as error:
-        raise ValueError("--lpips needs the lpips package: pip install lpips") from error
-    try:
-        network = lpips.LPIPS(net="alex", verbose=False).eval()
-    except Exception as error:  # the download fails in the ways of urllib, of torch and of the disk
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"--lpips: AlexNet's weights are unavailable ({reason}); lpips downloads them from "
-            "download.pytorch.org once, into ~/.cache/torch"
-        ) from error
-
-    def tensor(picture):
-        rgb = picture if picture.ndim == 3 else np.stack([picture] * 3, axis=-1)
-        return torch.from_numpy(rgb.transpose(2, 0, 1)[None].astype(np.float32) / 127.5 - 1)
-
-    def measure(sr, hr):
-        with torch.no_grad():
-            return float(network(tensor(sr), tensor(hr)))
-
-    return measure
 
 
 def evaluate(
@@ -127,7 +104,7 @@ def evaluate(
         out_dir: Where to keep results as soon as they are computed: `kept.jsonl` and `pictures/`.
             Results kept there for the same pictures and weights are reused. None keeps nothing.
         fresh: Recompute everything.
-        lpips: From `load_lpips`, to measure that too.
+        lpips: From `lpips.load`, to measure that too.
         progress: Called with the fraction done, in 0..1, and a description of what is next.
 
     Returns:
@@ -146,23 +123,25 @@ def evaluate(
         for name, pair in [(s.name, pair) for s in sets for pair in s.pairs]:
             scored = []
             try:
-                picture = Picture(name, pair.name, *read_pair(pair, smallest))
+                picture = Picture(name, pair.name, pair.hr, *read_pair(pair, smallest))
                 original = kept.find("original", picture) or kept.add(
-                    "original", picture, "original", picture.hr, {}
+                    "original", picture, "original", picture.hr
                 )
+                reused = dict.fromkeys(part.sha256 for method in methods for part in method.parts)
                 for method in methods:
                     here = name, pair.name, method.name
                     progress(done / (done + ahead[here]), f"{name} {pair.name}: {method.name}")
                     record = kept.find(method.sha256, picture)
                     # A kept result may lack a measure that is asked for now.
                     if not (record and measures.keys() <= record["scores"].keys()):
-                        record = _score(method, picture, pair, record, kept, measures)
+                        record, sr = _result(method, picture, kept, reused)
+                        record = kept.update(record | {"scores": _scores(sr, picture, measures)})
                         done += work[here]
-                    scores = {measure: record["scores"][measure] for measure in measures}
+                    scores = {key: record["scores"][key] for key in measures}
                     scored.append(Row(*here, scores, record["file"]))
             except ValueError as error:
                 skipped.append(str(error))
-            except (MemoryError, RuntimeError) as error:  # NumPy's and LPIPS's
+            except MemoryError as error:
                 skipped.append(f"{pair.hr}: cannot be scored ({pictures.one_line(error)})")
             else:  # a picture counts for all methods or for none
                 rows += scored
@@ -172,40 +151,67 @@ def evaluate(
     return Results(sets, methods, rows, skipped, originals)
 
 
-def _score(
-    method: Method,
-    picture: Picture,
-    pair: Pair,
-    record: dict | None,
-    kept: KeptResults,
-    measures: dict[str, Callable[[np.ndarray, np.ndarray], float]],
-) -> dict:
-    """Scores the kept result of `record`, or a new one, and returns its complete record."""
-    sr = kept.read(record) if record else _upscaled(method, picture, pair)
-    scores = {name: measure(sr, picture.hr) for name, measure in measures.items()}
-    if record:
-        return kept.update(record | {"scores": scores})
-    return kept.add(method.sha256, picture, method.name, sr, scores)
+def _result(
+    method: Method, picture: Picture, kept: KeptResults, reused: dict[str, tuple | None]
+) -> tuple[dict, np.ndarray]:
+    """Returns a result's record and picture: from `reused`, kept, or upscaled and kept now.
+
+    Args:
+        method: The method.
+        picture: The picture to upscale.
+        kept: The results on disk.
+        reused: Results of this picture in memory, by hash; those whose hashes it holds are added.
+
+    Raises:
+        ValueError: The method fails; names the picture and the method.
+    """
+    if found := reused.get(method.sha256):
+        return found
+    if record := kept.find(method.sha256, picture):
+        sr = kept.read(record)
+    else:
+        if method.parts:
+            parts = [_result(part, picture, kept, reused)[1] for part in method.parts]
+            sr = blend_pictures(*parts, method.detail)
+        else:
+            sr = _upscaled(method, picture)
+        record = kept.add(method.sha256, picture, method.name, sr)
+    if method.sha256 in reused:
+        reused[method.sha256] = record, sr
+    return record, sr
 
 
-def _upscaled(method: Method, picture: Picture, pair: Pair) -> np.ndarray:
-    """Upscales lr into as many channels as hr has; a failure names the picture and the method."""
+def _upscaled(method: Method, picture: Picture) -> np.ndarray:
+    """Upscales lr into as many channels as hr has."""
     try:
         return match_channels(method.upscale(picture.lr), picture.hr)
     except MemoryError:
         reason = "not enough memory, a smaller --tile takes less"
     except Exception as error:  # the errors of TensorFlow, LiteRT and ONNX have no common class
         reason = pictures.one_line(error)
-    raise ValueError(f"{pair.hr}: cannot be upscaled by {method.name} ({reason})")
+    raise ValueError(f"{picture.file}: cannot be upscaled by {method.name} ({reason})")
+
+
+def _scores(
+    sr: np.ndarray,
+    picture: Picture,
+    measures: dict[str, Callable[[np.ndarray, np.ndarray], float]],
+) -> dict[str, float]:
+    """Measures sr; a failure names the picture."""
+    try:
+        return {name: measure(sr, picture.hr) for name, measure in measures.items()}
+    except Exception as error:  # too little memory has another class in NumPy and in each backend
+        reason = pictures.one_line(error)
+        raise ValueError(f"{picture.file}: cannot be scored ({reason})") from error
 
 
 def _estimate_work(
     sets: Sequence[EvaluationSet], methods: Sequence[Method]
 ) -> dict[tuple[str, str, str], float]:
     """Estimates what each (set, picture, method) costs, in the order of `evaluate`."""
-    # Interpolation takes next to no time. A file that cannot be read has no pixels.
+    # Interpolation and blends take next to no time. A file that cannot be read has no pixels.
     return {
-        (s.name, pair.name, method.name): pixels * (1 if method.card else 0.03)
+        (s.name, pair.name, method.name): pixels * (1 if method.card and not method.parts else 0.03)
         for s in sets
         for pair in s.pairs
         for pixels in [pictures.count_pixels(pair.hr)]

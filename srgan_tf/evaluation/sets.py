@@ -29,10 +29,11 @@ class Pair(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """One picture of a set, as `read_pair` returns it."""
+    """One picture of a set: names, the original's file, and lr and hr from `read_pair`."""
 
     set: str
     name: str
+    file: Path
     lr: np.ndarray
     hr: np.ndarray
 

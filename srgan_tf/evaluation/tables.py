@@ -40,6 +40,13 @@ PAPER = {
     },
 }
 
+# What the weights' VGG features came from, by `vgg.build_features`'s name; paths stay as they are.
+_VGG_NAMES = {
+    "imagenet": "Keras' VGG19",
+    "vgg16": "torchvision's VGG16",
+    "hed": "hed (not comparable with the paper)",
+}
+
 
 def paper_scores(set_name: str, method: methods.Method) -> dict[str, float]:
     """The paper's PSNR and SSIM of a method on a set, as {measure: value}; may be empty."""
@@ -53,11 +60,24 @@ def format_score(measure: str, value: float) -> str:
     return f"{value:.2f}" if measure == "psnr" else f"{value:.4f}"
 
 
+def measure_lines(results: scoring.Results) -> list[str]:
+    """A line for each measure that needs explaining."""
+    if "lpips" not in results.measures():
+        return []
+    return ["LPIPS (AlexNet): perceptual distance to the original, lower is better"]
+
+
 def method_lines(results: scoring.Results) -> list[str]:
-    """A line for each set of weights: its variant, steps, VGG, hash and path."""
+    """A line for each set of weights (variant, steps, VGG, hash, path) or blend (its parts)."""
     lines = []
     for method in results.methods:
-        if card := method.card:
+        card = method.card
+        if method.parts:
+            first, second = (part.name for part in method.parts)
+            lines.append(
+                f"{method.name}: {1 - method.detail:g} of {first}, {method.detail:g} of {second}"
+            )
+        elif card:
             steps = card.get("steps")
             facts = [
                 card.get("variant") or "variant unknown",
@@ -73,8 +93,8 @@ def method_lines(results: scoring.Results) -> list[str]:
 def _vgg_text(card: dict) -> str:
     if not card.get("variant"):
         return "VGG unknown"
-    note = " (not comparable with the paper)" if card["vgg"] == "hed" else ""
-    return f"VGG: {card['vgg'] or 'none'}{note}"
+    vgg = card["vgg"] or "none"
+    return f"VGG: {_VGG_NAMES.get(vgg, vgg)}"
 
 
 def heading(set_name: str, count: int) -> str:
@@ -115,7 +135,7 @@ def terminal_table(results: scoring.Results) -> str:
         theirs = [formatted(paper_scores(name, method)) for name in names]
         if any(theirs):
             lines.append(line(paper, theirs))
-    lines += ["", *set_lines(results), *method_lines(results)]
+    lines += ["", *measure_lines(results), *set_lines(results), *method_lines(results)]
     return "\n".join(text.rstrip() for text in lines)
 
 

@@ -1,4 +1,3 @@
-import contextlib
 import csv
 import functools
 import io
@@ -7,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import keras
@@ -17,10 +15,10 @@ import tensorflow as tf
 from conftest import ROOT, photograph
 from PIL import Image
 
-from srgan_tf import command_line, metrics, pictures, resize, weights
+from srgan_tf import command_line, lpips, metrics, pictures, resize, upscaling, weights
 from srgan_tf.evaluation import report, scoring, tables
 from srgan_tf.evaluation.methods import Method, load_methods, match_channels, nearest
-from srgan_tf.evaluation.sets import open_sets
+from srgan_tf.evaluation.sets import open_sets, read_pair
 from srgan_tf.formats import exported, exporting
 
 
@@ -243,6 +241,9 @@ def test_no_scored_picture_is_an_error(evaluate, tmp_path):
         (["--weights=/no/such/run"], "error: /no/such/run: no such run folder"),
         (["--weights=/no/such.tflite"], "error: /no/such.tflite: no such file"),
         (["--fresh"], "error: --fresh needs --out_dir"),
+        (["--dial=0.5,2"], "error: blend:2: a blend is spelled blend:DETAIL or"),
+        (["--weights=blend:0.5:one"], "error: blend:0.5:one: a blend is spelled"),
+        (["--weights=blend:0.5:/no/such:srresnet_mse"], "error: /no/such: no such run folder"),
     ],
 )
 def test_a_wrong_flag_is_reported_in_one_line(evaluate, tmp_path, arguments, message):
@@ -433,54 +434,94 @@ def test_methods_of_the_same_name_are_named_by_their_specs(tmp_path, tiny, monke
         assert [method.name for method in methods] == ["nearest", "bicubic", *names]
 
 
-def test_lpips_is_not_imported_unless_asked_for(evaluate, flat_set, monkeypatch):
-    monkeypatch.setitem(sys.modules, "lpips", None)  # importing it would fail
-    assert evaluate(f"--data={flat_set}", "--weights=")[0] == 0
-    code, _, err = evaluate(f"--data={flat_set}", "--weights=", "--lpips")
-    assert code == 1
-    assert err == "error: --lpips needs the lpips package: pip install lpips\n"
+def test_lpips_without_its_weights_is_an_error_in_one_line(evaluate, flat_set, monkeypatch):
+    def load():
+        raise ValueError("no AlexNet: pip install it")
 
-
-def _fake_torch(monkeypatch, distance):
-    monkeypatch.setitem(sys.modules, "lpips", types.SimpleNamespace(LPIPS=distance))
-    torch = types.SimpleNamespace(no_grad=contextlib.nullcontext, from_numpy=lambda x: x)
-    monkeypatch.setitem(sys.modules, "torch", torch)
-
-
-def test_lpips_that_cannot_get_its_weights_says_so_in_one_line(evaluate, flat_set, monkeypatch):
-    def distance(**_):
-        raise OSError("<urlopen error\n Name or service not known>")
-
-    _fake_torch(monkeypatch, distance)
-    code, _, err = evaluate(f"--data={flat_set}", "--weights=", "--lpips")
-    [line] = err.splitlines()
-    assert code == 1 and "AlexNet's weights are unavailable (<urlopen error Name" in line
+    monkeypatch.setattr(lpips, "load", load)
+    arguments = [f"--data={flat_set}", "--weights="]
+    assert evaluate(*arguments)[0] == 0
+    assert evaluate(*arguments, "--lpips") == (1, "", "error: no AlexNet: pip install it\n")
 
 
 def test_lpips_is_measured_on_kept_pictures(evaluate, flat_set, tmp_path, monkeypatch):
-    class Distance:
-        def __init__(self, net, verbose):
-            assert net == "alex"
-
-        def eval(self):
-            return self
-
-        def __call__(self, sr, hr):
-            assert sr.shape == hr.shape and sr.shape[:2] == (1, 3)
-            assert sr.min() >= -1 and sr.max() <= 1 and hr.dtype == np.float32
-            return np.abs(sr - hr).mean()
+    def distance(sr, hr):
+        assert sr.shape == hr.shape and sr.dtype == hr.dtype == np.uint8
+        return np.abs(sr.astype(float) - hr).mean()
 
     _save(flat_set / "small.png", photograph(28, 28))  # large enough for all but AlexNet
     arguments = [f"--data={flat_set}", "--weights=", f"--out_dir={tmp_path / 'out'}"]
     assert evaluate(*arguments)[0] == 0
-    _fake_torch(monkeypatch, Distance)
+    monkeypatch.setattr(lpips, "load", lambda: distance)
     # These would fail if they were called.
     monkeypatch.setattr("srgan_tf.evaluation.methods.bicubic", None)
     monkeypatch.setattr(Image.Image, "save", None)
     code, out, err = evaluate(*arguments, "--lpips")
     assert code == 2 and "LPIPS" in out and "small.png: too small to score" in err
+    assert "LPIPS (AlexNet): perceptual distance to the original, lower is better" in out
     rows = _rows(tmp_path / "out")
     assert list(rows[0])[-1] == "lpips" and all(float(row["lpips"]) > 0 for row in rows)
+    means = json.loads((tmp_path / "out" / "scores.json").read_text())["means"]["flat"]
+    assert means["bicubic"]["lpips"] > 0
+    assert "LPIPS" in (tmp_path / "out" / "report.html").read_text().split("</table>")[0]
+
+
+@pytest.fixture
+def pair(tmp_path, tiny, monkeypatch):
+    """Bundles two tiny networks as the ends of the dial."""
+    folder = tmp_path / "pretrained"
+    folder.mkdir()
+    monkeypatch.setattr(weights, "_BUNDLED", folder)
+    generator, _ = weights.load_generator(str(tiny))
+    for number, name in enumerate(weights.BUNDLED_PAIR):
+        generator.get_layer("conv_out").bias.assign([0.1 * number] * 3)
+        generator.save_weights(folder / f"{name}.weights.h5")
+    return weights.BUNDLED_PAIR
+
+
+def test_a_blend_averages_the_pictures_of_two_networks(pair):
+    *_, first, second, blend = load_methods([*pair, f"blend:0.25:{pair[0]}:{pair[1]}"], tile=64)
+    lr = photograph(12, 10)
+    a, b, c = (method.upscale(lr).astype(float) for method in (first, second, blend))
+    assert np.abs(a - b).max() > 5
+    assert c.dtype == float and np.abs(c - (0.75 * a + 0.25 * b)).max() <= 0.5
+
+
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("listed", [True, False])
+def test_networks_run_once_per_picture_for_all_positions_of_the_dial(
+    pair, flat_set, tmp_path, monkeypatch, keep, listed
+):
+    calls = []
+    upscale = upscaling.upscale
+    monkeypatch.setattr(upscaling, "upscale", lambda *a, **k: calls.append(1) or upscale(*a, **k))
+    blends = ["blend:0.25", "blend:0.75"]
+    specs = ["blend:0", *blends, "blend:1"] if listed else blends
+    methods = load_methods(specs, tile=64)
+    sets = open_sets([str(flat_set)])
+    out_dir = tmp_path / "out" if keep else None
+    results = scoring.evaluate(sets, methods, out_dir=out_dir)
+    assert not results.skipped and len(calls) == 2 * 2
+    [dial] = results.dials()
+    assert [detail for detail, _ in dial] == ([0, 0.25, 0.75, 1] if listed else [0.25, 0.75])
+    assert [m.name for _, m in dial] == ([pair[0], *blends, pair[1]] if listed else blends)
+    for row in results.rows:  # as if each method had run alone
+        if row.method in blends:
+            [method] = [method for method in methods if method.name == row.method]
+            [source] = [p for s in sets for p in s.pairs if p.name == row.picture]
+            lr, hr = read_pair(source)
+            assert row.scores["psnr"] == metrics.psnr(method.upscale(lr), hr)
+
+
+def test_the_dial_is_scored_and_described(evaluate, pair, flat_set, tmp_path):
+    arguments = [f"--data={flat_set}", "--dial=0,0.5,1", f"--out_dir={tmp_path / 'out'}"]
+    code, out, _ = evaluate(*arguments)
+    assert code == 0
+    methods = list(dict.fromkeys(row["method"] for row in _rows(tmp_path / "out")))
+    assert methods == ["nearest", "bicubic", *sorted(pair), "blend:0.5"]
+    assert f"blend:0.5: 0.5 of {pair[0]}, 0.5 of {pair[1]}" in out
+    document = json.loads((tmp_path / "out/scores.json").read_text())
+    assert document["methods"]["blend:0.5"]["detail"] == 0.5
 
 
 def test_an_infinite_psnr_leaves_valid_json(evaluate, tmp_path):

@@ -249,6 +249,68 @@ def test_a_small_report_embeds_its_pictures_and_a_large_one_links_to_them(
 
 
 @pytest.fixture(scope="module")
+def dialed(tmp_path_factory):
+    """A report with LPIPS and three positions of a dial between two methods."""
+    folder = tmp_path_factory.mktemp("dialed")
+    (folder / "set").mkdir()
+    Image.fromarray(photograph(64, 80)).save(folder / "set" / "one.png")
+    ends = [
+        Method(name, lambda lr, level=level: np.maximum(bicubic(lr), level), name, {"path": name})
+        for name, level in (("faithful", 10), ("detailed", 200))
+    ]
+    blend = Method("blend:0.5", None, "blend", {"path": "b"}, 0.5, tuple(ends))
+    results = scoring.evaluate(
+        open_sets([str(folder / "set")]),
+        [*load_methods([]), *ends, blend],
+        out_dir=folder / "out",
+        lpips=lambda sr, hr: float(np.abs(sr.astype(float) - hr).mean() / 255),
+    )
+    return report.write_report(results, folder / "out"), results
+
+
+def test_the_plane_shows_each_method_and_a_line_for_the_dial(browser, dialed):
+    path, results = dialed
+    browser.open(path, width=360, height=740, dark=True, phone=True)
+    titles = browser.js("[...document.querySelectorAll('.plane title')].map(t => t.textContent)")
+    for method, scores in results.means()["set"].items():
+        text = f"{method}: {scores['psnr']:.2f} dB, LPIPS {scores['lpips']:.4f}"
+        assert text in titles
+    order = browser.js("""(() => {
+        const circles = [...document.querySelectorAll('.plane circle')];
+        const at = (p) => circles.find(
+            c => c.cx.baseVal.value === p.x && c.cy.baseVal.value === p.y);
+        return [...document.querySelector('.plane .dial').points].map(
+            p => at(p).textContent.split(':').slice(0, -1).join(':'));
+    })()""")
+    assert order == ["faithful", "blend:0.5", "detailed"]
+    labels = browser.js("[...document.querySelectorAll('.plane .label')].map(t => t.textContent)")
+    assert labels == ["nearest", "bicubic", "faithful", "detailed", "0.5"]
+    assert browser.js("document.documentElement.scrollWidth") == 360
+    size = "parseFloat(getComputedStyle(document.querySelector('.plane .tick')).fontSize)"
+    shrunk = "document.querySelector('.plane').getBoundingClientRect().width / 360"
+    assert browser.js(f"{size} * {shrunk}") > 9
+    assert not browser.problems()
+
+
+def test_the_detail_slider_moves_the_right_side_through_the_dial(browser, dialed):
+    browser.open(dialed[0])
+    _show_first(browser)
+    right = "document.querySelector('.name.right').firstChild.data"
+    assert browser.js(right) == "detailed"
+    browser.js("document.querySelector('.dial-label input').focus()")
+    shown = []
+    for _ in range(2):
+        browser.press(Keys.ARROW_LEFT)
+        shown.append((browser.js(right), _mean_of_right_side(browser)))
+    (half, brighter), (faithful, darker) = shown
+    assert (half, faithful) == ("blend:0.5", "faithful") and brighter > darker + 5
+    _choose(browser, "article select[aria-label^=Right]", 0)
+    text = browser.js("document.querySelector('.dial-label').textContent")
+    assert text == "Detail, faithful to detailed: not on the right side now"
+    assert not browser.problems()
+
+
+@pytest.fixture(scope="module")
 def many(tmp_path_factory):
     """A report of 119 pictures by 7 methods."""
     return _report(tmp_path_factory.mktemp("many"), [(32, 32)] * 119, method_count=7)
