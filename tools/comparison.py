@@ -1,6 +1,6 @@
 r"""Draws docs/comparison.png: details of two sample photographs as LR, bicubic, each --weights, HR.
 
-python tools/comparison.py --weights=srresnet_mse
+python tools/comparison.py --weights=srresnet_mse --weights=srgan_vgg54
 """
 
 import sys
@@ -17,12 +17,14 @@ from srgan_tf import command_line
 
 ROOT = Path(__file__).parents[1]
 FLAGS = flags.FLAGS
-flags.DEFINE_multi_string("weights", ["srresnet_mse"], "As in evaluate.py, repeatable.")
+flags.DEFINE_multi_string(
+    "weights", ["srresnet_mse", "srgan_vgg54"], "As in evaluate.py, repeatable."
+)
 flags.DEFINE_string("out", str(ROOT / "docs" / "comparison.png"), "The picture to write.")
 
 # Top and left of the detail of each sample photograph, in HR pixels, multiples of 4.
 _DETAILS = {"chelsea": (64, 112), "coffee": (80, 176)}
-_HEIGHT, _WIDTH, _GAP, _LABEL = 180, 240, 4, 22
+_HEIGHT, _WIDTH, _GAP, _LABEL = 180, 200, 4, 22
 
 
 def main(_) -> int:
@@ -33,7 +35,8 @@ def main(_) -> int:
 
     samples = {path.stem: path for path in pictures.sample_pictures()}
     loaded = methods.load_methods(FLAGS.weights)
-    labels = ["LR", *(method.name for method in loaded[1:]), "HR"]
+    names = [method.card.get("variant") or method.name for method in loaded[1:]]
+    labels = ["LR", *names, "HR"]
     sheet = Image.new(
         "RGB",
         (len(labels) * (_WIDTH + _GAP) - _GAP, _LABEL + len(_DETAILS) * (_HEIGHT + _GAP) - _GAP),
