@@ -279,6 +279,22 @@ def test_scores_are_written_with_their_metadata(evaluate, flat_set, tiny, tmp_pa
     assert document["paper"]["Set5"]["tiny"] == {"psnr": 29.40, "ssim": 0.8472}
 
 
+@pytest.mark.parametrize(
+    ("vgg", "text"),
+    [
+        ("imagenet", "Keras' VGG19"),
+        ("vgg16", "torchvision's VGG16"),
+        ("my/vgg19.h5", "my/vgg19.h5"),
+        (None, "none"),
+    ],
+)
+def test_tables_name_the_vgg_of_the_weights(vgg, text):
+    card = {"path": "somewhere", "variant": "SRGAN-VGG54", "steps": 5, "vgg": vgg}
+    results = scoring.Results([], [Method("mine", nearest, "0" * 64, card)], [], [], {})
+    [line] = tables.method_lines(results)
+    assert line == f"mine: SRGAN-VGG54, 5 steps, VGG: {text}, sha256 {'0' * 12}, somewhere"
+
+
 def test_an_interrupted_evaluation_resumes(flat_set, tmp_path, tiny):
     sets = open_sets([str(flat_set)])
     methods = load_methods([str(tiny)], tile=64)
