@@ -1,4 +1,4 @@
-"""Where a result comes from: the commit of this checkout and the versions of its packages."""
+"""Where a result comes from: commit, versions of packages, processor."""
 
 import contextlib
 import importlib.metadata
@@ -40,3 +40,11 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found
+
+
+def has_bfloat16() -> bool:
+    """Tells whether this processor computes in bfloat16; others emulate it, which is far slower."""
+    with contextlib.suppress(OSError):
+        flags = Path("/proc/cpuinfo").read_text()
+        return "avx512_bf16" in flags or "amx_bf16" in flags
+    return False

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from srgan_tf import files, folding, metrics, pictures, resize, upscaling, weights
+from srgan_tf import files, folding, metrics, pictures, provenance, resize, upscaling, weights
 from srgan_tf.formats import exported
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")
@@ -71,7 +71,7 @@ def load_network(
     if gpus and precision == "auto":
         precision = _gpu_precision(gpus[0])
     # What a processor lacks TensorFlow does all the same, slowly; OpenVINO would take float32.
-    lacking = precision == "float16" or (precision == "bfloat16" and not _has_bfloat16())
+    lacking = precision == "float16" or (precision == "bfloat16" and not provenance.has_bfloat16())
     if lacking or gpus:
         return _by_tensorflow(spec, precision), precision
     try:
@@ -206,7 +206,7 @@ def _make(layers: Mapping[str, folding.Layer], folder: Path, key: str) -> None:
         openvino_model.write(models[form], files[0])
         networks[form] = openvino_model.load(files[0])
         sha256[form] = [weights.file_sha256(path) for path in files]
-    if _has_bfloat16():
+    if provenance.has_bfloat16():
         [path, _] = _files(folder, key, "float32")
         networks["bfloat16"] = openvino_model.load(path, bfloat16=True)
     psnr, seconds = _compare(networks, [pictures.middle(s, 256) for s in samples[:_COMPARED]])
@@ -240,14 +240,6 @@ def _compare(
         # The least: what else the machine does can only add to it.
         {form: min(values) for form, values in seconds.items()},
     )
-
-
-def _has_bfloat16() -> bool:
-    """Whether the processor computes in bfloat16; where it does not, that is far slower."""
-    with contextlib.suppress(OSError):
-        flags = Path("/proc/cpuinfo").read_text()
-        return "avx512_bf16" in flags or "amx_bf16" in flags
-    return False
 
 
 def _key(sha256: str) -> str:

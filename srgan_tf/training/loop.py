@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from srgan_tf import command_line, data, files, gan, pictures, weights
+from srgan_tf import command_line, data, files, gan, pictures, provenance, weights
 from srgan_tf.training import adam, progress, recipe, resume, run_folder
 from srgan_tf.training.resume import _refuse_other_findings, _refuse_other_run
 
@@ -113,8 +113,9 @@ def train(config: recipe.Config, strategy: tf.distribute.Strategy | None = None)
         "seconds_per_step": round(seconds, 4),
         "estimated_hours_left": round(seconds * (config.steps - first_step) / 3600, 2),
     }
+    faster = _faster_flags(config, strategy)
     if is_chief:
-        print(progress.start_report(dataclasses.asdict(config), facts), flush=True)
+        print(progress.start_report(dataclasses.asdict(config), facts, faster), flush=True)
     if config.dry_run:
         return run_dir
 
@@ -135,6 +136,7 @@ def train(config: recipe.Config, strategy: tf.distribute.Strategy | None = None)
         _loop(config, model, checkpoint, manager, iter(batches), run_steps, pairs, log, received)
     if is_chief:
         _finish(config, model, checkpoint, pairs, run_dir)
+        print(progress.end_report(dataclasses.asdict(config), faster))
     return run_dir
 
 
@@ -427,14 +429,31 @@ def _device() -> str:
     return f"CPU with {os.cpu_count()} cores ({platform.machine()})"
 
 
+def _faster_flags(config: recipe.Config, strategy: tf.distribute.Strategy) -> list[str]:
+    """Lists the flags that speed up training on this machine and are not set."""
+    found = []
+    gpus = tf.config.list_physical_devices("GPU")
+    if config.mixed_precision == "float32":
+        if gpus:
+            details = tf.config.experimental.get_device_details(gpus[0])
+            capability = details.get("compute_capability", (0, 0))
+            if capability >= (8, 0):
+                found.append("--mixed_precision=mixed_bfloat16")
+            elif capability >= (7, 0) and strategy.num_replicas_in_sync == 1:
+                found.append("--mixed_precision=mixed_float16")
+        elif provenance.has_bfloat16():
+            found.append("--mixed_precision=mixed_bfloat16")
+    if gpus and config.steps_per_call == 1:
+        found.append("--steps_per_call=20")
+    return found
+
+
 def _finish(config, model: gan.SRGAN, checkpoint, pairs, run_dir: Path) -> None:
     """Writes the last weights and their scores."""
-    path = run_dir / "generator.weights.h5"
-    weights.save_weights(model.generator, path)
+    weights.save_weights(model.generator, run_dir / "generator.weights.h5")
     scores = {"steps": config.steps}
     if pairs:
         (content,) = model.content.values()
         values, _ = progress.score(model.generator, content, pairs)
         scores |= values | {"best_validation_loss": float(checkpoint.best_loss.numpy())}
     files.write_text(run_dir / "scores.json", json.dumps(scores, indent=2) + "\n")
-    print(f"done: {path}")

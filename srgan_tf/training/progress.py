@@ -38,8 +38,18 @@ _SHOWN = 3
 _REPAINT = 0.2
 
 
-def start_report(config: dict, facts: dict) -> str:
-    """What `run_folder.write_start` writes, as lines to read before the first step."""
+# A run that would take longer is called long, and its flags are said to be shortened to this.
+_LONG_HOURS, _SHORT_HOURS = 48, 8
+
+
+def start_report(config: dict, facts: dict, faster: Sequence[str]) -> str:
+    """Lays out a run's metadata as lines to read before the first step.
+
+    Args:
+        config: Flags by name.
+        facts: As in `run_folder.write_start`.
+        faster: Further flags that speed up training on this machine.
+    """
     data, validation = facts["train_data"], facts["validation"]
     rows = [
         ("variant", config["variant"]),
@@ -57,8 +67,41 @@ def start_report(config: dict, facts: dict) -> str:
     rows += [
         ("speed", f"{facts['seconds_per_step']:.3g} s a step"),
         ("time left", f"{facts['estimated_hours_left']:.2f} h to step {config['steps']}"),
-        ("run folder", f"{config['run_dir']}, in it validation.png: bicubic, SR, HR"),
     ]
+    hours, seconds = facts["estimated_hours_left"], facts["seconds_per_step"]
+    if hours > _LONG_HOURS:
+        steps = config["steps"] - round((hours - _SHORT_HOURS) * 3600 / seconds)
+        flags = ", ".join([*faster, "a smaller --batch_size"])
+        rows.append(("long run", f"--steps={steps} would take {_SHORT_HOURS} h; faster: {flags}"))
+    rows.append(("run folder", f"{config['run_dir']}, in it validation.png: bicubic, SR, HR"))
+    return _table(rows)
+
+
+def end_report(config: dict, faster: Sequence[str]) -> str:
+    """Lays out where a finished run's results are and which commands come next.
+
+    Args:
+        config: Flags by name.
+        faster: As in `start_report`.
+    """
+    run_dir = config["run_dir"]
+    rows = [("done", f"{run_dir}/generator.weights.h5, {config['steps']:,} steps")]
+    if (Path(run_dir) / "validation.png").exists():
+        rows.append(("look at", f"{run_dir}/validation.png: bicubic, SR and HR side by side"))
+    rows += [
+        ("compare", f"python evaluate.py --weights={run_dir} --out_dir=scores"),
+        ("upscale", f"python upscale.py photo.jpg --weights={run_dir}"),
+    ]
+    if config["train_data"] == "sample":
+        flags = ["--train_data=FOLDER", *faster]
+        if config["variant"].startswith(("SRGAN-", "SRResNet-")):
+            name = config["variant"].lower().removeprefix("srgan-").replace("-", "_")
+            flags.insert(0, f"--flagfile={name}.flags")
+        rows.append(("your photos", f"python train.py {' '.join(flags)}"))
+    return _table(rows)
+
+
+def _table(rows: Sequence[tuple[str, str]]) -> str:
     width = 2 + max(len(name) for name, _ in rows)
     return "\n".join(f"{name + ':':{width}}{text}" for name, text in rows)
 

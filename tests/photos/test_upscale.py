@@ -17,7 +17,7 @@ import tensorflow as tf
 from conftest import NEAREST, ROOT, photograph, save_photograph
 from PIL import Image
 
-from srgan_tf import pictures, upscaling, weights
+from srgan_tf import pictures, provenance, upscaling, weights
 from srgan_tf.formats import exported, keras_model, litert, onnx_file, openvino_model
 from srgan_tf.photos import enlarge, fastest
 
@@ -394,7 +394,7 @@ def test_the_fastest_form_that_costs_little_is_chosen():
 
 
 def test_a_processor_with_bfloat16_tries_that_too(tiny, cache, monkeypatch):
-    monkeypatch.setattr(fastest, "_has_bfloat16", lambda: True)
+    monkeypatch.setattr(provenance, "has_bfloat16", lambda: True)
     # Once with nothing kept and once with what that kept.
     monkeypatch.setattr(fastest, "_choose", lambda loss, seconds: "bfloat16")
     asked, load = [], openvino_model.load

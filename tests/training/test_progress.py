@@ -1,0 +1,56 @@
+import pytest
+from conftest import ROOT
+
+from srgan_tf.training import progress
+
+CONFIG = {
+    "variant": "SRGAN-VGG54",
+    "run_dir": "runs/first",
+    "train_data": "sample",
+    "mixed_precision": "float32",
+    "steps": 200_000,
+}
+FACTS = {
+    "generator": "none",
+    "train_data": {"spec": "sample", "pictures": 6, "left_out": 0},
+    "validation": {"pictures": [], "data": "held out"},
+    "lr_operator": "bicubic",
+    "vgg": "vgg16",
+    "replicas": 1,
+    "strategy": "Default",
+    "device": "CPU",
+    "terms": {},
+    "seconds_per_step": 6,
+}
+
+
+def test_a_start_report_shortens_a_run_that_takes_days():
+    faster = ["--mixed_precision=mixed_bfloat16"]
+    report = progress.start_report(CONFIG, FACTS | {"estimated_hours_left": 333.33}, faster)
+    [line] = [line for line in report.splitlines() if line.startswith("long run:")]
+    assert line.endswith(
+        "--steps=4802 would take 8 h; "
+        "faster: --mixed_precision=mixed_bfloat16, a smaller --batch_size"
+    )
+    assert "long run:" not in progress.start_report(
+        CONFIG, FACTS | {"estimated_hours_left": 8}, faster
+    )
+
+
+@pytest.mark.parametrize("flagfile", sorted(path.name for path in ROOT.glob("*.flags")))
+def test_a_run_on_sample_pictures_ends_with_the_command_for_your_own(flagfile):
+    lines = (ROOT / flagfile).read_text().splitlines()
+    [variant] = [line.partition("=")[2] for line in lines if line.startswith("--variant=")]
+    report = progress.end_report(CONFIG | {"variant": variant}, ["--steps_per_call=20"])
+    command = f"python train.py --flagfile={flagfile} --train_data=FOLDER --steps_per_call=20"
+    assert report.splitlines()[-1].endswith(command)
+
+
+def test_a_run_ends_with_where_its_results_are_and_what_to_do_with_them(tmp_path):
+    (tmp_path / "validation.png").touch()
+    config = CONFIG | {"run_dir": str(tmp_path), "train_data": "photos"}
+    done, look, compare, upscale = progress.end_report(config, []).splitlines()
+    assert f"{tmp_path}/generator.weights.h5, 200,000 steps" in done
+    assert f"{tmp_path}/validation.png" in look
+    assert compare.endswith(f"python evaluate.py --weights={tmp_path} --out_dir=scores")
+    assert upscale.endswith(f"python upscale.py photo.jpg --weights={tmp_path}")
