@@ -24,9 +24,17 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("out_dir", None, "Where results go. Default: beside each picture.")
 flags.DEFINE_string(
     "weights",
-    "srresnet_mse",
+    None,
     "A bundled name, a run folder, a weights file, or an exported SavedModel folder, .tflite or "
-    ".onnx file.",
+    ".onnx file, instead of the bundled pair that --detail blends.",
+)
+flags.DEFINE_float(
+    "detail",
+    None,
+    "From 0, SRResNet-MSE, faithful and smooth, to 1, SRGAN-VGG54, with invented detail; between "
+    "them a blend of both pictures, which takes twice the time. Default: 0.65.",
+    lower_bound=0,
+    upper_bound=1,
 )
 flags.DEFINE_enum(
     "format",
@@ -66,6 +74,8 @@ def main(argv):
         raise ValueError("give pictures or folders to enlarge: python upscale.py photo.jpg")
     if FLAGS.quality is not None and FLAGS.format not in ("jpg", "webp"):
         raise ValueError(f"--quality is for --format=jpg and webp, .{FLAGS.format} has none")
+    if FLAGS.detail is not None and FLAGS.weights is not None:
+        raise ValueError("--detail blends the bundled pair: leave out --weights or --detail")
 
     # Here, so that --help need not wait for these imports.
     from PIL import Image
@@ -97,7 +107,7 @@ def main(argv):
     def load(bits):
         with command_line.native_logs_hidden():
             return fastest.load_network(
-                FLAGS.weights,
+                fastest.chosen(FLAGS.weights, FLAGS.detail),
                 precision=FLAGS.precision,
                 bits=bits,
                 say=lambda text: line(text, sys.stderr),

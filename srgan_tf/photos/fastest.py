@@ -18,7 +18,8 @@ from srgan_tf import files, folding, metrics, pictures, provenance, resize, upsc
 from srgan_tf.formats import exported
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")
-DEFAULT_WEIGHTS = "srresnet_mse"
+# Of the dial between faithful and detailed; docs/upscaling.md has the figures behind it.
+DEFAULT_DETAIL = 0.65
 # What a faster form may cost, in PSNR on photographs: far less than can be seen.
 MOST_LOSS = 0.05  # dB
 
@@ -30,6 +31,21 @@ _COMPARED = 4
 
 # Part of each kept form's key: raise it when `_make` or what `openvino_model` builds changes.
 _KEPT_VERSION = 7
+
+
+def chosen(spec: str | None, detail: float | None) -> str:
+    """Returns the spec for `load_network` of weights or of a position on the dial.
+
+    Raises:
+        ValueError: Both are given, or the detail is outside 0..1.
+    """
+    if spec is None:
+        return f"blend:{DEFAULT_DETAIL if detail is None else detail}"
+    if detail is not None:
+        raise ValueError(
+            f"detail={detail} blends the bundled pair: leave it out where weights are given"
+        )
+    return spec
 
 
 def load_network(
@@ -48,19 +64,27 @@ def load_network(
     `srgan_tf`) by the hash of the weights, the packages' versions and the processor.
 
     Args:
-        spec: As in `weights.load_generator`, or a network that `exported.load` loads.
+        spec: As in `weights.load_generator`, a network that `exported.load` loads, or a blend as
+            `weights.parse_blend` reads it, of which both networks run unless its detail is 0 or 1.
         precision: One of `PRECISIONS`.
         bits: Of the pictures, 8 or 16. For 16, "auto" is float32: less would leave less than 16.
         say: Told, in a line, what takes time or is not as asked for.
 
     Returns:
-        The network, and its precision: "float32", "bfloat16", "float16", "int8" or "as exported".
+        The network, and its precision: "float32", "bfloat16", "float16", "int8" or "as exported";
+        two of them joined by "+" where those of a blend differ.
 
     Raises:
         FileNotFoundError, ValueError: It cannot be loaded, or not in this precision; one line.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision {precision!r}: must be one of {', '.join(PRECISIONS)}")
+    if blend := weights.parse_blend(spec):
+        specs = [blend.first] * (blend.detail < 1) + [blend.second] * (blend.detail > 0)
+        loaded = [load_network(s, precision=precision, bits=bits, say=say) for s in specs]
+        networks, precisions = zip(*loaded, strict=True)
+        network = upscaling.blended(*networks, blend.detail) if len(specs) == 2 else networks[0]
+        return network, "+".join(dict.fromkeys(precisions))
     if exported.is_exported(spec):
         if precision != "auto":
             raise ValueError(f"{spec}: its precision is that of its export; leave out --precision")

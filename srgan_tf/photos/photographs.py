@@ -58,7 +58,8 @@ class Photograph(NamedTuple):
 def upscale(
     image: np.ndarray | Image.Image,
     *,
-    weights: str = fastest.DEFAULT_WEIGHTS,
+    weights: str | None = None,
+    detail: float | None = None,
     precision: str = "auto",
     tile: int | None = None,
 ) -> np.ndarray | Image.Image:
@@ -67,7 +68,10 @@ def upscale(
     Args:
         image: uint8 or uint16, each of its full range, [h, w] or [h, w, 1] (gray), [h, w, 2] (gray
             and alpha), [h, w, 3] (RGB) or [h, w, 4] (RGB and alpha); or a Pillow image of any mode.
-        weights: As in `fastest.load_network`. The network stays loaded for the next picture.
+        weights: As in `fastest.load_network`; by default the bundled pair, blended by `detail`. The
+            network stays loaded for the next picture.
+        detail: From 0, the faithful SRResNet-MSE, to 1, the detailed SRGAN-VGG54; by default
+            `fastest.DEFAULT_DETAIL`.
         precision: One of `fastest.PRECISIONS`.
         tile: As in `upscaling.upscale`: smaller takes less memory.
 
@@ -77,13 +81,15 @@ def upscale(
         I;16, with its EXIF and colour profile.
 
     Raises:
-        TypeError, ValueError: It is no such picture.
+        TypeError, ValueError: It is no such picture, `detail` is outside 0..1, or `weights` and
+            `detail` are both given.
         FileNotFoundError, ValueError: The network cannot be loaded.
     """
     given = isinstance(image, Image.Image)
     # A Pillow image holds what its TIFF does: 16 bits of gray, but not of gray with alpha.
     photograph = fitted(_photograph(image), "tif", 16) if given else _from_array(image)
-    network, _ = _network(weights, precision, 8 * photograph.colours.dtype.itemsize)
+    spec, bits = fastest.chosen(weights, detail), 8 * photograph.colours.dtype.itemsize
+    network, _ = _network(spec, precision, bits)
     sr, top = None, 0
     for rows in enlarged_rows(network, photograph, tile=tile):
         if sr is None:

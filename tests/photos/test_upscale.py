@@ -17,6 +17,7 @@ import tensorflow as tf
 from conftest import NEAREST, ROOT, photograph, save_photograph
 from PIL import Image
 
+import srgan_tf
 from srgan_tf import pictures, provenance, upscaling, weights
 from srgan_tf.formats import exported, keras_model, litert, onnx_file, openvino_model
 from srgan_tf.photos import enlarge, fastest
@@ -28,6 +29,18 @@ def cache(tmp_path_factory, monkeypatch):
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
     return folder / "srgan_tf"
+
+
+@pytest.fixture(scope="module")
+def bundled_cache(tmp_path_factory):
+    """A cache folder that tests of the bundled weights share: their fast forms take seconds."""
+    return tmp_path_factory.mktemp("bundled")
+
+
+@pytest.fixture
+def bundled_forms(bundled_cache, cache, monkeypatch):
+    """Makes the tests share `bundled_cache`."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(bundled_cache))
 
 
 @pytest.fixture
@@ -443,7 +456,9 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(tiny, tmp_path, monkeypat
         ("tflite dynamic", 20, 0.1),
     ],
 )
-def test_tiles_change_a_level_in_float32_and_little_in_8_bits(tmp_path, form, most, share):
+def test_tiles_change_a_level_in_float32_and_little_in_8_bits(
+    bundled_forms, tmp_path, form, most, share
+):
     if form.startswith("tflite"):
         generator, _ = weights.load_generator("srresnet_mse")
         path, quantize = tmp_path / "network.tflite", form.split()[1]
@@ -567,3 +582,62 @@ def test_24_megapixels_go_through_the_network_within_6_gib(tmp_path, monkeypatch
         assert process.returncode == 0, log.read()
     assert Image.open(tmp_path / "a_x4.png").size == (24000, 16000)
     assert usage.ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20) < 6  # KiB on Linux
+
+
+def _pictures_at(upscale, folder, *details):
+    found = []
+    for detail in details:
+        flags = [f"--detail={detail}", "--precision=float32", "--overwrite", "--tile=90"]
+        code, _, err = upscale(folder / "a.png", *flags)
+        assert code == 0, err
+        found.append(np.asarray(Image.open(folder / "a_x4.png")).astype(float))
+    return found
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "I;16"])
+def test_the_dial_blends_the_pictures_of_both_bundled_networks(
+    bundled_forms, upscale, tmp_path, mode
+):
+    image = Image.fromarray(photograph(100, 40))
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+    image.convert(mode).save(tmp_path / "a.png")
+    faithful, middle, detailed = _pictures_at(upscale, tmp_path, 0, 0.25, 1)
+    assert np.abs(faithful - detailed).max() > 10
+    # Each of the three is rounded once, and gray is then computed from rounded colours.
+    difference = np.abs(middle - (0.75 * faithful + 0.25 * detailed))
+    assert difference.max() <= (2 if mode == "I;16" else 1)
+
+
+def test_srgan_tf_upscale_blends_as_the_command_does(bundled_forms, upscale, tmp_path):
+    save_photograph(tmp_path / "a.png", 20, 30)
+    [expected] = _pictures_at(upscale, tmp_path, 0.5)
+    lr = np.asarray(Image.open(tmp_path / "a.png"))
+    sr = srgan_tf.upscale(lr, detail=0.5, precision="float32")
+    assert np.abs(sr - expected).max() <= 1
+    with pytest.raises(ValueError, match="detail=0.5 blends the bundled pair"):
+        srgan_tf.upscale(lr, weights="srgan_vgg54", detail=0.5)
+    with pytest.raises(ValueError, match="DETAIL in 0..1"):
+        srgan_tf.upscale(lr, detail=1.5)
+
+
+@pytest.mark.parametrize(("detail", "name"), [(0, "srresnet_mse"), (1, "srgan_vgg54")])
+def test_an_end_of_the_dial_runs_one_network(bundled_forms, detail, name):
+    network, _ = fastest.load_network(f"blend:{detail}", precision="float32")
+    alone, _ = fastest.load_network(name, precision="float32")
+    lr = photograph(20, 20)
+    np.testing.assert_array_equal(upscaling.upscale(network, lr), upscaling.upscale(alone, lr))
+    assert network.tile == alone.tile  # a blend has smaller tiles
+
+
+def test_detail_and_weights_exclude_each_other(upscale, tiny, tmp_path):
+    save_photograph(tmp_path / "a.png", 20, 20)
+    code, _, err = upscale(tmp_path / "a.png", f"--weights={tiny}", "--detail=0.5")
+    line = "error: --detail blends the bundled pair: leave out --weights or --detail\n"
+    assert (code, err) == (1, line)
+
+
+def test_networks_of_different_scale_are_not_blended():
+    double = NEAREST._replace(call=lambda lr: lr.repeat(2, axis=1).repeat(2, axis=2))
+    with pytest.raises(ValueError, match="upscale by different factors"):
+        upscaling.upscale(upscaling.blended(NEAREST, double, 0.5), photograph(8, 8))
