@@ -23,6 +23,7 @@ _HEADROOM = 1.1
 _END_OF_TRUNK = "trunk_sum"
 _FEATURES = "features"
 _TAIL_MARGIN = 3
+_LAST_BIAS = "last_bias"
 # Together they need 0.9 GB.
 _TILE, _TAIL_TILE = 768, 192
 
@@ -93,7 +94,9 @@ def build(
         rest = kernel.copy()
         rest[(*centre, given)] = 0
         y = convolution(values, rest, np.zeros_like(bias), read)
-        return _prelu(ops.add(y, convolution(picture, carried[None, None], bias)), slope)
+        name = _LAST_BIAS if slope is None else None
+        carried = _convolution(picture, carried[None, None], bias, name=name)
+        return _prelu(ops.add(y, carried), slope)
 
     def add(x, y, name):
         y = ops.add(x.values, y.values)
@@ -223,28 +226,29 @@ def quantized(
 
     The mean error that is left in R, G and B on these pictures is taken off the last bias.
     """
-    statistics = calibrate(layers, pictures)
-    errors = []
+    model, errors = build(layers, calibrate(layers, pictures)), []
     core = openvino.Core()
     core.set_property("CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    networks = [core.compile_model(build(layers, s), "CPU") for s in (statistics, None)]
+    networks = [core.compile_model(each, "CPU") for each in (model, build(layers))]
     for picture in pictures:
         lr = upscaling.as_float(picture)[None]
         quantized, exact = (network(lr)[0].mean(axis=(0, 1, 2)) for network in networks)
         errors.append(quantized - exact)
-    last = layers["conv_out"]
-    bias = last.bias - np.tile(np.mean(errors, axis=0), 4)
-    corrected = {**layers, "conv_out": last._replace(bias=np.float32(bias))}
-    return build(corrected, statistics)
+    last = next(node for node in model.get_ops() if node.get_friendly_name() == _LAST_BIAS)
+    shift = np.tile(np.mean(errors, axis=0), 4)[None, :, None, None]
+    last.output(0).replace(ops.constant(np.float32(last.data - shift)).output(0))
+    return model
 
 
-def _convolution(values: openvino.Node, kernel: np.ndarray, bias: np.ndarray, weights=None):
-    """Adds a "same" convolution; `weights` replace the float kernel where it is rounded."""
+def _convolution(
+    values: openvino.Node, kernel: np.ndarray, bias: np.ndarray, weights=None, name=None
+) -> openvino.Node:
+    """Adds a "same" convolution; `weights` replace the float kernel, `name` names the bias."""
     if weights is None:
         weights = ops.constant(np.ascontiguousarray(kernel.transpose(3, 2, 0, 1)))
     pads = [kernel.shape[0] // 2, kernel.shape[1] // 2]
     y = ops.convolution(values, weights, [1, 1], pads, pads, [1, 1])
-    return ops.add(y, ops.constant(np.float32(bias)[None, :, None, None]))
+    return ops.add(y, ops.constant(np.float32(bias)[None, :, None, None], name=name))
 
 
 def _prelu(y: openvino.Node, slope: np.ndarray | None) -> openvino.Node:
