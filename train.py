@@ -9,12 +9,12 @@ from absl import app, flags, logging
 from srgan_tf import command_line
 
 FLAGS = flags.FLAGS
-# Warnings, not what TensorFlow tells about itself at every checkpoint.
+# Without TensorFlow's notes at every checkpoint.
 logging.set_verbosity(logging.WARNING)
 
 # The run.
 flags.DEFINE_string(
-    "run_dir", None, "Folder of the run, by default runs/VARIANT; one that holds a run goes on."
+    "run_dir", None, "Folder of the run, by default runs/VARIANT; a run that it holds is resumed."
 )
 flags.DEFINE_string("variant", "custom", "The variant's name, for logs and tables.")
 flags.DEFINE_integer("steps", 1_000_000, "Updates to make in all.", lower_bound=1)
@@ -29,7 +29,9 @@ flags.DEFINE_string(
     " the photographs that scikit-image carries.",
 )
 flags.DEFINE_string(
-    "val_data", "", "Pictures to validate on, likewise; by default some of train_data are held out."
+    "val_data",
+    "",
+    "Pictures to validate on, in the same form; by default some of train_data are held out.",
 )
 flags.DEFINE_integer("val_pictures", 8, "Pictures to validate on; 0 for none.", lower_bound=0)
 flags.DEFINE_integer("batch_size", 16, "Crops in a step, over all replicas.", lower_bound=1)
@@ -67,8 +69,8 @@ flags.DEFINE_enum(
 flags.DEFINE_string(
     "init_generator",
     "",
-    "Weights to start from: a run folder, a weights file or a bundled name. With a discriminator it"
-    " must be given; none starts from nothing.",
+    "Weights to start from: a run folder, a weights file or a bundled name. Required with a"
+    " discriminator, where none means random weights.",
 )
 
 # Optimizer.
@@ -97,7 +99,7 @@ flags.DEFINE_enum(
     ["float32", "mixed_bfloat16", "mixed_float16"],
     "Keras' dtype policy: bfloat16 for recent CPUs and GPUs, float16 for a single older GPU.",
 )
-flags.DEFINE_boolean("jit_compile", False, "Compile the step by XLA; one device only.")
+flags.DEFINE_boolean("jit_compile", False, "Compile the step with XLA; one device only.")
 flags.DEFINE_integer(
     "steps_per_call", 1, "Most steps between two returns to Python; more suits GPUs.", lower_bound=1
 )
@@ -105,7 +107,7 @@ flags.DEFINE_boolean(
     "deterministic", True, "TensorFlow's deterministic kernels: needed for resuming bit for bit."
 )
 
-# What is kept.
+# Records.
 flags.DEFINE_integer("log_every", 20, "Steps between two lines of the log.", lower_bound=1)
 flags.DEFINE_integer("validate_every", 1000, "Steps between two validations.", lower_bound=1)
 flags.DEFINE_integer("checkpoint_every", 1000, "Steps between two checkpoints.", lower_bound=1)
@@ -120,7 +122,7 @@ def main(argv):
     # training step all the same. For a single picture it is far slower there (benchmarks/README.md
     # has figures), so the other scripts leave it as it is.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-    # It takes seconds to import: not before the flags are known to be right.
+    # Its import takes seconds and waits until the flags are parsed.
     command_line.load_tensorflow()
     import tensorflow as tf
 
@@ -136,21 +138,21 @@ def main(argv):
         raise ValueError(f"--batch_size={FLAGS.batch_size} may be too large: {reason}") from error
     except tf.errors.OpError as error:
         reason = loop.explain(error)
-        raise ValueError(f"{reason}; the same command goes on from what was saved") from error
+        raise ValueError(f"{reason}; the same command resumes from the last checkpoint") from error
     return 0
 
 
 def read_config(run_dir: str):
-    """Gives the `recipe.Config` that the flags make, with the run folder if none is given."""
+    """Returns the `recipe.Config` of the flags; `run_dir` is the default of --run_dir."""
     from srgan_tf.training import recipe
 
     values = {field.name: FLAGS[field.name].value for field in dataclasses.fields(recipe.Config)}
-    return recipe.Config(**values | {"run_dir": FLAGS.run_dir or run_dir})
+    return recipe.Config(**values | {"run_dir": FLAGS["run_dir"].value or run_dir})
 
 
 def run(argv):
     """Runs `main`; a user's mistake is one line and exit code 1."""
-    return command_line.exit_code(main, argv, "interrupted: nothing was lost that had been saved")
+    return command_line.exit_code(main, argv, "interrupted: all checkpoints are kept")
 
 
 if __name__ == "__main__":

@@ -34,9 +34,10 @@ def batch(size: int) -> None:
     os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"  # as train.py does
     import tensorflow as tf
 
-    from srgan_tf.training import loop, recipe
+    import train
+    from srgan_tf.training import loop
 
-    model, _ = loop.build_model(recipe.Config(run_dir=""))
+    model, _ = loop.build_model(train.read_config(""))
     step = tf.function(model.train_step)
     crops = tf.random.uniform([size, 24, 24, 3]), tf.random.uniform([size, 96, 96, 3], -1)
     step(crops)

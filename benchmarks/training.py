@@ -9,6 +9,7 @@ find the same losses. Ours also takes turns with itself, fed by the data pipelin
 the sample pictures, of 0.6 megapixels on average, or those of --data=FOLDER.
 """
 
+import dataclasses
 import os
 import sys
 import tempfile
@@ -22,13 +23,15 @@ import numpy as np
 import turns
 from absl import app, flags
 
+import train
+
 FLAGS = flags.FLAGS
+flags.declare_key_flag("batch_size")
 flags.DEFINE_enum("network", "srresnet", ["srresnet", "vgg54"], "SRResNet-MSE or SRGAN-VGG54.")
 flags.DEFINE_enum("precision", "float32", ["float32", "bfloat16"], "What the networks compute in.")
 flags.DEFINE_string("data", None, "Feed from this folder of pictures.")
-flags.DEFINE_integer("batch_size", 16, "Crops in a step.", lower_bound=1)
 flags.DEFINE_integer("rounds", 6, "Turns of each contender.", lower_bound=1)
-flags.DEFINE_integer("steps", 3, "Steps in a turn.", lower_bound=1)
+flags.DEFINE_integer("turn_steps", 3, "Steps in a turn.", lower_bound=1)
 flags.DEFINE_list("contenders", "ours,PyTorch,PyTorch compiled", "Which take part.")
 flags.DEFINE_string("contender", None, "Be this one (the benchmark calls itself).")
 flags.DEFINE_string("inputs", None, "Where the contender finds weights, batch and pictures.")
@@ -43,14 +46,13 @@ def make_ours():
     os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"  # as train.py does
     import tensorflow as tf
 
-    from srgan_tf.training import loop, recipe
+    from srgan_tf.training import loop
 
     tf.keras.utils.set_random_seed(1)
     tf.config.experimental.enable_op_determinism()
     adversarial = FLAGS.network == "vgg54"
-    config = recipe.Config(
-        run_dir="",
-        batch_size=FLAGS.batch_size,
+    config = dataclasses.replace(
+        train.read_config(""),
         content_loss="block5_conv4" if adversarial else "mse",
         vgg_weights="vgg16",
         adversarial_weight=1e-3 if adversarial else 0,
@@ -108,7 +110,7 @@ def ours() -> None:
     turns.serve(
         lambda: step(batch),
         np.log(losses),
-        times=FLAGS.steps,
+        times=FLAGS.turn_steps,
         beside=lambda: step(next(batches)),
     )
 
@@ -141,7 +143,7 @@ def pytorch(compiled: bool) -> None:
             losses.append(step())
         facts["gflop"] = counter.get_total_flops() / 1e9
     losses += [step() for _ in _TOLERANCE[FLAGS.precision][len(losses) :]]
-    turns.serve(step, np.log(losses), times=FLAGS.steps, **facts)
+    turns.serve(step, np.log(losses), times=FLAGS.turn_steps, **facts)
 
 
 CONTENDERS = {
@@ -158,7 +160,7 @@ def main(_) -> int:
         return 0
     if "ours" not in FLAGS.contenders:
         raise app.UsageError("--contenders: 'ours' is what the others are held against")
-    passed_on = ("network", "precision", "batch_size", "steps")
+    passed_on = ("network", "precision", "batch_size", "turn_steps")
     options = [f"--{name}={FLAGS[name].value}" for name in passed_on]
     options += [f"--data={FLAGS.data}"] * bool(FLAGS.data)
     with tempfile.TemporaryDirectory() as folder:

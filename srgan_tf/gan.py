@@ -27,9 +27,9 @@ class SRGAN(keras.Model):
         """Joins the networks and the losses.
 
         Args:
-            generator: As `networks.build_generator` makes it.
+            generator: As `networks.build_generator` returns it.
             content: Name and function of the content loss, for logs and `generator_terms`.
-            discriminator: As `networks.build_discriminator` makes it, for SRGAN.
+            discriminator: As `networks.build_discriminator` returns it, for SRGAN.
             adversarial_weight: Weight of the adversarial loss, 1e-3 in equation 3.
             total_variation_weight: 2e-8 in SRResNet-VGG22, 0 elsewhere.
         """
@@ -75,7 +75,7 @@ class SRGAN(keras.Model):
 
         Args:
             hr: float32 [N, H, W, 3] in [-1, 1].
-            sr: The generator's answer, the same shape and range.
+            sr: The generator's output, the same shape and range.
 
         Returns:
             Float32 scalars by name.
@@ -84,8 +84,8 @@ class SRGAN(keras.Model):
         if self.total_variation_weight:
             terms["total_variation"] = self.total_variation_weight * losses.total_variation(sr)
         if self.discriminator is not None:
-            # Batch statistics as in the discriminator's own update, but its moving ones are left
-            # alone: `stateless_call` gives them back instead of assigning them.
+            # Batch statistics as in the discriminator's own update, without a change to its
+            # moving ones: `stateless_call` returns them instead of assigning them.
             sr_logits, _ = self.discriminator.stateless_call(
                 self.discriminator.trainable_variables,
                 self.discriminator.non_trainable_variables,

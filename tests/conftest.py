@@ -1,5 +1,6 @@
 """Pictures to test with: made up, small, and the same in every run."""
 
+import dataclasses
 import importlib.util
 import os
 import sys
@@ -44,30 +45,29 @@ def save_photograph(path: Path, height: int, width: int, seed: int = 0, **option
 @pytest.fixture
 def load_script(monkeypatch):
     """Imports a script of the repository in this process: its path to its module."""
-    loaded = []
+    loaded = {}
 
     def load(path: str):
-        name = Path(path).stem
-        spec = importlib.util.spec_from_file_location(name, ROOT / path)
-        script = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, name, script)
-        spec.loader.exec_module(script)
-        loaded.append(name)
-        return script
+        if path not in loaded:
+            name = Path(path).stem
+            spec = importlib.util.spec_from_file_location(name, ROOT / path)
+            loaded[path] = importlib.util.module_from_spec(spec)
+            monkeypatch.setitem(sys.modules, name, loaded[path])
+            spec.loader.exec_module(loaded[path])
+        return loaded[path]
 
     yield load
-    for name in loaded:  # other scripts have flags of the same names
-        for flag in flags.FLAGS.get_flags_for_module(name):
+    for script in loaded.values():  # other scripts have flags of the same names
+        for flag in flags.FLAGS.get_flags_for_module(script.__name__):
             delattr(flags.FLAGS, flag.name)
 
 
 @pytest.fixture
 def run_script(load_script, capsys):
     """Runs a script in this process: (path, *arguments) to (exit code, stdout, stderr)."""
-    scripts = {}
 
     def run(path: str, *arguments):
-        script = scripts.get(path) or scripts.setdefault(path, load_script(path))
+        script = load_script(path)
         flags.FLAGS.unparse_flags()
         for flag in flags.FLAGS.get_flags_for_module(script.__name__):
             flag.unparse()
@@ -75,6 +75,13 @@ def run_script(load_script, capsys):
         return code, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture
+def config(load_script):
+    """Builds a run's `recipe.Config` from the defaults of train.py's flags and changes to them."""
+    train = load_script("train.py")
+    return lambda **changes: dataclasses.replace(train.read_config("run"), **changes)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ writes srgan_tf/pretrained/srresnet_mse.weights.h5 (convolution kernels in float
 unchanged) and its card, srresnet_mse.json.
 """
 
-import dataclasses
 import json
 import os
 import sys
@@ -19,12 +18,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from absl import app, flags
 
+import train  # noqa: F401 - its flags, for their defaults
 from srgan_tf import command_line
 
 ROOT = Path(__file__).resolve().parents[1]
 PRETRAINED = ROOT / "srgan_tf" / "pretrained"
 FLAGS = flags.FLAGS
-flags.DEFINE_string("run_dir", None, "The folder of a finished run.", required=True)
+# train.py's flag, here the folder of a finished run.
+flags.declare_key_flag("run_dir")
+flags.mark_flag_as_required("run_dir")
 flags.DEFINE_string("name", None, "The bundled name, for --weights.", required=True)
 flags.DEFINE_string(
     "scores", None, "The scores.json that evaluate.py wrote for the run.", required=True
@@ -107,7 +109,6 @@ def make_card(record: dict, scores: dict, final: Path) -> dict:
         ValueError: The scores belong to other weights.
     """
     from srgan_tf import weights
-    from srgan_tf.training import recipe
 
     digest = weights.file_sha256(final)
     scored = [name for name, known in scores["methods"].items() if known.get("sha256") == digest]
@@ -116,11 +117,10 @@ def make_card(record: dict, scores: dict, final: Path) -> dict:
             f"{FLAGS.scores}: no scores of the current {final}, run evaluate.py on it (again)"
         )
     config = record["config"]
-    usual = {field.name: field.default for field in dataclasses.fields(recipe.Config)}
     flags_given = [
         f"--{name}={str(value).lower() if isinstance(value, bool) else value}"
         for name, value in config.items()
-        if value != usual.get(name) and name not in ("run_dir", "train_data", "val_data")
+        if value != FLAGS[name].default and name not in ("run_dir", "train_data", "val_data")
     ]
     variant = f"--variant={record['variant']}"
     script = record.get("script", "train.py")

@@ -3,11 +3,11 @@
     python tools/train_jax.py --flagfile=vgg54.flags --train_data=FOLDER \
         --steps_per_call=100 --log_every=100
 
-Networks and losses are those of train.py, on Keras' JAX backend. All pictures lie in the device's
-memory, where crops and their LR are made. The run folder gets run.json, metrics.jsonl and the
-weights, as train.py's: generator.weights.h5 at the end, generator.newest.weights.h5 till then. The
-same command goes on from state.npz: a step's batch depends on the seed and the step alone, though
-it is another than train.py's.
+Networks and losses are those of train.py, on Keras' JAX backend. All pictures are in the
+device's memory, where crops and their LR are computed. The run folder holds run.json, metrics.jsonl
+and the weights, like train.py's: generator.weights.h5 at the end, generator.newest.weights.h5 until
+then. The same command resumes from state.npz. A step's batch depends on the seed and the step
+alone, but differs from train.py's.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 os.environ["KERAS_BACKEND"] = "jax"
-# Without it a GPU adds up in any order, and a run that was stopped ends with other bits.
+# Without it a GPU sums in any order, and a resumed run ends with other bits.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
 # From a checkout the package need not be installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -36,7 +36,7 @@ from srgan_tf import command_line
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(train)
 
-# What this script does anyway, or cannot do: other values would be silently without effect.
+# Flags whose other values this script does not support.
 _FIXED = {
     "cache": False, "deterministic": True, "dry_run": False, "jit_compile": False,
     "keep_checkpoints": 3, "val_data": "",
@@ -51,16 +51,15 @@ def main(argv) -> int:
         raise ValueError(f"{argv[1]}: train_jax.py takes flags only, see --help")
     for name, value in _FIXED.items():
         if FLAGS[name].value != value:
-            raise ValueError(f"--{name}: {_SCRIPT} has no such choice, leave it out")
+            raise ValueError(f"--{name}: not supported by {_SCRIPT}, leave it out")
     if importlib.util.find_spec("jax") is None:
-        raise ValueError("this trains by JAX: pip install jax")
+        raise ValueError(f"{_SCRIPT} needs JAX: pip install jax")
     if FLAGS.mixed_precision == "mixed_float16":
         raise ValueError("--mixed_precision=mixed_float16: use mixed_bfloat16 here")
-    from srgan_tf import command_line
     from srgan_tf.training import recipe
 
     config = train.read_config(f"runs/{FLAGS.variant.lower()}-jax")
-    recipe.check(config)
+    recipe.require_consistent(config)
     with command_line.caught_signals() as received:
         return run_training(config, received)
 
@@ -73,20 +72,21 @@ def run_training(config, received: list[int]) -> int:
         received: From `command_line.caught_signals`.
 
     Raises:
-        ValueError, FileNotFoundError: It cannot be done; one line.
+        ValueError, FileNotFoundError: The flags ask for something impossible; one line.
     """
     import keras
 
-    from srgan_tf.training import recipe
+    from srgan_tf.training import recipe, resume
 
     keras.utils.set_random_seed(config.seed)
     run_dir = Path(config.run_dir)
-    training, validation, left_out = read_pictures(config)
-    found = describe(training, left_out)
-    record = read_record(config, found)
+    has_state = (run_dir / "state.npz").exists()
+    record = resume.earlier_run(config, has_state=has_state, script=_SCRIPT)
+    training, validation, skipped = read_pictures(config)
+    found = describe(training, skipped)
     draw, pixels = make_draw(config, training)
     del training
-    generator, model, state, step = start_or_go_on(config, record, found)
+    generator, model, state, step = start_or_resume(config, record, found)
     many = compiled_steps(model, draw)
     rows = Rows(config, run_dir, step)
     with contextlib.closing(rows):
@@ -101,14 +101,14 @@ def run_training(config, received: list[int]) -> int:
             if is_last or stopped or step % config.checkpoint_every == 0:
                 save(run_dir, state, step, generator, model, is_last)
             if stopped and not is_last:
-                print(f"stopped at step {step}: the same command goes on from there")
+                print(f"stopped at step {step}: the same command resumes from there")
                 return 128 + received[0]
     print(f"done: {run_dir / 'generator.weights.h5'}")
     return 0
 
 
 def read_pictures(config) -> tuple[list, list, int]:
-    """Reads all pictures, uint8 [h, w, 3]: for training, crops for validation, how many left out.
+    """Reads all pictures, uint8 [h, w, 3]: for training, crops for validation, number skipped.
 
     Raises:
         ValueError: There are none, or too few.
@@ -129,7 +129,7 @@ def read_pictures(config) -> tuple[list, list, int]:
                 raise ValueError(f"{path}: smaller than a crop of {config.crop_size} pixels")
             found.append(picture)
         except ValueError as error:
-            print(f"left out: {pictures.one_line(error)}", file=sys.stderr)
+            print(f"skipped: {pictures.one_line(error)}", file=sys.stderr)
     large = [i for i, p in enumerate(found) if min(p.shape[:2]) >= _VALIDATION_SIZE]
     count = min(config.val_pictures, len(large), len(found) // 4)
     held = sorted(np.random.default_rng(config.seed).permutation(large)[:count].tolist())
@@ -140,47 +140,25 @@ def read_pictures(config) -> tuple[list, list, int]:
     return training, validation, len(paths) - len(found)
 
 
-def describe(training: list, left_out: int) -> dict:
-    """What run.json says of the pictures, wherever they lie."""
+def describe(training: list, skipped: int) -> dict:
+    """Describes the pictures for run.json, wherever their files are."""
     digest = hashlib.sha256()
     for picture in training:
         digest.update(f"{picture.shape}".encode() + picture.tobytes())
     return {
         "pictures": len(training),
-        "left_out": left_out,
+        "left_out": skipped,
         "total_megapixels": round(sum(p.shape[0] * p.shape[1] for p in training) / 1e6, 1),
         "fingerprint": digest.hexdigest(),
     }
 
 
-def read_record(config, found: dict) -> dict | None:
-    """Reads what a run was started with, if there is one to go on with.
-
-    Raises:
-        ValueError: It is another run.
-    """
-    from srgan_tf.training import resume, run_folder
-
-    run_dir = Path(config.run_dir)
-    if not (run_dir / "state.npz").exists():
-        resume.refuse_to_write_over(run_dir, "state")
-    if not (run_dir / "run.json").exists():
-        return None
-    record = run_folder.read_start(run_dir)
-    if record.get("script") != _SCRIPT:
-        raise ValueError(f"--run_dir={run_dir} holds a run of train.py: give another --run_dir")
-    resume.refuse_changes(config, record["config"])
-    if record["train_data"] != found:
-        raise ValueError(f"--train_data: not the pictures that {run_dir} was started with")
-    return record if (run_dir / "state.npz").exists() else None
-
-
-def start_or_go_on(config, record: dict | None, found: dict) -> tuple:
-    """Builds the networks and writes down that a run starts, or goes on.
+def start_or_resume(config, record: dict | None, found: dict) -> tuple:
+    """Builds the networks and records that a run starts or resumes.
 
     Args:
         config: A `recipe.Config`.
-        record: From `read_record`; None for a run that starts.
+        record: From `resume.earlier_run`; None for a run that starts.
         found: From `describe`.
 
     Returns:
@@ -192,8 +170,8 @@ def start_or_go_on(config, record: dict | None, found: dict) -> tuple:
     from srgan_tf.training import recipe, resume, run_folder
 
     run_dir = Path(config.run_dir)
-    building = resume.going_on(config, record["vgg"]) if record else config
-    generator, discriminator, content, facts = recipe.build(building)
+    built = resume.as_started(config, record) if record else config
+    generator, discriminator, content, facts = recipe.build(built)
     model = make_model(config, generator, discriminator, content)
     facts |= {"variant": config.variant, "script": _SCRIPT, "train_data": found}
     facts |= {"device": jax.devices()[0].device_kind, "replicas": 1}
@@ -201,7 +179,7 @@ def start_or_go_on(config, record: dict | None, found: dict) -> tuple:
         files.make_folder(run_dir)
         run_folder.write_start(run_dir, dataclasses.asdict(config), facts)
         return generator, model, model.state, 0
-    resume.refuse_other_version(config, record)
+    resume.require_same_findings(config, record, facts)
     state, step = load_state(run_dir, model.state)
     run_folder.add_resumption(run_dir, step, facts)
     return generator, model, state, step
@@ -232,7 +210,7 @@ class Rows:
     """metrics.jsonl and lines on stdout: means since the last row, and other figures."""
 
     def __init__(self, config, run_dir: Path, step: int):
-        """Opens the file of a run that starts, or goes on, after a step."""
+        """Opens the file of a run that starts or resumes after a step."""
         from srgan_tf.training import run_folder
 
         self._config = config
@@ -272,7 +250,7 @@ class Rows:
             self._start(step)
 
     def write(self, step: int, row: dict) -> None:
-        """Writes a row; the time that has passed since the last means does not count."""
+        """Writes a row; the time since the last means does not count."""
         text = "  ".join(f"{name} {value:.4g}" for name, value in row.items())
         print(f"step {step}  {text}", flush=True)
         self._file.write(json.dumps({"step": step, **row}) + "\n")
@@ -282,12 +260,12 @@ class Rows:
 
 
 def make_draw(config, training: list) -> tuple:
-    """Makes the function from pixels and a step to its batch, as `data.training_batches` has it.
+    """Makes the function from pixels and a step to its batch, like `data.training_batches`.
 
     Returns:
         (pixels, step) -> lr float32 [N, s/4, s/4, 3] in [0, 1] and hr [N, s, s, 3] in [-1, 1]; and
-        the pixels on the device. They are an argument, since what a compiled function closes over
-        becomes part of the program.
+        the pixels on the device. They are an argument, since a compiled function would embed
+        captured arrays in its program.
 
     Raises:
         ValueError: There are too many pixels, or too few pictures.
@@ -320,7 +298,7 @@ def make_draw(config, training: list) -> tuple:
         def ordered(epoch):
             return jax.random.permutation(jax.random.fold_in(key, epoch), count)
 
-        if count >= config.batch_size:  # what is left over in an epoch is not drawn
+        if count >= config.batch_size:  # the rest of an epoch is not drawn
             batches = count // config.batch_size
             first = step % batches * config.batch_size
             return jax.lax.dynamic_slice(ordered(step // batches), [first], [config.batch_size])
@@ -356,13 +334,13 @@ def make_draw(config, training: list) -> tuple:
 
 
 class Model(NamedTuple):
-    """What `run_training` does with a generator and a discriminator.
+    """The functions that train a generator and a discriminator.
 
     Attributes:
-        state: All that a step changes, as a tree of arrays.
+        state: Everything that a step changes, as a tree of arrays.
         step: From (state, lr, hr) to the next state and the logs; to be compiled.
         psnr: From (state, pictures hr) to their mean PSNR, the paper's, dB.
-        assign: Puts a state's weights into the Keras generator.
+        assign: Assigns a state's weights to the Keras generator.
     """
 
     state: dict
@@ -372,12 +350,12 @@ class Model(NamedTuple):
 
 
 def make_model(config, generator, discriminator, content) -> Model:
-    """Makes of networks and losses what `gan.SRGAN` is in TensorFlow.
+    """Makes the JAX counterpart of `gan.SRGAN` from networks and losses.
 
     Args:
         config: A `recipe.Config`.
-        generator: As `recipe.build` gives it.
-        discriminator: Likewise, or None.
+        generator: As `recipe.build` returns it.
+        discriminator: As `recipe.build` returns it, or None.
         content: Name and function of the content loss.
     """
     import jax
@@ -389,7 +367,7 @@ def make_model(config, generator, discriminator, content) -> Model:
     def start(network, optimizer):
         optimizer.build(network.trainable_variables)
         variables = network.trainable_variables, network.non_trainable_variables
-        # Copies: what steps are given is overwritten.
+        # Copies: a step overwrites its arguments.
         groups = (*variables, optimizer.variables)
         return [[jax.numpy.array(v.value) for v in group] for group in groups]
 
@@ -472,7 +450,7 @@ def make_model(config, generator, discriminator, content) -> Model:
 
 
 def save(run_dir: Path, state, step: int, generator, model: Model, is_last: bool) -> None:
-    """Writes the weights, and then all that a run goes on from.
+    """Writes the weights, then the state that a run resumes from.
 
     Raises:
         ValueError: Something is not finite.
@@ -498,7 +476,7 @@ def save(run_dir: Path, state, step: int, generator, model: Model, is_last: bool
 
 
 def load_state(run_dir: Path, state) -> tuple:
-    """Reads what `save` wrote: the state, of the same form as the one given, and the step."""
+    """Reads the state, in the structure of the given one, and the step that `save` wrote."""
     import jax
     import numpy as np
 
@@ -510,7 +488,7 @@ def load_state(run_dir: Path, state) -> tuple:
 
 def run(argv) -> int:
     """Runs `main`; a user's mistake is one line and exit code 1."""
-    return command_line.exit_code(main, argv, "interrupted: nothing was lost that had been saved")
+    return command_line.exit_code(main, argv, "interrupted: the last saved state is kept")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Keras' Adam by TensorFlow's own kernel for it."""
+"""Keras' Adam with TensorFlow's own kernel."""
 
 import keras
 import tensorflow as tf
@@ -8,18 +8,18 @@ class Adam(keras.optimizers.Adam):
     """Adam (Kingma and Ba, arXiv 1412.6980), each variable updated by one operation.
 
     Keras' own takes 30 for each, so that half of the graph of an SRResNet step is Adam: seconds of
-    each start, and on a GPU thousands of small kernels a step. What it computes is the same, but
-    for rounding; its checkpoints, too. AMSGrad it has not.
+    each start, and on a GPU thousands of small kernels a step. It computes the same, except for
+    rounding, and its checkpoints are the same. AMSGrad is not supported.
     """
 
     def _backend_update_step(self, grads, trainable_variables, learning_rate):
-        # Both moments' corrections, once for all variables. Powers of 0 leave out the kernel's own.
+        # Corrects both moments once for all variables. Powers of 0 disable the kernel's own.
         step = tf.cast(self.iterations + 1, tf.float32)
         correction = tf.sqrt(1 - self.beta_2**step) / (1 - self.beta_1**step)
         super()._backend_update_step(grads, trainable_variables, learning_rate * correction)
 
     def update_step(self, gradient, variable, learning_rate):
-        """Updates one variable; `learning_rate` is corrected already."""
+        """Updates one variable; `learning_rate` includes the correction."""
         index = self._get_variable_index(variable)
         tf.raw_ops.ResourceApplyAdam(
             var=variable.handle,

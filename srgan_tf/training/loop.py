@@ -18,15 +18,14 @@ from absl import logging
 
 from srgan_tf import command_line, data, files, gan, pictures, provenance, weights
 from srgan_tf.training import adam, progress, recipe, resume, run_folder
-from srgan_tf.training.resume import _refuse_other_findings, _refuse_other_run
 
 
 class Stopped(Exception):
-    """A signal ended the run; what was reached is saved. `signum` says which."""
+    """The signal `signum` ended the run, after a checkpoint."""
 
     def __init__(self, signum: int, step: int):
         """Keeps the signal's number and the step that was saved."""
-        super().__init__(f"stopped at step {step}: the same command goes on from there")
+        super().__init__(f"stopped at step {step}: the same command resumes from there")
         self.signum = signum
 
 
@@ -55,50 +54,47 @@ def train(config: recipe.Config, strategy: tf.distribute.Strategy | None = None)
         The run folder.
 
     Raises:
-        ValueError, FileNotFoundError: What the user asked for cannot be done, or a loss is not
+        ValueError, FileNotFoundError: The flags ask for something impossible, or a loss is not
             finite; one line.
         Stopped: SIGINT or SIGTERM came; a checkpoint was written first.
     """
     strategy = strategy or make_strategy()
-    _check(config, strategy)
+    recipe.require_consistent(config)
+    _require_supported(config, strategy)
     keras.utils.set_random_seed(config.seed)
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
 
     run_dir = Path(config.run_dir)
-    _refuse_other_run(config, run_dir)
+    checkpoints = run_dir / "checkpoints"
+    record = resume.earlier_run(config, has_state=bool(resume.checkpoints(checkpoints)))
     train_source, val_source = _open_data(config)
     pairs = data.validation_pairs(val_source, count=config.val_pictures) if val_source else []
 
-    building = config
-    if _checkpoints(run_dir / "checkpoints"):
-        building = resume.going_on(config, run_folder.read_start(run_dir)["vgg"])
-    else:
-        resume.refuse_to_write_over(run_dir, "checkpoint")
+    built = resume.as_started(config, record) if record else config
     with strategy.scope():
-        model, facts = build_model(building, synchronized=strategy.num_replicas_in_sync > 1)
+        model, facts = build_model(built, synchronized=strategy.num_replicas_in_sync > 1)
         checkpoint = _checkpoint(model)
-    restored = _restore(checkpoint, run_dir / "checkpoints")
-    first_step = int(checkpoint.step.numpy())
     facts["train_data"] = data.describe(train_source)
     facts["validation"] = {
         "data": config.val_data or "held out from the training data",
         "pictures": [name for name, _, _ in pairs],
         "fingerprint": data.describe(val_source)["fingerprint"] if val_source else None,
     }
-    if restored:
-        _refuse_other_findings(config, facts)
-        facts["generator"] = f"{restored}, step {first_step}"
+    if record:
+        resume.require_same_findings(config, record, facts)
+        restored = resume.restore(checkpoint, checkpoints)
+        facts["generator"] = f"{restored}, step {int(checkpoint.step.numpy())}"
+    first_step = int(checkpoint.step.numpy())
     # Every worker takes part in saving, but only the chief's files are wanted.
     is_chief = _is_chief(strategy)
-    checkpoints = run_dir / "checkpoints"
     if is_chief and not config.dry_run:
         files.make_folder(checkpoints)
     batches = _distribute(config, strategy, train_source, first_step)
     run_steps = _step_function(config, strategy, model)
 
-    # The probes use up batches and change weights; weights are put back, and the run itself begins
-    # with a new iterator at the batch of its first step.
+    # The probes use up batches and change weights; the weights are put back, and the run itself
+    # starts with a new iterator at the batch of its first step.
     iterator = iter(batches)
     terms = _probe_terms(strategy, model, next(iterator))
     # Each step that is timed delays the first that counts.
@@ -122,7 +118,7 @@ def train(config: recipe.Config, strategy: tf.distribute.Strategy | None = None)
     with contextlib.ExitStack() as stack:
         log = None
         if is_chief:
-            if restored:
+            if record:
                 run_folder.add_resumption(run_dir, first_step, facts)
             else:
                 run_folder.write_start(run_dir, dataclasses.asdict(config), facts)
@@ -133,9 +129,11 @@ def train(config: recipe.Config, strategy: tf.distribute.Strategy | None = None)
             checkpoint, os.fspath(checkpoints), config.keep_checkpoints
         )
         received = stack.enter_context(command_line.caught_signals())
-        _loop(config, model, checkpoint, manager, iter(batches), run_steps, pairs, log, received)
+        scores = _loop(
+            config, model, checkpoint, manager, iter(batches), run_steps, pairs, log, received
+        )
     if is_chief:
-        _finish(config, model, checkpoint, pairs, run_dir)
+        _finish(config, model, checkpoint, pairs, scores)
         print(progress.end_report(dataclasses.asdict(config), faster))
     return run_dir
 
@@ -148,10 +146,10 @@ def build_model(config: recipe.Config, *, synchronized: bool = False) -> tuple[g
         synchronized: Batch statistics over all replicas.
 
     Returns:
-        The compiled model, and what is to be written down, as `recipe.build` gives it.
+        The compiled model, and the facts to record, as `recipe.build` returns them.
 
     Raises:
-        ValueError, FileNotFoundError: Weights cannot be had or do not fit; one line.
+        ValueError, FileNotFoundError: Weights are unavailable or do not fit; one line.
     """
     generator, discriminator, content, facts = recipe.build(config, synchronized=synchronized)
     model = gan.SRGAN(
@@ -168,8 +166,8 @@ def build_model(config: recipe.Config, *, synchronized: bool = False) -> tuple[g
     return model, facts
 
 
-def _check(config: recipe.Config, strategy: tf.distribute.Strategy) -> None:
-    recipe.check(config)
+def _require_supported(config: recipe.Config, strategy: tf.distribute.Strategy) -> None:
+    """Raises ValueError, one line, for flags that do not work with the number of replicas."""
     replicas = strategy.num_replicas_in_sync
     if config.batch_size % replicas:
         raise ValueError(
@@ -187,7 +185,7 @@ def _check(config: recipe.Config, strategy: tf.distribute.Strategy) -> None:
 
 
 def explain(error: tf.errors.OpError) -> str:
-    """Finds the line that says what happened: what Python raised within a graph, else the first."""
+    """Returns the line with the cause: what Python raised within a graph, else the first line."""
     lines = error.message.splitlines()
     raised = [line.removeprefix("ValueError: ") for line in lines if line.startswith("ValueError:")]
     frame = ("Graph execution error", "Detected at node", "<stack")
@@ -269,10 +267,10 @@ def _step_function(config: recipe.Config, strategy, model: gan.SRGAN) -> Callabl
 
 
 def _probe_terms(strategy, model: gan.SRGAN, batch) -> dict[str, dict[str, float]]:
-    """Value and gradient norm of each loss term, so that a detached term is seen at once."""
+    """Returns the value and gradient norm of each loss term: a detached term shows at once."""
 
     def probe(batch):
-        # Four crops of each replica say it as well, in seconds less.
+        # Four crops of each replica are enough, and take seconds less.
         return model.probe_terms([each[:4] for each in batch])
 
     probed = tf.function(lambda batch: strategy.run(probe, (batch,)))(batch)
@@ -286,7 +284,7 @@ def _probe_terms(strategy, model: gan.SRGAN, batch) -> dict[str, dict[str, float
 
 
 def _probe_speed(checkpoint: tf.train.Checkpoint, run_steps: Callable, iterator, count) -> float:
-    """Seconds that a step takes: `count` real ones after a first, all undone afterwards."""
+    """Returns the seconds a step takes: `count` real ones after a first, all undone afterwards."""
     variables = _trained(checkpoint)
     before = [variable.numpy() for variable in variables]
     run_steps(iterator, 1)
@@ -298,14 +296,20 @@ def _probe_speed(checkpoint: tf.train.Checkpoint, run_steps: Callable, iterator,
     return seconds
 
 
-def _loop(config, model, checkpoint, manager, iterator, run_steps, pairs, log, received) -> None:
-    """Trains from the checkpoint's step to the last; `log` is None but for the chief."""
+def _loop(config, model, checkpoint, manager, iterator, run_steps, pairs, log, received) -> dict:
+    """Trains from the checkpoint's step to the last; `log` is None except for the chief.
+
+    Returns:
+        The scores of the last validation; none if there was no step to make.
+    """
     step = int(checkpoint.step.numpy())
-    unlogged = []
+    unlogged, scores = [], {}
 
     def validate():
-        # By the content loss, not by PSNR, which a GAN lowers as it goes.
-        loss = log.validate(step, model, pairs)
+        nonlocal scores
+        scores = log.validate(step, model, pairs)
+        # Not by PSNR, which a GAN lowers as it trains.
+        loss = scores["validation_loss"]
         if loss < float(checkpoint.best_loss.numpy()):
             checkpoint.best_loss.assign(loss)
             path = Path(config.run_dir, "generator.best.weights.h5")
@@ -339,10 +343,11 @@ def _loop(config, model, checkpoint, manager, iterator, run_steps, pairs, log, r
                 reason = pictures.one_line(error)
                 raise ValueError(
                     f"--run_dir={config.run_dir}: step {step} cannot be saved ({reason}); the same"
-                    " command goes on from the checkpoint before"
+                    " command resumes from the checkpoint before"
                 ) from error
         if stop and not is_last:
             raise Stopped(received[0] if received else signal.SIGTERM, step)
+    return scores
 
 
 def _require_finite(names: list[str], rows: np.ndarray, step: int, manager) -> None:
@@ -352,23 +357,23 @@ def _require_finite(names: list[str], rows: np.ndarray, step: int, manager) -> N
         # The sum is bad whenever a term is: name the term.
         name = next(n for n, is_bad in zip(names, bad[row], strict=True) if is_bad and n != "loss")
         value = rows[row, names.index(name)]
-        raise ValueError(f"step {step + row + 1}: {name} is {value}; {_what_to_do(manager)}")
+        raise ValueError(f"step {step + row + 1}: {name} is {value}; {_last_saved(manager)}")
 
 
 def _require_finite_weights(model: gan.SRGAN, step: int, manager) -> None:
     for variable in model.variables:
         if not np.isfinite(variable.numpy()).all():
-            raise ValueError(f"step {step}: {variable.path} is not finite; {_what_to_do(manager)}")
+            raise ValueError(f"step {step}: {variable.path} is not finite; {_last_saved(manager)}")
 
 
-def _what_to_do(manager) -> str:
-    found = _checkpoints(Path(manager.directory))
+def _last_saved(manager) -> str:
+    found = resume.checkpoints(Path(manager.directory))
     saved = f"the last checkpoint is {found[-1]}" if found else "nothing was saved"
     return f"{saved}; start a new run with a lower --learning_rate"
 
 
 def _checkpoint(model: gan.SRGAN) -> tf.train.Checkpoint:
-    """All that a run goes on from. Its batches follow from the step."""
+    """Returns everything that a resumed run needs. Its batches follow from the step."""
     parts = {
         "generator": model.generator,
         "optimizer": model.optimizer,
@@ -381,33 +386,8 @@ def _checkpoint(model: gan.SRGAN) -> tf.train.Checkpoint:
     return tf.train.Checkpoint(**parts)
 
 
-def _checkpoints(folder: Path) -> list[str]:
-    """Paths of the checkpoints that are there, oldest first, whatever TensorFlow's list of them."""
-    numbers = [path.stem.removeprefix("ckpt-") for path in folder.glob("ckpt-*.index")]
-    steps = sorted(int(number) for number in numbers if number.isdecimal())
-    return [os.fspath(folder / f"ckpt-{step}") for step in steps]
-
-
-def _restore(checkpoint: tf.train.Checkpoint, folder: Path) -> str | None:
-    """Restores the newest readable checkpoint; returns its path, or None where there is none."""
-    paths = _checkpoints(folder)
-    if not paths:
-        return None
-    for path in reversed(paths):
-        try:
-            checkpoint.restore(path).assert_existing_objects_matched()
-        except (tf.errors.OpError, AssertionError, ValueError) as error:
-            reason = pictures.one_line(error)
-            logging.warning("%s cannot be read (%s): trying the one before it", path, reason)
-            continue
-        return path
-    raise ValueError(
-        f"{folder}: none of its checkpoints can be read; give another --run_dir to start over"
-    )
-
-
 def _trained(checkpoint: tf.train.Checkpoint) -> list:
-    """All variables that a step changes: of the networks and of the optimizers."""
+    """Returns all variables that a step changes: of the networks and of the optimizers."""
     parts = ("generator", "optimizer", "discriminator", "discriminator_optimizer")
     owners = [getattr(checkpoint, part) for part in parts if hasattr(checkpoint, part)]
     return [variable for owner in owners for variable in owner.variables]
@@ -448,12 +428,14 @@ def _faster_flags(config: recipe.Config, strategy: tf.distribute.Strategy) -> li
     return found
 
 
-def _finish(config, model: gan.SRGAN, checkpoint, pairs, run_dir: Path) -> None:
+def _finish(config, model: gan.SRGAN, checkpoint, pairs, scores: dict) -> None:
     """Writes the last weights and their scores."""
-    weights.save_weights(model.generator, run_dir / "generator.weights.h5")
-    scores = {"steps": config.steps}
+    path = Path(config.run_dir, "generator.weights.h5")
+    weights.save_weights(model.generator, path)
     if pairs:
-        (content,) = model.content.values()
-        values, _ = progress.score(model.generator, content, pairs)
-        scores |= values | {"best_validation_loss": float(checkpoint.best_loss.numpy())}
-    files.write_text(run_dir / "scores.json", json.dumps(scores, indent=2) + "\n")
+        if not scores:  # resumed after the last step
+            (content,) = model.content.values()
+            scores, _ = progress.score(model.generator, content, pairs)
+        scores = scores | {"best_validation_loss": float(checkpoint.best_loss.numpy())}
+    record = {"steps": config.steps} | scores
+    files.write_text(path.with_name("scores.json"), json.dumps(record, indent=2) + "\n")

@@ -1,11 +1,11 @@
-"""How a run is followed: start report, progress line, logs, pictures, scores.
+"""Reports of a run: start report, progress line, logs, pictures, scores.
 
 metrics.jsonl               losses and validation scores by step
 tensorboard/                the same, and validation pictures
 validation.png              bicubic, SR and HR of three validation pictures, the newest
 generator.weights.h5        the last weights
 generator.best.weights.h5   those of the lowest content loss on the validation pictures
-scores.json                 how they score there
+scores.json                 the scores of the last weights there
 """
 
 import datetime
@@ -29,16 +29,14 @@ from srgan_tf.training import run_folder
 # (name, lr uint8 [h, w, 3], hr uint8 [4h, 4w, 3]) of each validation picture.
 Pairs = Sequence[tuple[str, np.ndarray, np.ndarray]]
 
-# How the progress line calls what train_step calls by a Python name.
+# Labels of the progress line for the logs of train_step with Python names.
 _LABELS = {"d_hr": "D(HR)", "d_sr": "D(SR)"}
 
-# Pictures to show, and seconds between two repaints of the progress line.
-_SHOWN = 3
-
-_REPAINT = 0.2
+_SHOWN = 3  # validation pictures
+_REPAINT = 0.2  # seconds between two repaints of the progress line
 
 
-# A run that would take longer is called long, and its flags are said to be shortened to this.
+# Hours from which a run counts as long, and hours that the report shortens it to.
 _LONG_HOURS, _SHORT_HOURS = 48, 8
 
 
@@ -54,7 +52,7 @@ def start_report(config: dict, facts: dict, faster: Sequence[str]) -> str:
     rows = [
         ("variant", config["variant"]),
         ("generator", facts["generator"]),
-        ("train data", f"{data['spec']}: {data['pictures']} used, {data['left_out']} left out"),
+        ("train data", f"{data['spec']}: {data['pictures']} used, {data['left_out']} skipped"),
         ("validation", f"{len(validation['pictures'])} pictures, {validation['data']}"),
         ("LR", facts["lr_operator"]),
         ("VGG19 weights", facts["vgg"] or "not used"),
@@ -141,14 +139,14 @@ class RunLog:
     """Progress line, metrics.jsonl, TensorBoard and validation.png of a run; a context manager."""
 
     def __init__(self, run_dir: Path, first_step: int, steps: int):
-        """Opens the logs of a run that starts, or goes on, after `first_step` of `steps`."""
+        """Opens the logs of a run that starts or resumes after `first_step` of `steps`."""
         self._run_dir = run_dir
         self._first_step = first_step
         self._steps = steps
         self._is_terminal = sys.stderr.isatty()
         self._file = run_folder.open_metrics(run_dir, first_step)
         self._writer = tf.summary.create_file_writer(os.fspath(run_dir / "tensorboard"))
-        # Of the whole run and since the last line of the log: when it began, pictures since.
+        # Start times of the run and of the current line of the log, and the pictures since then.
         self._started = self._line_started = time.perf_counter()
         self._pictures = self._line_pictures = 0
         self._painted = 0.0
@@ -158,7 +156,7 @@ class RunLog:
         return self
 
     def __exit__(self, *_) -> None:
-        """Closes the files and leaves the progress line standing."""
+        """Closes the files and keeps the progress line."""
         self._file.close()
         self._writer.close()
         if self._is_terminal:
@@ -203,7 +201,7 @@ class RunLog:
         eta = str(datetime.timedelta(seconds=round(left)))
         if left >= 86400:
             eta = f"{left // 86400:.0f}d {left % 86400 // 3600:.0f}h"
-        # What is watched comes first: a terminal of 80 columns has no room for all.
+        # The most watched values come first: a terminal of 80 columns has no room for all.
         first = [f"{text} {values[name]:.2f}" for name, text in _LABELS.items() if name in values]
         terms = [f"{name} {value:.3g}" for name, value in values.items() if name not in _LABELS]
         return "  ".join([
@@ -219,8 +217,8 @@ class RunLog:
                 tf.summary.scalar(name, value)
         self._writer.flush()
 
-    def validate(self, step: int, model: gan.SRGAN, pairs: Pairs) -> float:
-        """Scores the validation pictures, shows the first of them; returns their content loss."""
+    def validate(self, step: int, model: gan.SRGAN, pairs: Pairs) -> dict[str, float]:
+        """Scores the validation pictures and shows the first of them; returns `score`'s means."""
         began = time.perf_counter()
         (content,) = model.content.values()
         values, srs = score(model.generator, content, pairs)
@@ -241,8 +239,8 @@ class RunLog:
         start = "\r\x1b[2K" if self._is_terminal else ""
         line = f"{start}step {step}: validation PSNR {psnr:.2f} dB, content loss {loss:.4g}"
         print(line, file=sys.stderr, flush=True)
-        # Time spent on looking is no training time.
+        # Validation does not count as training time.
         spent = time.perf_counter() - began
         self._started += spent
         self._line_started += spent
-        return loss
+        return values

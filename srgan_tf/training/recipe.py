@@ -1,4 +1,4 @@
-"""What a run's flags stand for: networks, losses, optimizers. On any of Keras' backends."""
+"""The flags of a run, and the networks, losses and optimizers they stand for; any Keras backend."""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,65 +7,57 @@ import keras
 
 from srgan_tf import losses, networks, vgg, weights
 
-# Raise it with a change after which the same flags and pictures give other weights: runs of the
-# version before are then not gone on with. 2: Adam's epsilon is 1e-8. 3: Adam by one kernel.
-# 4: batch norms by one kernel; the last convolution makes two by two pixels at a time. 5: it
-# computes in bfloat16 or float16, too, under a mixed policy.
+# Raise it with a change after which the same flags and pictures lead to other weights: runs of an
+# earlier version are then refused instead of resumed. 2: Adam's epsilon is 1e-8. 3: Adam in one
+# kernel. 4: batch norms in one kernel; the last convolution computes two by two pixels at a time.
+# 5: it computes in bfloat16 or float16, too, under a mixed policy.
 VERSION = 5
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Everything that a run depends on. train.py's flags have the same names and say what they are.
-
-    Attributes:
-        content_loss: "mse" or a layer of `vgg.LAYERS`.
-        adversarial_weight: 0 trains without a discriminator.
-        learning_rate_drop_at: Share of the steps after which the rate is a tenth; 1 is never.
-        init_generator: Weights to start from, as `weights.load_generator` takes them; "none"
-            and "" for a fresh start, but SRGAN must be told "none".
-    """
+    """The flags of a run. train.py defines each of them, with its default, bounds and help."""
 
     run_dir: str
-    variant: str = "custom"
-    train_data: str = "sample"
-    val_data: str = ""
-    val_pictures: int = 8
-    steps: int = 1_000_000
-    batch_size: int = 16
-    crop_size: int = 96
-    content_loss: str = "mse"
-    vgg_weights: str = "auto"
-    adversarial_weight: float = 0.0
-    total_variation_weight: float = 0.0
-    residual_blocks: int = 16
-    filters: int = 64
-    init: str = "nearest"
-    init_generator: str = ""
-    learning_rate: float = 1e-4
-    learning_rate_schedule: str = "step"
-    learning_rate_drop_at: float = 1.0
-    warmup_steps: int = 0
-    augment: bool = False
-    sample_by_area: bool = False
-    cache: bool = False
-    mixed_precision: str = "float32"
-    jit_compile: bool = False
-    steps_per_call: int = 1
-    deterministic: bool = True
-    seed: int = 1
-    log_every: int = 20
-    validate_every: int = 1000
-    checkpoint_every: int = 1000
-    keep_checkpoints: int = 3
-    dry_run: bool = False
+    variant: str
+    train_data: str
+    val_data: str
+    val_pictures: int
+    steps: int
+    batch_size: int
+    crop_size: int
+    content_loss: str
+    vgg_weights: str
+    adversarial_weight: float
+    total_variation_weight: float
+    residual_blocks: int
+    filters: int
+    init: str
+    init_generator: str
+    learning_rate: float
+    learning_rate_schedule: str
+    learning_rate_drop_at: float
+    warmup_steps: int
+    augment: bool
+    sample_by_area: bool
+    cache: bool
+    mixed_precision: str
+    jit_compile: bool
+    steps_per_call: int
+    deterministic: bool
+    seed: int
+    log_every: int
+    validate_every: int
+    checkpoint_every: int
+    keep_checkpoints: int
+    dry_run: bool
 
 
-def check(config: Config) -> None:
-    """Refuses what does not fit together.
+def require_consistent(config: Config) -> None:
+    """Refuses flags that contradict each other.
 
     Raises:
-        ValueError: It does not; one line.
+        ValueError: They do; one line.
     """
     if config.warmup_steps and config.learning_rate_schedule != "cosine":
         raise ValueError("--warmup_steps belongs to --learning_rate_schedule=cosine")
@@ -75,7 +67,7 @@ def check(config: Config) -> None:
         )
     if config.val_data and not config.val_pictures:
         raise ValueError(
-            f"--val_data={config.val_data}: --val_pictures=0 looks at none; leave out one flag"
+            f"--val_data={config.val_data}: --val_pictures=0 uses none of them; leave out one flag"
         )
     if config.crop_size % 4:
         raise ValueError(f"--crop_size={config.crop_size}: must be a multiple of 4")
@@ -84,12 +76,12 @@ def check(config: Config) -> None:
     if config.adversarial_weight and not config.init_generator:
         raise ValueError(
             "--init_generator: SRGAN starts from SRResNet-MSE; give its run folder or weights, or"
-            " ask for a start from nothing with --init_generator=none"
+            " start from random weights with --init_generator=none"
         )
 
 
 def next_return(config: Config, step: int) -> int:
-    """The step after `step` at which there is something to do besides training, or no more."""
+    """Returns the step at which a call that starts at `step` must return to Python."""
     periods = (config.log_every, config.validate_every, config.checkpoint_every)
     events = [(step // period + 1) * period for period in periods]
     return min(config.steps, step + config.steps_per_call, *events)
@@ -105,11 +97,11 @@ def build(
         synchronized: Batch statistics over all replicas.
 
     Returns:
-        The generator; the discriminator, or None; the content loss by its name; and what is to be
-        written down: this version, which VGG, where the generator starts.
+        The generator; the discriminator, or None; the content loss by its name; and facts to
+        record: this version, the VGG weights, the start of the generator.
 
     Raises:
-        ValueError, FileNotFoundError: Weights cannot be had or do not fit; one line.
+        ValueError, FileNotFoundError: Weights are unavailable or do not fit; one line.
     """
     dtype = config.mixed_precision
     facts = {"recipe": VERSION, "vgg": None, "generator": f"{config.init} start"}
@@ -125,7 +117,7 @@ def build(
         if [w.shape for w in start.weights] != [w.shape for w in generator.weights]:
             raise ValueError(
                 f"--init_generator={config.init_generator}: has another number of blocks or filters"
-                " than --residual_blocks and --filters say"
+                " than --residual_blocks and --filters set"
             )
         generator.set_weights(start.get_weights())
         facts["generator"] = (
@@ -149,7 +141,7 @@ def build(
 
 
 def learning_rates(config: Config) -> Callable | float:
-    """The learning rate over the steps, for a Keras optimizer.
+    """Returns the learning rate over the steps, for a Keras optimizer.
 
     Args:
         config: The run.
@@ -175,7 +167,7 @@ def learning_rates(config: Config) -> Callable | float:
 
 
 def learning_rate(config: Config, step: int) -> float:
-    """The rate by which the step of this number, from 1, is made."""
+    """Returns the learning rate of a step, counted from 1."""
     rates = learning_rates(config)
     return float(rates(step - 1)) if callable(rates) else rates
 
@@ -183,7 +175,7 @@ def learning_rate(config: Config, step: int) -> float:
 def optimizer(
     config: Config, adam: type[keras.optimizers.Adam] = keras.optimizers.Adam
 ) -> keras.optimizers.Optimizer:
-    """The Adam of a run, for one network (section 3.2).
+    """Returns the Adam of a run, for one network (section 3.2).
 
     Args:
         config: The run.

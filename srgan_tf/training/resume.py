@@ -1,117 +1,148 @@
-"""Resuming a run: what may change, what is refused, and which checkpoint is taken."""
+"""Resuming a run, in the order in which it happens; needs no TensorFlow.
+
+`earlier_run` reads run.json and refuses other flags, `as_started` adapts the config to it,
+`require_same_findings` refuses other pictures or another VGG, and `restore` takes the newest
+checkpoint that can be read.
+"""
+
+from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from srgan_tf.training import recipe, run_folder
+from absl import logging
+
+from srgan_tf import pictures
+from srgan_tf.training import run_folder
 from srgan_tf.training.recipe import VERSION, Config
 
-# What may differ when a run goes on: it changes what is seen or how fast, not the weights. That
-# pictures are those of the start is seen by themselves, wherever they lie now.
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+# Flags that may change on resume: they affect what is displayed, or the speed, not the weights.
+# The pictures themselves are compared, wherever they lie now.
 MAY_CHANGE = frozenset({
     "cache", "checkpoint_every", "dry_run", "keep_checkpoints", "log_every", "run_dir",
     "steps_per_call", "train_data", "val_data", "validate_every",
 })  # fmt: skip
 
 
-def refuse_changes(config: Config, before: dict) -> None:
-    """Refuses to go on with a run by other flags than those that it was started with.
+def earlier_run(config: Config, *, has_state: bool, script: str = "train.py") -> dict | None:
+    """Reads run.json and refuses a run that this one cannot resume.
 
     Args:
-        config: The run as it is asked for.
-        before: The config of its start, as run.json has it.
+        config: The run as its flags request it now.
+        has_state: True if the run folder holds a saved state to resume from.
+        script: The script that trains now.
+
+    Returns:
+        The contents of run.json; None if the run starts at step 0.
+
+    Raises:
+        ValueError: The folder holds a run of another script, with other flags or by an incompatible
+            version, or finished weights without a state; one line.
+    """
+    run_dir = Path(config.run_dir)
+    record = run_folder.read_start(run_dir) if has_state or (run_dir / "run.json").exists() else {}
+    if record:
+        earlier_script = record.get("script") or "train.py"
+        if earlier_script != script:
+            raise ValueError(
+                f"--run_dir={run_dir} holds a run of {earlier_script}: give another --run_dir"
+            )
+        changed = [
+            f"--{name}={value} (was {record['config'][name]})"
+            for name, value in dataclasses.asdict(config).items()
+            if name not in MAY_CHANGE and record["config"].get(name, value) != value
+        ]
+        if changed:
+            raise ValueError(
+                f"--run_dir={run_dir} holds a run with other flags: {', '.join(changed)}; give"
+                " these as they were, or another --run_dir"
+            )
+    if has_state and record.get("recipe") != VERSION:
+        raise ValueError(
+            f"--run_dir={run_dir}: started by an incompatible version of this program (commit"
+            f" {record.get('commit')}); use that version, or give another --run_dir"
+        )
+    if not has_state and (run_dir / "generator.weights.h5").exists():
+        raise ValueError(
+            f"--run_dir={run_dir} holds weights but no checkpoint to resume from: give another"
+            " --run_dir, so that nothing is lost"
+        )
+    return record if has_state else None
+
+
+def as_started(config: Config, record: dict) -> Config:
+    """Returns the config to build the networks of a resumed run with.
+
+    The run has its weights and does not need those that it started from. Its VGG stays the one
+    found at the start, although "auto" might find another now.
+    """
+    vgg_weights = config.vgg_weights
+    if vgg_weights == "auto":
+        vgg_weights = record["vgg"] or "auto"
+    return dataclasses.replace(config, init_generator="none", vgg_weights=vgg_weights)
+
+
+def require_same_findings(config: Config, record: dict, facts: dict) -> None:
+    """Refuses to resume where the same flags now mean other pictures or another VGG.
+
+    Args:
+        config: The run.
+        record: The contents of run.json.
+        facts: What this start found, under the same keys.
 
     Raises:
         ValueError: They differ; one line.
     """
-    changed = [
-        f"--{name}={value} (was {before[name]})"
-        for name, value in dataclasses.asdict(config).items()
-        if name not in MAY_CHANGE and name in before and before[name] != value
-    ]
-    if changed:
+    run_dir = config.run_dir
+    if record["vgg"] != facts["vgg"]:
         raise ValueError(
-            f"--run_dir={config.run_dir} holds a run with other flags: {', '.join(changed)}; "
-            "give these as they were, or another --run_dir"
-        )
-
-
-def refuse_to_write_over(run_dir: Path, missing: str) -> None:
-    """Refuses to start where a run has ended but cannot be gone on with.
-
-    Args:
-        run_dir: The run folder.
-        missing: What one would go on from, for the error.
-
-    Raises:
-        ValueError: There are final weights; one line.
-    """
-    if (run_dir / "generator.weights.h5").exists():
-        raise ValueError(
-            f"--run_dir={run_dir} holds weights but no {missing} to go on from: give another, so "
-            "that nothing is lost"
-        )
-
-
-def refuse_other_version(config: Config, record: dict) -> None:
-    """Refuses to go on with a run that another version started, whose steps were others.
-
-    Args:
-        config: The run.
-        record: What run.json has of its start.
-
-    Raises:
-        ValueError: Its `VERSION` is another; one line.
-    """
-    if record.get("recipe") != VERSION:
-        raise ValueError(
-            f"--run_dir={config.run_dir}: started by a version of this program (commit"
-            f" {record.get('commit')}) that trained otherwise; use that, or give another --run_dir"
-        )
-
-
-def going_on(config: Config, vgg_found: str | None) -> Config:
-    """Gives the config to `build` a run that goes on by.
-
-    It has its weights, and does not need those that it started from. Its VGG stays the one that was
-    found at its start, though "auto" might find another now.
-    """
-    vgg_weights = config.vgg_weights
-    if vgg_weights == "auto":
-        vgg_weights = vgg_found or "auto"
-    return dataclasses.replace(config, init_generator="none", vgg_weights=vgg_weights)
-
-
-def _refuse_other_run(config: recipe.Config, run_dir: Path) -> None:
-    """Refuses to go on with other settings than those a run folder was started with."""
-    if not (run_dir / "run.json").exists():
-        return
-    record = run_folder.read_start(run_dir)
-    if "script" in record:
-        raise ValueError(
-            f"--run_dir={run_dir} holds a run of {record['script']}: give another --run_dir"
-        )
-    refuse_changes(config, record["config"])
-
-
-def _refuse_other_findings(config: recipe.Config, facts: dict) -> None:
-    """Refuses to go on where the same flags now mean other steps, pictures or another VGG."""
-    run_dir = Path(config.run_dir)
-    before = run_folder.read_start(run_dir)
-    refuse_other_version(config, before)
-    if before["vgg"] != facts["vgg"]:
-        raise ValueError(
-            f"--vgg_weights: {run_dir} was started with {before['vgg']}, not {facts['vgg']}; give"
+            f"--vgg_weights: {run_dir} was started with {record['vgg']}, not {facts['vgg']}; give"
             " that, or another --run_dir"
         )
-    if before["train_data"]["fingerprint"] != facts["train_data"]["fingerprint"]:
+    before, now = record["train_data"], facts["train_data"]
+    if before["fingerprint"] != now["fingerprint"]:
         raise ValueError(
-            f"--train_data={facts['train_data']['spec']}: not the pictures that {run_dir} was"
-            f" started with ({before['train_data']['pictures']} then,"
-            f" {facts['train_data']['pictures']} now); restore them, or give another --run_dir"
+            f"--train_data={config.train_data}: not the pictures that {run_dir} was started with"
+            f" ({before['pictures']} then, {now['pictures']} now); restore them, or give another"
+            " --run_dir"
         )
-    if before["validation"]["fingerprint"] != facts["validation"]["fingerprint"]:
+    before, now = (found.get("validation", {}) for found in (record, facts))
+    if before.get("fingerprint") != now.get("fingerprint"):
         raise ValueError(
-            f"--val_data={facts['validation']['data']}: not the pictures that {run_dir} was"
-            " started with; restore them, or give another --run_dir"
+            f"--val_data={now['data']}: not the pictures that {run_dir} was started with; restore"
+            " them, or give another --run_dir"
         )
+
+
+def checkpoints(folder: Path) -> list[str]:
+    """Returns the paths of a folder's checkpoints, oldest first.
+
+    Files decide, not TensorFlow's own list of them, which may be lost.
+    """
+    numbers = [path.stem.removeprefix("ckpt-") for path in folder.glob("ckpt-*.index")]
+    steps = sorted(int(number) for number in numbers if number.isdecimal())
+    return [os.fspath(folder / f"ckpt-{step}") for step in steps]
+
+
+def restore(checkpoint: tf.train.Checkpoint, folder: Path) -> str:
+    """Restores the newest readable checkpoint of a folder that holds some; returns its path.
+
+    Raises:
+        ValueError: None can be read; one line.
+    """
+    for path in reversed(checkpoints(folder)):
+        try:
+            checkpoint.restore(path).assert_existing_objects_matched()
+        except Exception as error:  # a damaged file can raise anything, an IndexError for one
+            reason = pictures.one_line(error)
+            logging.warning("%s cannot be read (%s): trying the one before it", path, reason)
+        else:
+            return path
+    raise ValueError(
+        f"{folder}: none of its checkpoints can be read; give another --run_dir to start over"
+    )

@@ -1,7 +1,7 @@
 """A run's own record: flags.txt, run.json and metrics.jsonl. No TensorFlow.
 
 flags.txt       a flagfile that repeats the run
-run.json        flags, versions, data, losses at the start; when it went on, and where
+run.json        flags, versions, data, losses at the start; each resumption (`went_on`)
 metrics.jsonl   losses and validation scores by step
 """
 
@@ -22,7 +22,7 @@ def write_start(run_dir: Path, config: dict, facts: dict) -> None:
     Args:
         run_dir: The run folder.
         config: Flags by name.
-        facts: What was found out before the first step, for `json.dumps`.
+        facts: What is known before the first step, for `json.dumps`.
     """
     flags = "".join(f"--{name}={_flag_text(value)}\n" for name, value in config.items())
     write_text(run_dir / "flags.txt", flags)
@@ -31,7 +31,7 @@ def write_start(run_dir: Path, config: dict, facts: dict) -> None:
 
 
 def read_start(run_dir: Path) -> dict:
-    """Reads what `write_start` wrote; raises ValueError, one line, where it is something else."""
+    """Reads run.json; raises ValueError, one line, if it is damaged or not a run's."""
     path = run_dir / "run.json"
     try:
         record = json.loads(path.read_text())
@@ -42,11 +42,11 @@ def read_start(run_dir: Path) -> dict:
 
 
 def add_resumption(run_dir: Path, step: int, facts: dict) -> None:
-    """Adds to run.json that the run goes on: other versions or devices round otherwise.
+    """Adds a resumption to run.json, since other versions or devices round differently.
 
     Args:
         run_dir: The run folder.
-        step: Where it goes on.
+        step: Steps done.
         facts: As in `write_start`.
     """
     record = read_start(run_dir)
@@ -61,15 +61,15 @@ def _flag_text(value) -> str:
 
 
 def open_metrics(run_dir: Path, first_step: int) -> TextIO:
-    """Opens metrics.jsonl to go on after a step.
+    """Opens metrics.jsonl to continue after a step.
 
-    Lines of steps that will be done again go; so does a line that a kill cut short.
+    Lines of steps that will be repeated are removed, and a line that a kill cut short.
     """
     path = run_dir / "metrics.jsonl"
     kept = []
     for line in path.read_text().splitlines() if path.exists() else ():
         with contextlib.suppress(ValueError):
-            # A run that begins anew also validates anew at step 0.
+            # A run that starts over also validates again at step 0.
             if 0 < first_step >= json.loads(line)["step"]:
                 kept.append(line + "\n")
     write_text(path, "".join(kept))

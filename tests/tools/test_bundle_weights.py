@@ -11,11 +11,12 @@ from srgan_tf import metrics, networks, pictures, resize, upscaling, weights
 from srgan_tf.evaluation import scoring, sets, tables
 from srgan_tf.evaluation.methods import bicubic, load_methods
 from srgan_tf.formats import keras_model
-from srgan_tf.training import recipe, run_folder
+from srgan_tf.training import run_folder
 
 
 @pytest.fixture
 def bundle_weights(load_script):
+    load_script("train.py")  # whose flags it shares
     return load_script("tools/bundle_weights.py")
 
 
@@ -31,13 +32,13 @@ def test_halved_weights_load_and_differ_only_by_float16_rounding(bundle_weights,
 
 
 @pytest.fixture
-def scored_run(tmp_path, monkeypatch):
+def scored_run(config, tmp_path, monkeypatch):
     """Writes `run` as training does and `scores` as evaluation does, in the current folder."""
     monkeypatch.chdir(tmp_path)
     generator = networks.build_generator(residual_blocks=1, filters=8)
-    config = recipe.Config(run_dir="run", variant="SRResNet-MSE", steps=7, augment=True)
+    run = config(variant="SRResNet-MSE", steps=7, augment=True)
     facts = {
-        "variant": config.variant,
+        "variant": run.variant,
         "vgg": None,
         "device": "CPU",
         "generator": "nearest start",
@@ -45,7 +46,7 @@ def scored_run(tmp_path, monkeypatch):
     }
     for folder in ("run", "Set5", "scores"):
         Path(folder).mkdir()
-    run_folder.write_start(Path("run"), dataclasses.asdict(config), facts)
+    run_folder.write_start(Path("run"), dataclasses.asdict(run), facts)
     generator.save_weights("run/generator.weights.h5")
     save_photograph(Path("Set5/one.png"), 32, 32)
     methods = load_methods([f"{tmp_path}/run"], tile=64)

@@ -11,13 +11,14 @@ pytest.importorskip("jax")
 
 # One step of SRGAN on the backend that argv[1] names, from weights that are the same on each.
 ONE_STEP = """
-import sys
+import dataclasses, sys
 import numpy as np
+import train
 from srgan_tf.training import recipe
-config = recipe.Config(
-    run_dir="", residual_blocks=2, filters=8, crop_size=32, batch_size=3, init_generator="none",
-    content_loss="block2_conv2", vgg_weights="vgg16", adversarial_weight=1e-3,
-    total_variation_weight=1e-7,
+config = dataclasses.replace(
+    train.read_config(""), residual_blocks=2, filters=8, crop_size=32, batch_size=3,
+    init_generator="none", content_loss="block2_conv2", vgg_weights="vgg16",
+    adversarial_weight=1e-3, total_variation_weight=1e-7,
 )
 generator, discriminator, content, _ = recipe.build(config)
 rng = np.random.default_rng(1)
@@ -71,12 +72,12 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 DRAW = """
-import sys
+import dataclasses, sys
 import numpy as np
 sys.path.insert(0, "tools")
+import train
 import train_jax
 from srgan_tf import resize
-from srgan_tf.training import recipe
 
 def place(crop, turns):
     for i, picture in enumerate(pictures):
@@ -92,7 +93,9 @@ pictures = [rng.integers(0, 256, [40 + i, 50, 3], np.uint8) for i in range(5)]
 upright = [lambda a: a]
 eight = [lambda a, k=k, f=f: np.rot90(a[:, ::f], k) for k in range(4) for f in (1, -1)]
 for options in ({}, {"augment": True}, {"sample_by_area": True}, {"batch_size": 7}):
-    config = recipe.Config(run_dir="", crop_size=32, **{"batch_size": 5} | options)
+    config = dataclasses.replace(
+        train.read_config(""), crop_size=32, **{"batch_size": 5} | options
+    )
     draw, pixels = train_jax.make_draw(config, pictures)
     lr, hr = (np.asarray(x) for x in draw(pixels, 7))
     levels = np.round((hr + 1) * 127.5).astype(np.uint8)
@@ -120,7 +123,7 @@ def _python(*arguments, code=0, backend="jax"):
     return done
 
 
-def test_a_step_gives_the_weights_that_tensorflow_gives(tmp_path):
+def test_a_step_computes_the_same_weights_as_tensorflow(tmp_path):
     found = {}
     for backend in ("tensorflow", "jax"):
         _python("-c", ONE_STEP, backend, tmp_path / f"{backend}.npz", backend=backend)
@@ -132,11 +135,11 @@ def test_a_step_gives_the_weights_that_tensorflow_gives(tmp_path):
         assert (difference > 1e-5).mean() < 1e-4 and difference.max() < 2.1e-4, name
 
 
-def test_batches_are_crops_of_the_pictures_and_what_matlab_makes_of_them():
+def test_batches_are_crops_and_their_matlab_bicubic():
     _python("-c", DRAW)
 
 
-def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
+def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
     (tmp_path / "photos").mkdir()
     for i in range(5):
         save_photograph(tmp_path / "photos" / f"{i}.png", 256 + i, 256)
@@ -158,7 +161,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
     assert (
         [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]] == [2, 2, 4, 4, 5, 5]
     )
-    # But for the losses of step 4, where the mean is of what was done after the kill.
+    # Except for the losses of step 4, whose mean is of the steps after the kill.
     assert all(
         a == b for a, b in zip(*rows, strict=True) if "validation_psnr" in a or a["step"] != 4
     )
@@ -168,17 +171,17 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
     generator, card = weights.load_generator(str(tmp_path / "whole"))
     assert len(generator.weights) and card["variant"] == "SRResNet-MSE" and card["steps"] == 5
 
-    # Neither script goes on with the other's run, nor with other flags.
+    # Neither script resumes the other's run, or a run with other flags.
     _refused(*flags, f"--run_dir={tmp_path}/whole", "--seed=2", message="other flags: --seed=2")
-    _refused(*flags, "--cache", message="--cache: tools/train_jax.py has no such choice")
+    _refused(*flags, "--cache", message="--cache: not supported by tools/train_jax.py")
     _refused("--flagfile=vgg54.flags", "--init_generator=", message="SRGAN starts from")
     done = _python("train.py", *flags, f"--run_dir={tmp_path}/whole", code=1, backend="tensorflow")
     assert "holds a run of tools/train_jax.py" in done.stderr
+    (tmp_path / "killed/state.npz").unlink()
+    _refused(*flags, f"--run_dir={tmp_path}/killed", message="holds weights but no checkpoint")
     record = tmp_path / "whole/run.json"
     record.write_text(json.dumps(json.loads(record.read_text()) | {"script": None}))
     _refused(*flags, f"--run_dir={tmp_path}/whole", message="holds a run of train.py")
-    (tmp_path / "whole/state.npz").unlink()
-    _refused(*flags, f"--run_dir={tmp_path}/whole", message="holds weights but no state")
 
 
 def _rows(path):

@@ -7,7 +7,7 @@ from srgan_tf.training import adam
 
 
 def _after_steps(kind, rate, start, gradients):
-    """What weights and the optimizer's own variables have become."""
+    """Returns the weights and the optimizer's own variables after the steps."""
     variables = [keras.Variable(w) for w in start]
     optimizer = kind(rate, beta_1=0.9, epsilon=1e-8)
     optimizer.build(variables)
@@ -18,7 +18,7 @@ def _after_steps(kind, rate, start, gradients):
 
 
 @pytest.mark.parametrize("rate", [1e-2, keras.optimizers.schedules.CosineDecay(1e-2, 8)])
-def test_one_kernel_gives_what_keras_adam_gives(rate):
+def test_one_kernel_computes_the_same_as_keras_adam(rate):
     rng = np.random.default_rng(1)
     start = [rng.normal(size=shape).astype(np.float32) for shape in ((3, 3, 2, 4), (4,), ())]
     gradients = [[rng.normal(0, 10.0**-n, w.shape) for w in start] for n in range(5)]

@@ -1,7 +1,7 @@
 """Slow proofs that training learns, on photographs: `pytest -m slow -s tests/test_learning.py`.
 
-They keep their runs in SRGAN_RUNS, by default runs/proof, so that a stopped proof goes on. A run
-that was finished with other code is begun anew.
+They keep their runs in SRGAN_RUNS, by default runs/proof, so that a stopped proof resumes. A run
+that was finished with other code starts over.
 """
 
 import json
@@ -109,7 +109,7 @@ def test_srgan_vgg54_does_not_collapse_in_2000_steps(shared):
     content = [line["block5_conv4"] for line in lines if "block5_conv4" in line]
     psnr = [line["validation_psnr"] for line in lines if "validation_psnr" in line]
     assert np.mean(content[-10:]) < 0.8 * np.mean(content[:10])
-    # The second half, at a tenth of the rate, takes back some of what the first half cost.
+    # The second half, at a tenth of the rate, recovers part of the PSNR that the first half cost.
     assert psnr[1] < psnr[-1] < psnr[0]
     assert np.mean([line["d_sr"] for line in lines[-20:] if "d_sr" in line]) > 0.02
     # A collapsed generator falls far below nearest neighbour's 26.26 dB.

@@ -130,7 +130,7 @@ def generator_arrays(path):
 
 @contextlib.contextmanager
 def _killed_after(process, seconds):
-    """Sees to it that a process that should end does not train on."""
+    """Kills a process that should have ended."""
     timer = threading.Timer(seconds, process.kill)
     timer.start()
     try:
@@ -139,7 +139,7 @@ def _killed_after(process, seconds):
         timer.cancel()
 
 
-def test_a_signal_saves_where_the_run_is_and_the_same_command_goes_on(photo_folder, tmp_path):
+def test_a_signal_saves_a_checkpoint_that_the_same_command_resumes_from(photo_folder, tmp_path):
     flags = [f"--train_data={photo_folder}", "--steps=100000", "--log_every=1"]
     process = subprocess.Popen(
         command(*flags, f"--run_dir={tmp_path}"), cwd=ROOT, stderr=subprocess.PIPE, text=True
@@ -172,12 +172,12 @@ def test_pictures_that_vanish_during_a_run_end_it_in_one_line(photo_folder, tmp_
     assert process.wait() == 1 and "Traceback" not in rest
     [line] = [line for line in rest.splitlines() if line.startswith("error:")]
     assert line == (
-        f"error: {tmp_path}/photos: none of its pictures can be read; the same command goes on "
-        "from what was saved"
+        f"error: {tmp_path}/photos: none of its pictures can be read; the same command resumes "
+        "from the last checkpoint"
     )
 
 
-def test_an_error_of_tensorflow_is_its_own_line_not_a_frame():
+def test_an_error_of_tensorflow_is_reported_by_its_cause():
     import tensorflow as tf
 
     from srgan_tf.training import loop
@@ -190,22 +190,21 @@ def test_an_error_of_tensorflow_is_its_own_line_not_a_frame():
     assert loop.explain(error) == "OOM when allocating tensor"
 
 
-def test_a_dry_run_says_what_a_run_would_do_and_writes_nothing(photo_folder, tmp_path):
+def test_a_dry_run_prints_the_plan_and_writes_nothing(photo_folder, tmp_path):
     run_dir = tmp_path / "run"
     done = train(
         *FAMILIES["srgan"], f"--train_data={photo_folder}", f"--run_dir={run_dir}", "--dry_run"
     )
     expected = (
-        "19 used, 0 left out|nearest start|Matlab|term mse|term adversarial|s a step|h to step"
+        "19 used, 0 skipped|nearest start|Matlab|term mse|term adversarial|s a step|h to step"
     )
     for text in expected.split("|"):
         assert text in done.stdout, text
     assert not run_dir.exists()
 
 
-def test_a_damaged_checkpoint_costs_no_more_than_the_way_from_the_one_before(
-    photo_folder, tmp_path
-):
+@pytest.mark.parametrize("damage", ["rubbish index", "index cut by a byte", "data cut by a byte"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(damage, photo_folder, tmp_path):
     from srgan_tf import networks
 
     start = tmp_path / "start.weights.h5"
@@ -214,8 +213,10 @@ def test_a_damaged_checkpoint_costs_no_more_than_the_way_from_the_one_before(
     flags.append(f"--init_generator={start}")
     train(*flags, "--steps=4")
     before = checkpoint_arrays(tmp_path, 4)
-    start.unlink()  # a run that goes on does not need what it started from
-    (tmp_path / "checkpoints" / "ckpt-4.index").write_bytes(b"rubbish")
+    start.unlink()  # a resumed run does not need its start
+    kind = "index" if "index" in damage else "data-00000-of-00001"
+    damaged = tmp_path / "checkpoints" / f"ckpt-4.{kind}"
+    damaged.write_bytes(b"rubbish" if "rubbish" in damage else damaged.read_bytes()[:-1])
     (tmp_path / "checkpoints" / "checkpoint").unlink()  # TensorFlow's list of them
     (tmp_path / "checkpoints" / "ckpt-9 (copy).index").touch()
     done = train(*flags, "--steps=4")
@@ -224,7 +225,7 @@ def test_a_damaged_checkpoint_costs_no_more_than_the_way_from_the_one_before(
     assert_identical(before, checkpoint_arrays(tmp_path, 4))
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_is_named(photo_folder, tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run(photo_folder, tmp_path):
     flags = ["--learning_rate=1e18", "--steps=50", f"--train_data={photo_folder}"]
     done = train(*flags, f"--run_dir={tmp_path}", "--val_pictures=0", code=1)
     (line,) = errors(done)
@@ -233,24 +234,23 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_named(photo_folder, tmp_
     assert not list((tmp_path / "checkpoints").iterdir())
 
 
-def test_what_a_user_gets_wrong_is_one_line(photo_folder, tmp_path):
+def test_changed_flags_and_a_lost_checkpoint_are_refused(photo_folder, tmp_path):
     run = [f"--train_data={photo_folder}", f"--run_dir={tmp_path}/run", "--steps=1"]
     train(*run)
     (line,) = errors(train(*run, "--learning_rate=0.5", code=1))
     assert re.search(r"--learning_rate=0.5 \(was 0.0001\)", line)
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     (line,) = errors(train(*run, code=1))
-    assert "holds weights but no checkpoint to go on from" in line
+    assert "holds weights but no checkpoint to resume from" in line
     assert (tmp_path / "run" / "generator.weights.h5").exists()
 
 
-def test_float16_is_refused_where_its_overflows_would_be_overlooked(tmp_path):
-    from srgan_tf.training import loop, recipe
+def test_float16_is_refused_with_several_replicas(config, tmp_path):
+    from srgan_tf.training import loop
 
     two = types.SimpleNamespace(num_replicas_in_sync=2)
-    config = recipe.Config(run_dir=str(tmp_path / "run"), mixed_precision="mixed_float16")
     with pytest.raises(ValueError, match="--mixed_precision=mixed_float16 does not work"):
-        loop.train(config, two)
+        loop.train(config(run_dir=str(tmp_path / "run"), mixed_precision="mixed_float16"), two)
     assert not (tmp_path / "run").exists()
 
 
@@ -274,22 +274,25 @@ def test_float16_is_refused_where_its_overflows_would_be_overlooked(tmp_path):
         ),
     ],
 )
-def test_what_cannot_be_trained_is_named(message, wrong, photo_folder, tmp_path, monkeypatch):
-    from srgan_tf.training import loop, recipe
+def test_flags_that_cannot_be_trained_are_refused(
+    message, wrong, config, photo_folder, tmp_path, monkeypatch
+):
+    from srgan_tf.training import loop
 
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
     Path("a_file").touch()
     options = {"train_data": str(photo_folder), "residual_blocks": 1, "filters": 8}
-    config = recipe.Config(**{"run_dir": "run", "deterministic": False} | options | wrong)
     with pytest.raises((ValueError, FileNotFoundError), match=message) as raised:
-        loop.train(config)
+        loop.train(config(**{"deterministic": False} | options | wrong))
     assert "\n" not in str(raised.value)
     assert not Path("run").exists()
 
 
-def test_a_run_goes_on_with_what_it_was_started_with_or_not_at_all(photo_folder, tmp_path):
-    from srgan_tf.training import loop, recipe
+def test_a_run_resumes_only_with_its_pictures_its_vgg_and_its_version(
+    config, photo_folder, tmp_path
+):
+    from srgan_tf.training import loop
 
     pictures, run_dir = tmp_path / "pictures", tmp_path / "run"
     shutil.copytree(photo_folder, pictures)
@@ -300,26 +303,28 @@ def test_a_run_goes_on_with_what_it_was_started_with_or_not_at_all(photo_folder,
 
     record = run_dir / "run.json"
     text = record.read_text()
-    config = recipe.Config(**json.loads(text)["config"])
+    same = config(**json.loads(text)["config"])
 
     def refused(message):
         with pytest.raises(ValueError, match=message):
-            loop.train(config)
+            loop.train(same)
         record.write_text(text)
 
     record.write_text(text.replace('"vgg": "vgg16"', '"vgg": "imagenet"'))
     refused("--vgg_weights: .* started with imagenet, not vgg16")
     record.write_text(text.replace('"recipe": ', '"recipe": 1'))
-    refused("--run_dir=.* that trained otherwise")
+    refused("--run_dir=.* an incompatible version")
     shutil.copy(pictures / "00.jpg", tmp_path / "validation" / "one_more.jpg")
     refused("--val_data=.*not the pictures")
     shutil.copy(pictures / "00.jpg", pictures / "one_more.jpg")
     refused("--train_data=.*not the pictures.*20 then, 21 now")
 
 
-def test_a_run_keeps_the_vgg_that_auto_found_at_its_start(photo_folder, tmp_path, monkeypatch):
+def test_a_run_keeps_the_vgg_that_auto_found_at_its_start(
+    config, photo_folder, tmp_path, monkeypatch
+):
     from srgan_tf import vgg
-    from srgan_tf.training import loop, recipe
+    from srgan_tf.training import loop
 
     def refuse(vgg19):
         raise ValueError("no network")
@@ -327,16 +332,16 @@ def test_a_run_keeps_the_vgg_that_auto_found_at_its_start(photo_folder, tmp_path
     monkeypatch.setattr(vgg, "_load_imagenet", refuse)
     options = {"content_loss": "block1_conv2", "residual_blocks": 1, "filters": 8, "crop_size": 32}
     options |= {"train_data": str(photo_folder), "val_pictures": 0, "deterministic": False}
-    loop.train(recipe.Config(run_dir=str(tmp_path), steps=2, checkpoint_every=1, **options))
-    # As if killed after the first step, with the network back before it goes on.
+    loop.train(config(run_dir=str(tmp_path), steps=2, checkpoint_every=1, **options))
+    # As if killed after the first step, with the download available before it resumes.
     (tmp_path / "checkpoints" / "ckpt-2.index").unlink()
     monkeypatch.setattr(vgg, "_load_imagenet", lambda vgg19: None)
-    loop.train(recipe.Config(run_dir=str(tmp_path), steps=2, checkpoint_every=1, **options))
+    loop.train(config(run_dir=str(tmp_path), steps=2, checkpoint_every=1, **options))
     record = json.loads((tmp_path / "run.json").read_text())
     assert record["vgg"] == "vgg16" and record["went_on"][0]["step"] == 1
 
 
-def test_a_run_goes_on_after_its_pictures_have_moved(photo_folder, tmp_path):
+def test_a_run_resumes_after_its_pictures_have_moved(photo_folder, tmp_path):
     shutil.copytree(photo_folder, tmp_path / "here")
     flags = [f"--run_dir={tmp_path}/run", "--steps=2", "--checkpoint_every=1"]
     train(*flags, f"--train_data={tmp_path}/here")
@@ -345,7 +350,7 @@ def test_a_run_goes_on_after_its_pictures_have_moved(photo_folder, tmp_path):
     assert "ckpt-2, step 2" in done.stdout
 
 
-def test_a_terminal_of_80_columns_shows_what_is_watched(tmp_path, monkeypatch):
+def test_a_terminal_of_80_columns_shows_the_most_watched_values(tmp_path, monkeypatch):
     from srgan_tf.training import progress
 
     class Terminal(io.StringIO):
@@ -392,14 +397,16 @@ def test_steps_per_call_and_number_of_checkpoints_do_not_change_the_weights(phot
 
 
 TWO_REPLICAS = """
-import sys
+import dataclasses, sys
 import tensorflow as tf
+import train
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, 2 * [tf.config.LogicalDeviceConfiguration()])
-from srgan_tf.training import loop, recipe
-config = recipe.Config(
-    run_dir=sys.argv[1], train_data=sys.argv[2], steps=6, log_every=1, batch_size=4, crop_size=32,
-    residual_blocks=1, filters=8, val_pictures=1, adversarial_weight=1e-3, init_generator="none",
+from srgan_tf.training import loop
+config = dataclasses.replace(
+    train.read_config(sys.argv[1]), train_data=sys.argv[2], steps=6, log_every=1,
+    batch_size=4, crop_size=32, residual_blocks=1, filters=8, val_pictures=1,
+    adversarial_weight=1e-3, init_generator="none",
     checkpoint_every=1, keep_checkpoints=6,
 )
 loop.train(config, tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
@@ -423,13 +430,13 @@ def one_process(photo_folder, tmp_path_factory):
 
 
 def assert_close(one, many):
-    """The same run but for the order in which float32 sums are added up.
+    """Asserts that two runs differ only by the order of float32 sums.
 
     One step shows it: losses and batch statistics agree to 1e-4, gradients (Adam's moments) to 2 %
     of their norm, since a sum that lands on the other side of a LeakyReLU's kink changes slope, and
-    weights to a hundredth of Adam's step of 1e-4. But for 1 % of them: Adam divides a gradient by
-    its own size, so that where it is nothing but rounding its sign is left to chance. From there on
-    the two runs drift apart as chaos has it, and losses are held to 3 %.
+    weights to a hundredth of Adam's step of 1e-4. Up to 1 % of them may differ more: Adam divides a
+    gradient by its own size, so that where it is only rounding its sign is random. From there on
+    the two runs drift apart, and losses are held to 3 %.
     """
     for first, second in zip(logged(one), logged(many), strict=True):
         for name in first.keys() - {"images_per_second"}:
@@ -530,7 +537,7 @@ def test_each_flagfile_trains_as_a_user_would_run_it(flagfile, tmp_path):
 
 @pytest.mark.parametrize(
     "flagfile",
-    # One is enough for every day: pictures come to all variants by the same way.
+    # One is enough by default: all variants read pictures in the same way.
     [name if name == "mse.flags" else pytest.param(name, marks=pytest.mark.slow)
      for name in FLAGFILES],
 )  # fmt: skip
@@ -563,18 +570,15 @@ def test_the_five_flagfiles_are_the_papers_five_variants():
         assert float(flags["total_variation_weight"]) == (2e-8 if name == "SRResNet-VGG22" else 0)
 
 
-def test_learning_rates_drop_as_the_paper_says():
+def test_learning_rates_drop_as_the_paper_says(config):
     from srgan_tf.training import recipe
 
-    config = recipe.Config(run_dir="", steps=200_000, learning_rate_drop_at=0.5)
-    rates = recipe.learning_rates(config)
+    rates = recipe.learning_rates(config(steps=200_000, learning_rate_drop_at=0.5))
     steps = (0, 99_999, 100_000, 199_999)
     np.testing.assert_allclose([float(rates(s)) for s in steps], [1e-4, 1e-4, 1e-5, 1e-5])
-    assert recipe.learning_rates(recipe.Config(run_dir="", steps=1000)) == 1e-4
-    config = recipe.Config(
-        run_dir="", steps=1000, learning_rate_schedule="cosine", warmup_steps=100
-    )
-    rates = recipe.learning_rates(config)
+    assert recipe.learning_rates(config(steps=1000)) == 1e-4
+    cosine = config(steps=1000, learning_rate_schedule="cosine", warmup_steps=100)
+    rates = recipe.learning_rates(cosine)
     values = [float(rates(step)) for step in (0, 50, 100, 550, 1000)]
     np.testing.assert_allclose(values, [0, 5e-5, 1e-4, 5e-5, 0], atol=1e-10)
 
