@@ -91,6 +91,12 @@ flags.DEFINE_float(
 flags.DEFINE_integer(
     "warmup_steps", 0, "Steps over which the cosine schedule rises first.", lower_bound=0
 )
+flags.DEFINE_float(
+    "ema",
+    0.0,
+    "Momentum of the generator's averaged weights, such as 0.999, which are validated and written;"
+    " 0: none (the paper).",
+)
 
 # The machine.
 flags.DEFINE_enum(

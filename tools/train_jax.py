@@ -38,7 +38,7 @@ flags.adopt_module_key_flags(train)
 
 # Flags whose other values this script does not support.
 _FIXED = {
-    "cache": False, "deterministic": True, "dry_run": False, "jit_compile": False,
+    "cache": False, "deterministic": True, "dry_run": False, "ema": 0.0, "jit_compile": False,
     "keep_checkpoints": 3, "val_data": "",
 }  # fmt: skip
 _SCRIPT = "tools/train_jax.py"

@@ -17,7 +17,7 @@ import tensorflow as tf
 from absl import logging
 
 from srgan_tf import command_line, data, files, gan, pictures, provenance, weights
-from srgan_tf.training import adam, progress, recipe, resume, run_folder
+from srgan_tf.training import adam, averaging, progress, recipe, resume, run_folder
 
 
 class Stopped(Exception):
@@ -129,11 +129,13 @@ def train(config: recipe.Config, strategy: tf.distribute.Strategy | None = None)
             checkpoint, os.fspath(checkpoints), config.keep_checkpoints
         )
         received = stack.enter_context(command_line.caught_signals())
+        generator_at = averaging.generator_at_step(config, model, train_source)
         scores = _loop(
-            config, model, checkpoint, manager, iter(batches), run_steps, pairs, log, received
-        )
+            config, model, checkpoint, manager, iter(batches), run_steps, generator_at, pairs, log,
+            received,
+        )  # fmt: skip
     if is_chief:
-        _finish(config, model, checkpoint, pairs, scores)
+        _finish(config, model, checkpoint, generator_at, pairs, scores)
         print(progress.end_report(dataclasses.asdict(config), faster))
     return run_dir
 
@@ -160,7 +162,7 @@ def build_model(config: recipe.Config, *, synchronized: bool = False) -> tuple[g
         total_variation_weight=config.total_variation_weight,
     )
     model.compile(
-        recipe.optimizer(config, adam.Adam),
+        recipe.optimizer(config, adam.Adam, ema=config.ema),
         None if discriminator is None else recipe.optimizer(config, adam.Adam),
     )
     return model, facts
@@ -296,7 +298,9 @@ def _probe_speed(checkpoint: tf.train.Checkpoint, run_steps: Callable, iterator,
     return seconds
 
 
-def _loop(config, model, checkpoint, manager, iterator, run_steps, pairs, log, received) -> dict:
+def _loop(
+    config, model, checkpoint, manager, iterator, run_steps, generator_at, pairs, log, received
+) -> dict:
     """Trains from the checkpoint's step to the last; `log` is None except for the chief.
 
     Returns:
@@ -307,13 +311,14 @@ def _loop(config, model, checkpoint, manager, iterator, run_steps, pairs, log, r
 
     def validate():
         nonlocal scores
-        scores = log.validate(step, model, pairs)
+        generator = generator_at(step)
+        scores = log.validate(step, generator, model.content, pairs)
         # Not by PSNR, which a GAN lowers as it trains.
         loss = scores["validation_loss"]
         if loss < float(checkpoint.best_loss.numpy()):
             checkpoint.best_loss.assign(loss)
             path = Path(config.run_dir, "generator.best.weights.h5")
-            weights.save_weights(model.generator, path)
+            weights.save_weights(generator, path)
 
     if log and pairs and step == 0:
         validate()
@@ -428,14 +433,15 @@ def _faster_flags(config: recipe.Config, strategy: tf.distribute.Strategy) -> li
     return found
 
 
-def _finish(config, model: gan.SRGAN, checkpoint, pairs, scores: dict) -> None:
+def _finish(config, model: gan.SRGAN, checkpoint, generator_at, pairs, scores: dict) -> None:
     """Writes the last weights and their scores."""
     path = Path(config.run_dir, "generator.weights.h5")
-    weights.save_weights(model.generator, path)
+    generator = generator_at(config.steps)
+    weights.save_weights(generator, path)
     if pairs:
         if not scores:  # resumed after the last step
             (content,) = model.content.values()
-            scores, _ = progress.score(model.generator, content, pairs)
+            scores, _ = progress.score(generator, content, pairs)
         scores = scores | {"best_validation_loss": float(checkpoint.best_loss.numpy())}
     record = {"steps": config.steps} | scores
     files.write_text(path.with_name("scores.json"), json.dumps(record, indent=2) + "\n")

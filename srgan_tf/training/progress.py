@@ -14,7 +14,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import keras
@@ -22,7 +22,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from srgan_tf import files, gan, metrics, resize, upscaling
+from srgan_tf import files, metrics, resize, upscaling
 from srgan_tf.formats import keras_model
 from srgan_tf.training import run_folder
 
@@ -57,6 +57,7 @@ def start_report(config: dict, facts: dict, faster: Sequence[str]) -> str:
         ("LR", facts["lr_operator"]),
         ("VGG19 weights", facts["vgg"] or "not used"),
         ("precision", config["mixed_precision"]),
+        *[("average", f"validated and written: --ema={config['ema']}")] * bool(config["ema"]),
         ("replicas", f"{facts['replicas']} ({facts['strategy']}), {facts['device']}"),
     ]
     for name, term in facts["terms"].items():
@@ -217,11 +218,13 @@ class RunLog:
                 tf.summary.scalar(name, value)
         self._writer.flush()
 
-    def validate(self, step: int, model: gan.SRGAN, pairs: Pairs) -> dict[str, float]:
+    def validate(
+        self, step: int, generator: keras.Model, content: dict[str, Callable], pairs: Pairs
+    ) -> dict[str, float]:
         """Scores the validation pictures and shows the first of them; returns `score`'s means."""
         began = time.perf_counter()
-        (content,) = model.content.values()
-        values, srs = score(model.generator, content, pairs)
+        (loss,) = content.values()
+        values, srs = score(generator, loss, pairs)
         shown = [
             np.hstack([resize.imresize(lr, hr.shape[:2]), sr, hr])
             for (_, lr, hr), sr in zip(pairs[:_SHOWN], srs, strict=False)

@@ -38,6 +38,7 @@ class Config:
     learning_rate_schedule: str
     learning_rate_drop_at: float
     warmup_steps: int
+    ema: float
     augment: bool
     sample_by_area: bool
     cache: bool
@@ -65,6 +66,8 @@ def require_consistent(config: Config) -> None:
         raise ValueError(
             f"--warmup_steps={config.warmup_steps} is not below --steps={config.steps}"
         )
+    if not 0 <= config.ema < 1:
+        raise ValueError(f"--ema={config.ema}: must be at least 0 and below 1, such as 0.999")
     if config.val_data and not config.val_pictures:
         raise ValueError(
             f"--val_data={config.val_data}: --val_pictures=0 uses none of them; leave out one flag"
@@ -173,17 +176,19 @@ def learning_rate(config: Config, step: int) -> float:
 
 
 def optimizer(
-    config: Config, adam: type[keras.optimizers.Adam] = keras.optimizers.Adam
+    config: Config, adam: type[keras.optimizers.Adam] = keras.optimizers.Adam, *, ema: float = 0
 ) -> keras.optimizers.Optimizer:
     """Returns the Adam of a run, for one network (section 3.2).
 
     Args:
         config: The run.
         adam: `srgan_tf.training.adam.Adam` where TensorFlow is the backend.
+        ema: Momentum of averaged weights, kept beside the trained ones; 0 for none.
     """
     # 1e-8 is Adam's own epsilon (Kingma and Ba). Keras' 1e-7 is large beside these gradients, which
     # are means over pixels, and slows the first thousand steps down.
-    optimizer = adam(learning_rates(config), beta_1=0.9, epsilon=1e-8)
+    average = {"use_ema": True, "ema_momentum": ema, "ema_overwrite_frequency": None} if ema else {}
+    optimizer = adam(learning_rates(config), beta_1=0.9, epsilon=1e-8, **average)
     if config.mixed_precision == "mixed_float16":
         return keras.optimizers.LossScaleOptimizer(optimizer)
     return optimizer

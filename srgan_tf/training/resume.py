@@ -29,6 +29,10 @@ MAY_CHANGE = frozenset({
 })  # fmt: skip
 
 
+# Values of flags that runs of today's version may lack in their run.json.
+_BEFORE_THE_FLAG = {"ema": 0.0}
+
+
 def earlier_run(config: Config, *, has_state: bool, script: str = "train.py") -> dict | None:
     """Reads run.json and refuses a run that this one cannot resume.
 
@@ -52,10 +56,11 @@ def earlier_run(config: Config, *, has_state: bool, script: str = "train.py") ->
             raise ValueError(
                 f"--run_dir={run_dir} holds a run of {earlier_script}: give another --run_dir"
             )
+        before = _BEFORE_THE_FLAG | record["config"]
         changed = [
-            f"--{name}={value} (was {record['config'][name]})"
+            f"--{name}={value} (was {before[name]})"
             for name, value in dataclasses.asdict(config).items()
-            if name not in MAY_CHANGE and record["config"].get(name, value) != value
+            if name not in MAY_CHANGE and before.get(name, value) != value
         ]
         if changed:
             raise ValueError(

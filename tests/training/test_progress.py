@@ -8,6 +8,7 @@ CONFIG = {
     "run_dir": "runs/first",
     "train_data": "sample",
     "mixed_precision": "float32",
+    "ema": 0.0,
     "steps": 200_000,
 }
 FACTS = {

@@ -121,6 +121,48 @@ def test_a_killed_run_ends_with_the_same_bytes(family, photo_folder, tmp_path):
     assert whole == killed
 
 
+def test_averaged_weights_leave_the_training_alone_and_resume_to_the_same_bytes(
+    config, photo_folder, tmp_path, monkeypatch
+):
+    from srgan_tf.training import averaging, loop
+
+    monkeypatch.setattr(averaging, "_BATCHES", 5)
+    options = {"train_data": str(photo_folder), "crop_size": 32, "batch_size": 4, "filters": 8}
+    options |= {"residual_blocks": 1, "val_pictures": 1, "validate_every": 2, "checkpoint_every": 2}
+    plain, whole, resumed = (tmp_path / name for name in ("plain", "whole", "resumed"))
+    loop.train(config(run_dir=str(plain), steps=4, **options))
+    options |= {"ema": 0.5}
+    loop.train(config(run_dir=str(whole), steps=4, **options))
+    shutil.copytree(whole, resumed)
+    for path in resumed.glob("checkpoints/ckpt-4.*"):
+        path.unlink()
+    (resumed / "generator.weights.h5").unlink()
+    loop.train(config(run_dir=str(resumed), steps=4, **options))
+
+    before, after = checkpoint_arrays(plain, 4), checkpoint_arrays(whole, 4)
+    assert_identical(after, checkpoint_arrays(resumed, 4))
+    optimizer = "optimizer/_variables"  # where the averages are among Adam's own variables
+    same = [name for name in before if not name.startswith((optimizer, "best_loss"))]
+    assert len(same) > 10
+    assert_identical({n: before[n] for n in same}, {n: after[n] for n in same})
+    for name in ("generator.weights.h5", "generator.best.weights.h5"):
+        assert_identical(generator_arrays(whole / name), generator_arrays(resumed / name))
+
+    trained, averaged = (generator_arrays(run / "generator.weights.h5") for run in (plain, whole))
+    assert all(not np.array_equal(trained[name], averaged[name]) for name in trained)
+    # The average of four steps of Adam is within them.
+    kernel = "conv_in/kernel"
+    assert 0 < np.abs(trained[kernel] - averaged[kernel]).max() < 4e-4
+
+    record = json.loads((plain / "run.json").read_text())
+    del record["config"]["ema"]  # as runs before this flag
+    (plain / "run.json").write_text(json.dumps(record))
+    del options["ema"]
+    loop.train(config(run_dir=str(plain), steps=4, **options))
+    with pytest.raises(ValueError, match=r"other flags: --ema=0.5 \(was 0.0\)"):
+        loop.train(config(run_dir=str(plain), steps=4, ema=0.5, **options))
+
+
 def generator_arrays(path):
     from srgan_tf import weights
 
@@ -263,6 +305,7 @@ def test_float16_is_refused_with_several_replicas(config, tmp_path):
         ("--content_loss: VGG19 has no layer 'conv9'", {"content_loss": "conv9"}),
         ("a_file/checkpoints: cannot be written to", {"run_dir": "a_file"}),
         ("--warmup_steps belongs to", {"warmup_steps": 5}),
+        ("--ema=1: must be at least 0 and below 1", {"ema": 1}),
         ("--val_data=sample: --val_pictures=0", {"val_data": "sample", "val_pictures": 0}),
         (
             "--warmup_steps=5 is not below --steps=5",
