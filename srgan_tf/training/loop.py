@@ -331,6 +331,7 @@ def _loop(
         is_last = step == config.steps
         if log:
             unlogged.append(rows)
+            log.watch(step, names, rows)
             last_row = dict(zip(names, rows[-1].tolist(), strict=True))
             log.progress(step, last_row, count * config.batch_size)
             if step % config.log_every == 0 or is_last:

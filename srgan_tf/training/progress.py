@@ -8,6 +8,7 @@ generator.best.weights.h5   those of the lowest content loss on the validation p
 scores.json                 the scores of the last weights there
 """
 
+import collections
 import datetime
 import json
 import os
@@ -136,6 +137,42 @@ def _symmetric(picture: np.ndarray) -> np.ndarray:
     return picture[None].astype(np.float32) / 127.5 - 1
 
 
+class DiscriminatorWatch:
+    """Says once when the discriminator has won or lost, by its last `SPAN` steps."""
+
+    SPAN = 500
+
+    def __init__(self):
+        """Starts without steps."""
+        self._recent = collections.deque(maxlen=self.SPAN)
+        self._said = None
+
+    def add(self, names: Sequence[str], rows: np.ndarray) -> str | None:
+        """Adds steps and returns one line where the state has changed to won or lost.
+
+        Args:
+            names: Names of the logs, with `d_hr` and `d_sr` where there is a discriminator.
+            rows: Their values, float32 [steps, names].
+        """
+        if "d_sr" not in names:
+            return None
+        self._recent.extend(rows[:, [names.index("d_hr"), names.index("d_sr")]].tolist())
+        if len(self._recent) < self.SPAN:
+            return None
+        hr, sr = np.mean(self._recent, axis=0)
+        state = None
+        if hr > 0.95 and sr < 0.05:
+            state = "won: it learns little more from SR; more pictures, --augment or a larger"
+            state += " --batch_size help"
+        elif hr - sr < 0.05:
+            state = "lost: it cannot tell SR from HR; a lower --adversarial_weight or a better"
+            state += " --init_generator helps"
+        is_new, self._said = state != self._said, state
+        if not state or not is_new:
+            return None
+        return f"D(HR) {hr:.2f}, D(SR) {sr:.2f} over {self.SPAN} steps: D has {state}"
+
+
 class RunLog:
     """Progress line, metrics.jsonl, TensorBoard and validation.png of a run; a context manager."""
 
@@ -151,6 +188,7 @@ class RunLog:
         self._started = self._line_started = time.perf_counter()
         self._pictures = self._line_pictures = 0
         self._painted = 0.0
+        self._watch = DiscriminatorWatch()
 
     def __enter__(self) -> "RunLog":
         """Returns itself."""
@@ -179,6 +217,13 @@ class RunLog:
             line = self._line(step, values, self._pictures / (now - self._started))
             line = line[: shutil.get_terminal_size().columns - 1]
             print(f"\r\x1b[2K{line}", end="", file=sys.stderr, flush=True)
+
+    def watch(self, step: int, names: Sequence[str], rows: np.ndarray) -> None:
+        """Prints one line when the discriminator has won or lost; see `DiscriminatorWatch.add`."""
+        line = self._watch.add(names, rows)
+        if line:
+            start = "\r\x1b[2K" if self._is_terminal else ""
+            print(f"{start}step {step}: {line}", file=sys.stderr, flush=True)
 
     def means(self, step: int, values: dict[str, float], learning_rate: float) -> None:
         """Writes the means since the last call; where there is no terminal, also as a line.

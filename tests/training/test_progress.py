@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 from conftest import ROOT
 
@@ -55,3 +56,19 @@ def test_a_run_ends_with_where_its_results_are_and_what_to_do_with_them(tmp_path
     assert f"{tmp_path}/validation.png" in look
     assert compare.endswith(f"python evaluate.py --weights={tmp_path} --out_dir=scores")
     assert upscale.endswith(f"python upscale.py photo.jpg --weights={tmp_path}")
+
+
+def test_the_discriminator_is_named_once_when_it_has_won_or_lost():
+    watch = progress.DiscriminatorWatch()
+    names = ["loss", "d_hr", "d_sr"]
+
+    def steps(d_hr, d_sr, count=watch.SPAN):
+        return watch.add(names, np.tile(np.float32([1, d_hr, d_sr]), (count, 1)))
+
+    assert steps(0.99, 0.01, watch.SPAN - 1) is None
+    line = steps(0.99, 0.01, 1)
+    assert line.startswith("D(HR) 0.99, D(SR) 0.01 over 500 steps: D has won: ")
+    assert steps(0.99, 0.01) is None
+    assert steps(0.8, 0.2) is None
+    assert "D has lost: " in steps(0.5, 0.5)
+    assert watch.add(["loss"], np.ones([500, 1])) is None
