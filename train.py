@@ -116,6 +116,11 @@ flags.DEFINE_boolean(
 # Records.
 flags.DEFINE_integer("log_every", 20, "Steps between two lines of the log.", lower_bound=1)
 flags.DEFINE_integer("validate_every", 1000, "Steps between two validations.", lower_bound=1)
+flags.DEFINE_boolean(
+    "validate_lpips",
+    None,
+    "Validate with LPIPS, which then chooses generator.best; by default with a discriminator.",
+)
 flags.DEFINE_integer("checkpoint_every", 1000, "Steps between two checkpoints.", lower_bound=1)
 flags.DEFINE_integer("keep_checkpoints", 3, "Checkpoints to keep.", lower_bound=1)
 

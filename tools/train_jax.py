@@ -39,7 +39,7 @@ flags.adopt_module_key_flags(train)
 # Flags whose other values this script does not support.
 _FIXED = {
     "cache": False, "deterministic": True, "dry_run": False, "ema": 0.0, "jit_compile": False,
-    "keep_checkpoints": 3, "val_data": "",
+    "keep_checkpoints": 3, "val_data": "", "validate_lpips": None,
 }  # fmt: skip
 _SCRIPT = "tools/train_jax.py"
 _VALIDATION_SIZE = 256  # pixels of hr; one size, so that it is compiled once

@@ -16,8 +16,11 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from srgan_tf import command_line, data, files, gan, pictures, provenance, weights
+from srgan_tf import command_line, data, files, gan, lpips, pictures, provenance, weights
 from srgan_tf.training import adam, averaging, progress, recipe, resume, run_folder
+
+# The validation score that chooses the best weights: without and with LPIPS.
+_BEST_BY = "validation_loss", "validation_lpips"
 
 
 class Stopped(Exception):
@@ -86,6 +89,8 @@ def train(config: recipe.Config, strategy: tf.distribute.Strategy | None = None)
         restored = resume.restore(checkpoint, checkpoints)
         facts["generator"] = f"{restored}, step {int(checkpoint.step.numpy())}"
     first_step = int(checkpoint.step.numpy())
+    lpips_of = _validation_lpips(config, record, pairs)
+    facts["best_by"] = "lpips" if lpips_of else "loss"
     # Every worker takes part in saving, but only the chief's files are wanted.
     is_chief = _is_chief(strategy)
     if is_chief and not config.dry_run:
@@ -131,11 +136,11 @@ def train(config: recipe.Config, strategy: tf.distribute.Strategy | None = None)
         received = stack.enter_context(command_line.caught_signals())
         generator_at = averaging.generator_at_step(config, model, train_source)
         scores = _loop(
-            config, model, checkpoint, manager, iter(batches), run_steps, generator_at, pairs, log,
-            received,
+            config, model, checkpoint, manager, iter(batches), run_steps, generator_at, lpips_of,
+            pairs, log, received,
         )  # fmt: skip
     if is_chief:
-        _finish(config, model, checkpoint, generator_at, pairs, scores)
+        _finish(config, model, checkpoint, generator_at, lpips_of, pairs, scores)
         print(progress.end_report(dataclasses.asdict(config), faster))
     return run_dir
 
@@ -213,6 +218,33 @@ def _open_data(config: recipe.Config) -> tuple[data.Source, data.Source | None]:
     if not count:
         return source, None
     return data.split_validation(source, count, config.seed)
+
+
+def _validation_lpips(config: recipe.Config, record: dict | None, pairs) -> Callable | None:
+    """Returns LPIPS, if it validates the run and chooses its best weights, or else None.
+
+    A resumed run keeps to its start. Where --validate_lpips is not set and the weights are missing,
+    a run falls back to the content loss with one line.
+    """
+    wanted = config.validate_lpips
+    if wanted is None:
+        wanted = bool(config.adversarial_weight)
+    if record:
+        wanted = record.get("best_by") == "lpips"
+    if not wanted or not pairs:
+        return None
+    smallest = min(min(hr.shape[:2]) for _, _, hr in pairs)
+    try:
+        if smallest < lpips.SMALLEST:
+            raise ValueError(
+                f"a validation picture has {smallest} pixels, and LPIPS needs {lpips.SMALLEST}"
+            )
+        return lpips.load()
+    except ValueError as error:
+        if config.validate_lpips or record:
+            raise ValueError(f"--validate_lpips: {error}") from error
+        logging.warning("the content loss chooses the best weights, not LPIPS: %s", error)
+        return None
 
 
 def _distribute(config, strategy, source, first_step):
@@ -299,7 +331,17 @@ def _probe_speed(checkpoint: tf.train.Checkpoint, run_steps: Callable, iterator,
 
 
 def _loop(
-    config, model, checkpoint, manager, iterator, run_steps, generator_at, pairs, log, received
+    config,
+    model,
+    checkpoint,
+    manager,
+    iterator,
+    run_steps,
+    generator_at,
+    lpips_of,
+    pairs,
+    log,
+    received,
 ) -> dict:
     """Trains from the checkpoint's step to the last; `log` is None except for the chief.
 
@@ -312,9 +354,9 @@ def _loop(
     def validate():
         nonlocal scores
         generator = generator_at(step)
-        scores = log.validate(step, generator, model.content, pairs)
+        scores = log.validate(step, generator, model.content, pairs, lpips_of)
         # Not by PSNR, which a GAN lowers as it trains.
-        loss = scores["validation_loss"]
+        loss = scores[_BEST_BY[bool(lpips_of)]]
         if loss < float(checkpoint.best_loss.numpy()):
             checkpoint.best_loss.assign(loss)
             path = Path(config.run_dir, "generator.best.weights.h5")
@@ -434,7 +476,9 @@ def _faster_flags(config: recipe.Config, strategy: tf.distribute.Strategy) -> li
     return found
 
 
-def _finish(config, model: gan.SRGAN, checkpoint, generator_at, pairs, scores: dict) -> None:
+def _finish(
+    config, model: gan.SRGAN, checkpoint, generator_at, lpips_of, pairs, scores: dict
+) -> None:
     """Writes the last weights and their scores."""
     path = Path(config.run_dir, "generator.weights.h5")
     generator = generator_at(config.steps)
@@ -442,7 +486,8 @@ def _finish(config, model: gan.SRGAN, checkpoint, generator_at, pairs, scores: d
     if pairs:
         if not scores:  # resumed after the last step
             (content,) = model.content.values()
-            scores, _ = progress.score(generator, content, pairs)
-        scores = scores | {"best_validation_loss": float(checkpoint.best_loss.numpy())}
+            scores, _ = progress.score(generator, content, pairs, lpips_of)
+        best = f"best_{_BEST_BY[bool(lpips_of)]}"
+        scores = scores | {best: float(checkpoint.best_loss.numpy())}
     record = {"steps": config.steps} | scores
     files.write_text(path.with_name("scores.json"), json.dumps(record, indent=2) + "\n")

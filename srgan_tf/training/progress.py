@@ -4,7 +4,7 @@ metrics.jsonl               losses and validation scores by step
 tensorboard/                the same, and validation pictures
 validation.png              bicubic, SR and HR of three validation pictures, the newest
 generator.weights.h5        the last weights
-generator.best.weights.h5   those of the lowest content loss on the validation pictures
+generator.best.weights.h5   those of the lowest content loss, or LPIPS, on these pictures
 scores.json                 the scores of the last weights there
 """
 
@@ -106,17 +106,20 @@ def _table(rows: Sequence[tuple[str, str]]) -> str:
     return "\n".join(f"{name + ':':{width}}{text}" for name, text in rows)
 
 
-def score(generator: keras.Model, content, pairs: Pairs) -> tuple[dict[str, float], list]:
+def score(
+    generator: keras.Model, content, pairs: Pairs, lpips: Callable | None = None
+) -> tuple[dict[str, float], list]:
     """Upscales the validation pictures and scores them.
 
     Args:
         generator: As `networks.build_generator` makes it.
         content: The content loss, a function of (hr, sr) in [-1, 1].
         pairs: The pictures, at least one.
+        lpips: As `lpips.load` returns it.
 
     Returns:
-        Mean `validation_psnr` (the paper's, in dB) and `validation_loss` (the content loss of 8-bit
-        pictures), and the sr pictures, uint8 [4h, 4w, 3].
+        Mean `validation_psnr` (the paper's, in dB), `validation_loss` (the content loss of 8-bit
+        pictures) and with `lpips` `validation_lpips`; and the sr pictures, uint8 [4h, 4w, 3].
     """
     network = keras_model.compiled(generator)
     srs = [upscaling.upscale(network, lr) for _, lr, _ in pairs]
@@ -129,6 +132,9 @@ def score(generator: keras.Model, content, pairs: Pairs) -> tuple[dict[str, floa
         "validation_psnr": float(np.mean(psnrs)),
         "validation_loss": float(np.mean(contents)),
     }
+    if lpips:
+        distances = [lpips(sr, hr) for sr, (_, _, hr) in zip(srs, pairs, strict=True)]
+        means["validation_lpips"] = float(np.mean(distances))
     return means, srs
 
 
@@ -264,12 +270,17 @@ class RunLog:
         self._writer.flush()
 
     def validate(
-        self, step: int, generator: keras.Model, content: dict[str, Callable], pairs: Pairs
+        self,
+        step: int,
+        generator: keras.Model,
+        content: dict[str, Callable],
+        pairs: Pairs,
+        lpips=None,
     ) -> dict[str, float]:
         """Scores the validation pictures and shows the first of them; returns `score`'s means."""
         began = time.perf_counter()
         (loss,) = content.values()
-        values, srs = score(generator, loss, pairs)
+        values, srs = score(generator, loss, pairs, lpips)
         shown = [
             np.hstack([resize.imresize(lr, hr.shape[:2]), sr, hr])
             for (_, lr, hr), sr in zip(pairs[:_SHOWN], srs, strict=False)
@@ -286,6 +297,8 @@ class RunLog:
         psnr, loss = values["validation_psnr"], values["validation_loss"]
         start = "\r\x1b[2K" if self._is_terminal else ""
         line = f"{start}step {step}: validation PSNR {psnr:.2f} dB, content loss {loss:.4g}"
+        if lpips:
+            line += f", LPIPS {values['validation_lpips']:.4f}"
         print(line, file=sys.stderr, flush=True)
         # Validation does not count as training time.
         spent = time.perf_counter() - began

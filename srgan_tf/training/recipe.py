@@ -49,6 +49,7 @@ class Config:
     seed: int
     log_every: int
     validate_every: int
+    validate_lpips: bool | None
     checkpoint_every: int
     keep_checkpoints: int
     dry_run: bool

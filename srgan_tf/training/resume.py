@@ -30,7 +30,7 @@ MAY_CHANGE = frozenset({
 
 
 # Values of flags that runs of today's version may lack in their run.json.
-_BEFORE_THE_FLAG = {"ema": 0.0}
+_BEFORE_THE_FLAG = {"ema": 0.0, "validate_lpips": None}
 
 
 def earlier_run(config: Config, *, has_state: bool, script: str = "train.py") -> dict | None:

@@ -24,7 +24,9 @@ def write_start(run_dir: Path, config: dict, facts: dict) -> None:
         config: Flags by name.
         facts: What is known before the first step, for `json.dumps`.
     """
-    flags = "".join(f"--{name}={_flag_text(value)}\n" for name, value in config.items())
+    flags = "".join(
+        f"--{name}={_flag_text(value)}\n" for name, value in config.items() if value is not None
+    )
     write_text(run_dir / "flags.txt", flags)
     record = {"config": config, **here(), **facts}
     write_text(run_dir / "run.json", json.dumps(record, indent=2) + "\n")

@@ -163,6 +163,34 @@ def test_averaged_weights_leave_the_training_alone_and_resume_to_the_same_bytes(
         loop.train(config(run_dir=str(plain), steps=4, ema=0.5, **options))
 
 
+def test_lpips_chooses_the_best_weights_of_a_gan_where_it_is_available(
+    config, photo_folder, tmp_path, monkeypatch
+):
+    from srgan_tf import lpips
+    from srgan_tf.training import loop
+
+    options = {"train_data": str(photo_folder), "crop_size": 32, "batch_size": 4, "filters": 8}
+    options |= {"residual_blocks": 1, "val_pictures": 1, "steps": 1, "adversarial_weight": 1e-3}
+    options |= {"init_generator": "none", "deterministic": False}
+
+    def scores(name, **changes):
+        loop.train(config(run_dir=str(tmp_path / name), **options, **changes))
+        return json.loads((tmp_path / name / "scores.json").read_text())
+
+    with_lpips = scores("with")
+    found = [row["validation_lpips"] for row in logged(tmp_path / "with") if len(row) == 4]
+    assert len(found) == 2 and min(found) == with_lpips["best_validation_lpips"]
+    assert "validation_lpips" not in scores("without", validate_lpips=False)
+
+    def missing():
+        raise ValueError("no weights")
+
+    monkeypatch.setattr(lpips, "load", missing)
+    assert "best_validation_loss" in scores("missing")
+    with pytest.raises(ValueError, match="^--validate_lpips: no weights$"):
+        scores("required", validate_lpips=True)
+
+
 def generator_arrays(path):
     from srgan_tf import weights
 
