@@ -38,7 +38,7 @@ _REPAINT = 0.2  # seconds between two repaints of the progress line
 
 
 # Hours from which a run counts as long, and hours that the report shortens it to.
-_LONG_HOURS, _SHORT_HOURS = 48, 8
+_LONG_HOURS, _SHORT_HOURS = 24, 8
 
 
 def start_report(config: dict, facts: dict, faster: Sequence[str]) -> str:
