@@ -9,7 +9,6 @@ unchanged) and its card, srresnet_mse.json.
 """
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -39,7 +38,7 @@ flags.DEFINE_string(
 def main(_) -> int:
     """Writes the weights and the card."""
     command_line.load_tensorflow()
-    from srgan_tf import weights
+    from srgan_tf import files, weights
 
     final = Path(FLAGS.run_dir, "generator.weights.h5")
     record, scores = _read(final.with_name("run.json")), _read(Path(FLAGS.scores))
@@ -52,12 +51,12 @@ def main(_) -> int:
         ) from error
     target = PRETRAINED / f"{FLAGS.name}.weights.h5"
     PRETRAINED.mkdir(exist_ok=True)
-    # Not named like weights: after a kill they would be taken for bundled ones.
-    half, card_file = target.with_suffix(".part"), target.with_suffix(".card.part")
-    card["sha256"] = weights.file_sha256(halve(final, half))
-    card_file.write_text(json.dumps(card, indent=2) + "\n")
-    os.replace(half, target)
-    os.replace(card_file, PRETRAINED / f"{FLAGS.name}.json")
+    with files.staging(PRETRAINED) as folder:
+        half, card_file = Path(folder, target.name), Path(folder, f"{FLAGS.name}.json")
+        card["sha256"] = weights.file_sha256(halve(final, half))
+        card_file.write_text(json.dumps(card, indent=2) + "\n")
+        half.replace(target)
+        card_file.replace(PRETRAINED / card_file.name)
     print(f"{target}: {target.stat().st_size / 1e6:.1f} MB")
     return 0
 

@@ -8,12 +8,13 @@ import re
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from srgan_tf import pictures, resize
+from srgan_tf import files, pictures, resize
 
 _CODINGS = ("other", "jpeg", "png")
 
@@ -187,15 +188,13 @@ def _scan(
     )
     if index is not None:
         try:
-            # Under another name first: several processes may do this at once.
-            draft = f"{index}.{os.getpid()}.npz"
-            np.savez(
-                draft,
-                headers=headers,
-                broken=np.array(list(reasons), np.int64),
-                reasons=np.array(list(reasons.values()), str),
-            )
-            os.replace(draft, index)
+            with files.replacing(Path(index)) as draft:
+                np.savez(
+                    draft,
+                    headers=headers,
+                    broken=np.array(list(reasons), np.int64),
+                    reasons=np.array(list(reasons.values()), str),
+                )
         except OSError as error:
             logging.warning("picture headers will be read again at the next start: %s", error)
     return headers, reasons

@@ -1,11 +1,11 @@
-"""Many pictures, one after the other: which file becomes which, and none is ever half there."""
+"""Many photographs: which file becomes which, and none is ever half written."""
 
 import contextlib
 import functools
 import os
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -19,7 +19,7 @@ _SUFFIX = "_x4"
 
 
 class Job(NamedTuple):
-    """A picture to enlarge, and the file that it becomes."""
+    """A picture to upscale, and the file that it becomes."""
 
     source: Path
     target: Path
@@ -32,38 +32,37 @@ def plan(
     format: str = "png",
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Job]:
-    """Decides which pictures are enlarged into which files.
+    """Decides which picture becomes which file.
 
-    `NAME.jpg` becomes `NAME_x4.png`: beside it or, in `out_dir`, in the folder that it has in the
-    folder that was given. Pictures that would get the same name keep their ending in it, also where
-    only one of them is given: the name that a picture gets depends on its folder, not on the
-    command. A picture that by its name is another one's result is passed over, so that a command
-    may be repeated.
+    `NAME.jpg` becomes `NAME_x4.png`, beside it or in `out_dir`, where folders keep their structure.
+    Pictures that would get the same name keep their ending in it, even if only one of them is
+    given: a result's name depends on the picture's folder, not on the command. A picture that is
+    named like another one's result is skipped, so that a command may be repeated.
 
     Args:
         inputs: Files, and folders with pictures at any depth.
-        out_dir: Where results go; None: beside each picture.
-        format: Their ending, one of `photographs.FORMATS`.
-        say: Told, in a line, how many are passed over.
+        out_dir: Where results go; None for the folder of each picture.
+        format: The results' ending, one of `photographs.FORMATS`.
+        say: Receives a line that counts the skipped pictures.
 
     Raises:
         FileNotFoundError: There is no such file or folder.
         ValueError: A folder has no pictures, or two would be written to one file.
     """
-    folders: dict[Path, Path] = {}  # of each picture: where its result goes
+    folders: dict[Path, Path] = {}  # from each picture to its result's folder
     for given in map(Path, inputs):
         if given.is_dir():
-            files = pictures.find_pictures(given)
+            found = pictures.find_pictures(given)
             results = None if out_dir is None else Path(out_dir).resolve()
             if results and given.resolve() in results.parents:
-                files = [file for file in files if not file.resolve().is_relative_to(results)]
-            if not files:
+                found = [file for file in found if not file.resolve().is_relative_to(results)]
+            if not found:
                 raise ValueError(f"{given}: no pictures in this folder")
         elif given.exists():
-            files = [given]
+            found = [given]
         else:
             raise FileNotFoundError(f"{given}: no such file or folder")
-        for file in files:
+        for file in found:
             folder = file.parent
             if out_dir is not None:
                 folder = Path(out_dir, folder.relative_to(given if given.is_dir() else folder))
@@ -71,7 +70,7 @@ def plan(
     made = {file.with_name(name + _SUFFIX) for file in folders for name in (file.stem, file.name)}
     results = [file for file in folders if file.with_suffix("") in made]
     if results:
-        say(f"passed over {len(results)} named like results, such as {results[0]}")
+        say(f"skipped {len(results)} named like results, such as {results[0]}")
     for file in results:
         del folders[file]
     rivals, beside = defaultdict(set), defaultdict(set)
@@ -105,30 +104,28 @@ def run(
     say: Callable[[str], None] = lambda line: None,
     note: Callable[[str], None] = lambda line: None,
 ) -> int:
-    """Enlarges pictures into files, while the next one is read and the last one compressed.
+    """Upscales pictures into files, reading the next one and compressing the last one meanwhile.
 
-    A result is written beside its place under a hidden name and then renamed. Besides the network
-    at work on a tile, memory holds the pixels of two pictures and a few rows of tiles of results;
-    for formats other than PNG a whole result.
+    Files are written atomically. Apart from the network and its tile, memory holds the pixels of
+    two pictures and a few rows of tiles of results; for formats other than PNG a whole result.
 
     Args:
         jobs: From `plan`.
-        load: Gives for the bits of a picture, 8 or 16, what `inference.load_network` gives.
+        load: From the bits of a picture, 8 or 16, to the result of `fastest.load_network`.
         format: One of `photographs.FORMATS`.
         quality: As in `photographs.open_writer`.
         tile: As in `upscaling.upscale`.
-        progress: Told the fraction that is done, in 0..1, and what is being done.
-        say: Told, in a line, of each picture that is done.
-        note: Told, in a line, of each that cannot be enlarged, and of what others lose.
+        progress: Receives the fraction done, in 0..1, and the speed with the picture's name.
+        say: Receives a line for each finished picture.
+        note: Receives a line for each picture that failed, and for each loss in others.
 
     Returns:
-        How many could not be enlarged.
+        The number of pictures that failed.
 
     Raises:
         ValueError, FileNotFoundError: `load` fails, or the tile is too small for the network.
     """
     load = functools.cache(load)
-    _clear_leftovers(jobs)
     pixels = {job: pictures.count_pixels(job.source) for job in jobs}
     total, done, failed, start = sum(pixels.values()), 0, 0, None
     ending: deque[tuple[Job, str, Future]] = deque()
@@ -139,13 +136,13 @@ def run(
         note(line)
 
     def end(most: int) -> None:
-        """Waits until at most so many results are still being written."""
+        """Waits until at most `most` results are still being written."""
         while len(ending) > most:
             job, summary, result = ending.popleft()
             try:
                 result.result()
                 say(f"{job.target}: {summary}")
-            except Exception as error:  # as below
+            except Exception as error:  # Pillow raises all kinds
                 fail(f"{job.target}: cannot be written ({pictures.one_line(error)})")
 
     def advance(count: int) -> None:
@@ -175,13 +172,13 @@ def run(
                 continue
             network, precision = load(8 * photograph.colours.dtype.itemsize)
             side = upscaling.checked_tile(network, tile)
-            begun = time.monotonic()
+            started = time.monotonic()
             if start is None:
-                start = begun
+                start = started
                 progress(0.0, job.source.name)  # starts the clock of a bar
             try:
                 photograph = photographs.fitted(photograph, format, network.bits)
-                rows = photographs.enlarged_rows(network, photograph, tile=side, progress=advance)
+                rows = photographs.upscaled_rows(network, photograph, tile=side, progress=advance)
                 make_writer = functools.partial(
                     photographs.open_writer,
                     photograph=photograph,
@@ -193,13 +190,13 @@ def run(
             except MemoryError:
                 remedy = f"give a --tile smaller than {side}" if side else "no tiles are possible"
                 fail(f"{job.source}: not enough memory, {remedy}")
-            except Exception as error:  # Pillow and runtimes raise all sorts; the others go on
+            except Exception as error:  # Pillow and runtimes raise all kinds
                 fail(f"{job.source}: {pictures.one_line(error)}")
             else:
                 for line in photograph.notes:
                     note(f"{job.source}: {line}")
                 height, width = photograph.colours.shape[:2]
-                seconds = time.monotonic() - begun
+                seconds = time.monotonic() - started
                 rate = f"{16 * height * width / 1e6 / seconds:.2f} megapixels/s"
                 summary = f"{4 * width}x{4 * height}, {seconds:.1f} s, {rate}, {precision}"
                 ending.append((job, summary, result))
@@ -217,37 +214,30 @@ def _write(
     make_writer: Callable[[BinaryIO], photographs.PngWriter],
     closing: Executor,
 ) -> Future:
-    """Writes rows as they come, and leaves to `closing` what remains then."""
+    """Writes rows as they come; `closing` writes the rest and renames the file to `target`."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    file = part.open("wb")
-    try:
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(_opened(stack.enter_context(files.replacing(target))))
         writer = make_writer(file)
         for piece in rows:
             writer.write(piece)
-    except BaseException:
-        with contextlib.suppress(OSError):  # on a full disk closing fails, too
-            file.close()
-        part.unlink()
-        raise
+        rest = stack.pop_all()
 
     def close() -> None:
-        try:
-            with file:
-                writer.close()
-            part.replace(target)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
+        with rest:
+            writer.close()
 
     return closing.submit(close)
 
 
-def _clear_leftovers(jobs: Sequence[Job]) -> None:
-    """Removes what killed processes left of these jobs' results."""
-    targets = {job.target for job in jobs}
-    for folder in {target.parent for target in targets}:
-        for part in folder.glob(".*.part"):
-            name, _, process = part.stem[1:].rpartition(".")
-            if folder / name in targets and files.is_gone(process):
-                part.unlink(missing_ok=True)
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file for writing; the first error is the one that is raised."""
+    file = path.open("wb")
+    try:
+        yield file
+    except BaseException:
+        with contextlib.suppress(OSError):  # on a full disk closing fails, too
+            file.close()
+        raise
+    file.close()

@@ -1,9 +1,8 @@
-"""Photographs as people keep them: enlarged with their depth, alpha, EXIF and colour profile."""
+"""Photographs as people keep them, upscaled with their depth, alpha, EXIF and colour profile."""
 
 import functools
 import io
 import os
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from typing import BinaryIO, NamedTuple
@@ -28,8 +27,9 @@ BIG_TIFF = 2**32 - 2**24
 DEFAULT_QUALITY = 92
 
 _ORIENTATION, _EXIF_IFD, _WIDTH, _HEIGHT = 0x0112, 0x8769, 0xA002, 0xA003
-_BITS, _PLANES = 258, 284  # of a TIFF; 2: a plane for each channel
-# What a TIFF's own tags say of how its pixels are stored, and what is carried apart from EXIF.
+_BITS, _PHOTOMETRIC, _EXTRA_SAMPLES = 258, 262, 338  # of a TIFF
+_PNG_GRAY = 0  # of a PNG's colour types the one that Pillow reads with 16 bits
+# A TIFF's tags for how its pixels are stored, and for metadata that is carried apart from EXIF.
 _STORAGE_TAGS = (
     *(254, 255, 256, 257, 258, 259, 262, 263, 264, 265, 266, 273, 277, 278, 279, 280, 281, 284),
     *(317, 318, 319, 320, 322, 323, 324, 325, 330, 332, 333, 334, 336, 338, 339, 340, 341, 347),
@@ -43,9 +43,9 @@ class Photograph(NamedTuple):
     Attributes:
         colours: uint8 or uint16, [h, w, 3] in RGB, or [h, w] where it is grayscale.
         alpha: [h, w] of the same type, or None.
-        exif: EXIF of an upright picture, as TIFF bytes; empty for none.
+        exif: EXIF of the oriented picture, as TIFF bytes; empty for none.
         icc: ICC profile; empty for none.
-        notes: What was not kept, in words.
+        notes: Sentences that name each loss.
     """
 
     colours: np.ndarray
@@ -63,21 +63,21 @@ def upscale(
     precision: str = "auto",
     tile: int | None = None,
 ) -> np.ndarray | Image.Image:
-    """Enlarges a picture by 4; also there as `srgan_tf.upscale`.
+    """Upscales a picture by 4; also available as `srgan_tf.upscale`.
 
     Args:
-        image: uint8 or uint16, each of its full range, [h, w] or [h, w, 1] (gray), [h, w, 2] (gray
+        image: uint8 or uint16 of the type's full range, [h, w] or [h, w, 1] (gray), [h, w, 2] (gray
             and alpha), [h, w, 3] (RGB) or [h, w, 4] (RGB and alpha); or a Pillow image of any mode.
         weights: As in `fastest.load_network`; by default the bundled pair, blended by `detail`. The
             network stays loaded for the next picture.
         detail: From 0, the faithful SRResNet-MSE, to 1, the detailed SRGAN-VGG54; by default
             `fastest.DEFAULT_DETAIL`.
         precision: One of `fastest.PRECISIONS`.
-        tile: As in `upscaling.upscale`: smaller takes less memory.
+        tile: As in `upscaling.upscale`; a smaller tile takes less memory.
 
     Returns:
-        An array of the type and number of dimensions of `image`; or, for a Pillow image, another
-        one, upright, of mode L, LA, RGB, RGBA or (for gray of more than 8 bits without alpha)
+        For an array, one of the same type and number of dimensions. For a Pillow image another
+        one, oriented, of mode L, LA, RGB, RGBA or (for gray of more than 8 bits without alpha)
         I;16, with its EXIF and colour profile.
 
     Raises:
@@ -91,7 +91,7 @@ def upscale(
     spec, bits = fastest.chosen(weights, detail), 8 * photograph.colours.dtype.itemsize
     network, _ = _network(spec, precision, bits)
     sr, top = None, 0
-    for rows in enlarged_rows(network, photograph, tile=tile):
+    for rows in upscaled_rows(network, photograph, tile=tile):
         if sr is None:
             sr = np.empty([4 * photograph.colours.shape[0], *rows.shape[1:]], rows.dtype)
         sr[top : top + len(rows)] = rows
@@ -127,26 +127,26 @@ def _from_array(array: np.ndarray) -> Photograph:
 
 
 def read_photograph(path: str | os.PathLike) -> Photograph:
-    """Reads a picture file at its full depth, upright.
+    """Reads a picture file at its full depth, oriented.
 
-    Palettes and CMYK become RGB, CMYK by its own profile where it has one. Colour of 16 bits is
-    kept for PNG and for RGB in TIFF; of all other Pillow gives 8 bits, which is noted for TIFF and
-    PPM: others' headers are not at hand. Of an animation the first frame is taken.
+    Palettes and CMYK become RGB, CMYK by its own profile where it has one. 16-bit colour is kept
+    in PNG and RGB TIFF. In other files Pillow reads 8 bits, which is noted for TIFF and PPM, the
+    only formats where Pillow tells the depth. Only the first frame of an animation is read.
 
     Raises:
-        ValueError: The file is missing, no picture, damaged or cut short, or larger than
-            `PIL.Image.MAX_IMAGE_PIXELS` allows (twice that number); one line.
+        ValueError: The file is missing, no picture, damaged or cut short, or has more than twice
+            `PIL.Image.MAX_IMAGE_PIXELS` pixels; one line.
     """
     try:
         with Image.open(path) as image:
-            deep = _is_deep(image)  # which is forgotten by loading
-            photograph = _photograph(image, _low_bytes(path, image))
+            deep = _is_deep(image)  # loading forgets it
+            photograph = _photograph(image, _deep_colours(path, image))
             if deep and photograph.colours.dtype == np.uint8:
-                notes = (*photograph.notes, "it has more than 8 bits, of which 8 are read")
+                notes = (*photograph.notes, "only 8 of its bits are read")
                 photograph = photograph._replace(notes=notes)
-            # Behind a phone's MPO picture lie depth maps and the like, no frames.
+            # A phone's MPO holds depth maps and the like behind its picture, not frames.
             if getattr(image, "is_animated", False) and image.format != "MPO":
-                notes = ("the first of its frames is taken", *photograph.notes)
+                notes = ("only its first frame is read", *photograph.notes)
                 photograph = photograph._replace(notes=notes)
             return photograph
     except Image.DecompressionBombError as error:
@@ -160,56 +160,78 @@ def read_photograph(path: str | os.PathLike) -> Photograph:
 
 
 def _is_deep(image: Image.Image) -> bool:
-    """Tells whether a TIFF or PPM that is opened, but not loaded, has more than 8 bits."""
+    """Tells whether a TIFF or PPM that is open, but not loaded, has more than 8 bits."""
     if image.format == "TIFF":
-        deep = max(image.tag_v2.get(_BITS, (1,))) > 8
-        if deep and image.tag_v2.get(_PLANES) == 2 and image.info["compression"] == "raw":
-            raise ValueError("16 bits in planes, which Pillow reads only where compressed")
-        return deep
+        return max(image.tag_v2.get(_BITS, (1,))) > 8
     arguments = image.tile[0].args if image.format == "PPM" else ""
     return not isinstance(arguments, str) and arguments[-1] > 255  # (mode, value of white)
 
 
-def _low_bytes(path, image: Image.Image) -> np.ndarray | None:
-    """Reads the low bytes of 16-bit colour, of which Pillow gives the high ones only.
+def _deep_colours(
+    path: str | os.PathLike, image: Image.Image
+) -> tuple[np.ndarray, np.ndarray | None] | None:
+    """Reads 16-bit colour, of which Pillow keeps 8 bits only.
 
     Args:
         path: The picture's file.
-        image: The same, opened.
+        image: The same file, open, but not loaded: loading a TIFF removes its orientation.
 
     Returns:
-        uint8 [h, w, channels], upright: RGB, RGBA, or gray and alpha; None for other files.
+        Colours and alpha as in `Photograph`; None for files without 16-bit colour and for those
+        that Pillow alone can read: CMYK, and TIFF whose colours are multiplied by alpha.
     """
-    if image.format not in ("PNG", "TIFF"):
+    if image.format == "PNG":
+        with open(path, "rb") as file:
+            depth, kind = file.read(26)[24:]  # in the first chunk
+            if depth != 16 or kind == _PNG_GRAY:
+                return None
+            import imagecodecs  # here, since few photographs have 16 bits
+
+            file.seek(0)
+            values = imagecodecs.png_decode(file.read())  # a transparent colour becomes alpha
+    elif image.format == "TIFF" and image.mode in ("RGB", "RGBA"):
+        tags = image.tag_v2
+        rgb = tags.get(_PHOTOMETRIC) == 2 and tags.get(_EXTRA_SAMPLES) != (1,)
+        if set(tags.get(_BITS, ())) != {16} or not rgb:
+            return None
+        import tifffile
+
+        with tifffile.TiffFile(path) as file:
+            page = file.pages[0]
+            values = page.asarray()
+        if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE:
+            values = np.moveaxis(values, 0, -1)
+        values = values[..., : len(image.mode)]  # further channels are no part of the picture
+    else:
         return None
-    if image.format == "TIFF" and image.tag_v2.get(_PLANES) == 2:  # swapped they come out wrong
-        return None
-    arguments = image.tile[0].args
-    layout = arguments if isinstance(arguments, str) else arguments[0]
-    kind, _, order = layout.partition(";")  # such as RGB;16B, for big-endian
-    if kind not in ("RGB", "RGBX", "RGBA", "LA") or order not in ("16B", "16L", "16N"):
-        return None
-    # In the other order of bytes, the low byte is where the high one should be. That order is not
-    # there for gray with alpha; all its four bytes are read as if they were RGBA.
-    swapped = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}
-    layout = "RGBA" if kind == "LA" else f"{kind};{swapped[order]}"
-    with Image.open(path) as again:
-        again.tile = [
-            tile._replace(args=layout if isinstance(tile.args, str) else (layout, *tile.args[1:]))
-            for tile in again.tile
-        ]
-        low = np.asarray(ImageOps.exif_transpose(again))
-    return low[..., 1::2] if kind == "LA" else low
+    values = _oriented(values, image.getexif().get(_ORIENTATION, 1))
+    colours = values[..., 0] if values.shape[-1] == 2 else values[..., :3]
+    return colours, values[..., -1] if values.shape[-1] in (2, 4) else None
 
 
-def _photograph(image: Image.Image, low: np.ndarray | None = None) -> Photograph:
-    """Gives a picture upright, of 16 bits where it has them or where `low` holds their low half."""
-    image.load()  # also reads the EXIF that comes behind a PNG's pixels
-    upright = ImageOps.exif_transpose(image)
-    exif, notes = _exif(image, upright.size)
+def _oriented(stored: np.ndarray, orientation: int) -> np.ndarray:
+    """Applies an EXIF orientation, 1 to 8, to pixels [h, w, channels]; others change nothing."""
+    if orientation in (5, 6, 7, 8):
+        stored = stored.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        stored = stored[:, ::-1]
+    return stored[::-1] if orientation in (3, 4, 7, 8) else stored
+
+
+def _photograph(
+    image: Image.Image, deep: tuple[np.ndarray, np.ndarray | None] | None = None
+) -> Photograph:
+    """Converts an open picture, oriented; `deep` are its 16-bit colours where it has them."""
+    if deep is None:
+        image.load()  # also reads the EXIF that comes behind a PNG's pixels
+        upright = ImageOps.exif_transpose(image)
+        size = upright.size
+    else:
+        size = deep[0].shape[1::-1]
+    exif, notes = _exif(image, size)
     icc = image.info.get("icc_profile") or b""
-    if low is not None:
-        pixels = _deep_colours(np.asarray(upright), low, image.info.get("transparency"))
+    if deep is not None:
+        pixels = deep
     elif image.mode in ("I", "F") or image.mode.startswith("I;16"):
         pixels = _deep_gray(upright)
     else:
@@ -222,7 +244,7 @@ def _photograph(image: Image.Image, low: np.ndarray | None = None) -> Photograph
 
 
 def _colours(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
-    """Gives colours and alpha of an 8-bit picture."""
+    """Returns colours and alpha of an 8-bit picture."""
     transparent = image.has_transparency_data or image.mode in ("La", "RGBa")
     gray = image.mode in ("1", "L", "LA", "La")
     mode = ("L" if gray else "RGB") + ("A" if transparent else "")
@@ -232,26 +254,11 @@ def _colours(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
     return (values[..., 0] if gray else values[..., :3]), values[..., -1]
 
 
-def _deep_colours(high, low, key) -> tuple[np.ndarray, np.ndarray | None]:
-    """Joins the bytes of 16-bit colours, and gives alpha: their own or that of PNG's `key`."""
-    if low.shape[-1] == 2:  # gray and alpha, whose high bytes Pillow gives as RGBA
-        high = high[..., [0, 3]]
-    values = high.astype(np.uint16) << 8 | low
-    if low.shape[-1] == 2:
-        return values[..., 0], values[..., 1]
-    colours = values[..., :3]
-    if low.shape[-1] == 4:
-        return colours, values[..., 3]
-    if key is not None:
-        return colours, np.where((colours == key).all(axis=-1), 0, 65535).astype(np.uint16)
-    return colours, None
-
-
 def _deep_gray(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
-    """Gives the values of a gray picture of more than 8 bits as uint16, and its alpha."""
+    """Returns the values of a gray picture of more than 8 bits as uint16, and its alpha."""
     values = np.asarray(image)
     if not image.mode.startswith("I;16"):
-        # Any range: the smallest usual one that holds the values, as `pictures` takes it.
+        # Any range: the smallest usual one that holds the values, as in `pictures`.
         values = np.asarray(values, np.float64)
         if image.mode == "F" and values.max() <= 1:
             values = values * 65535
@@ -278,15 +285,15 @@ def _by_profile(image: Image.Image, icc: bytes) -> Image.Image:
 
 
 def _exif(image: Image.Image, size: tuple[int, int]) -> tuple[bytes, tuple[str, ...]]:
-    """Gives EXIF as it fits the enlarged picture, and a note where it cannot.
+    """Returns EXIF that fits the upscaled picture, and a note if it is damaged.
 
     Args:
-        image: As it was opened.
-        size: Its width and height when upright.
+        image: The open picture.
+        size: Its width and height, oriented.
     """
     try:
         exif = Image.Exif()
-        exif.load(image.getexif().tobytes())  # a copy: the caller's own picture stays as it is
+        exif.load(image.getexif().tobytes())  # a copy: the caller's picture keeps its own
         for tag in (_ORIENTATION, *(_STORAGE_TAGS if image.format == "TIFF" else ())):
             exif.pop(tag, None)
         details = exif.get_ifd(_EXIF_IFD) if _EXIF_IFD in exif else {}
@@ -294,25 +301,25 @@ def _exif(image: Image.Image, size: tuple[int, int]) -> tuple[bytes, tuple[str, 
             if tag in details:
                 details[tag] = 4 * side
         return exif.tobytes().removeprefix(b"Exif\0\0") if exif else b"", ()
-    except Exception:  # Pillow raises all sorts on broken tags
-        return b"", ("its EXIF is damaged and left out",)
+    except Exception:  # Pillow raises all kinds on broken tags
+        return b"", ("its EXIF is damaged and skipped",)
 
 
-def enlarged_rows(
+def upscaled_rows(
     network: upscaling.Upscaler,
     photograph: Photograph,
     *,
     tile: int | None,
     progress: Callable[[int], None] = lambda pixels: None,
 ) -> Iterator[np.ndarray]:
-    """Enlarges a photograph by 4, from top to bottom, one row of tiles at a time.
+    """Upscales a photograph by 4, from top to bottom, one row of tiles at a time.
 
     Args:
-        network: As `fastest.load_network` gives it.
-        photograph: What to enlarge. Grayscale goes through the network as three equal channels;
-            alpha is enlarged by Pillow's bicubic.
+        network: From `fastest.load_network`.
+        photograph: The photograph. Grayscale goes through the network as three equal channels;
+            alpha is upscaled by Pillow's bicubic.
         tile: As in `upscaling.upscale`.
-        progress: Told how many pixels of the photograph have been enlarged since the last call.
+        progress: Receives the number of the photograph's pixels upscaled since the last call.
 
     Returns:
         An iterator of rows of the photograph's type, [n, 4w, channels] (RGB, RGBA, or gray and
@@ -325,13 +332,13 @@ def enlarged_rows(
         lr = np.broadcast_to(lr[..., None], (height, width, 3))
     colours = 1 if gray else 3
     if alpha is not None:
-        # In floats: Pillow's bicubic has no 16 bits. With a box it still sees beyond the rows.
+        # In floats: Pillow's bicubic has no 16 bits. It also reads the rows around its box.
         alpha = Image.fromarray(alpha.astype(np.float32))
     for top, left, piece in upscaling.upscaled_pieces(network, lr, tile=tile):
         if left == 0:
             shape = [piece.shape[0], 4 * width, colours + (alpha is not None)]
             rows = np.empty(shape, lr.dtype)
-        if gray:  # BT.601, as any program turns colour into gray
+        if gray:  # BT.601, as any program converts colour to gray
             piece = np.round(piece @ np.float32([[0.299], [0.587], [0.114]]))
         rows[:, left : left + piece.shape[1], :colours] = piece
         progress(piece.shape[0] * piece.shape[1] // 16)
@@ -345,7 +352,7 @@ def enlarged_rows(
 
 
 class _WholePicture:
-    """Gathers rows for Pillow's writers, which take whole pictures; the same use as `PngWriter`."""
+    """Gathers rows for Pillow's writers, which take whole pictures; used like `PngWriter`."""
 
     def __init__(self, file: BinaryIO, image: Image.Image, **options):
         self._file, self._image, self._options, self._top = file, image, options, 0
@@ -359,15 +366,15 @@ class _WholePicture:
 
 
 def fitted(photograph: Photograph, format: str, bits: int) -> Photograph:
-    """Reduces a photograph to what a format and a network can hold, and notes what that costs.
+    """Reduces a photograph to what a format and a network can hold, and notes each loss.
 
     Args:
-        photograph: As it was read.
+        photograph: From `read_photograph`.
         format: One of `FORMATS`.
-        bits: The most that the network takes, 8 or 16.
+        bits: The network's, 8 or 16.
 
     Raises:
-        ValueError: The enlarged picture has more pixels than the format allows.
+        ValueError: The upscaled picture has more pixels than the format allows.
     """
     colours, alpha, exif, _, notes = photograph
     height, width = (4 * side for side in colours.shape[:2])
@@ -380,7 +387,7 @@ def fitted(photograph: Photograph, format: str, bits: int) -> Photograph:
     if alpha is not None and format == "jpg":
         white = np.iinfo(alpha.dtype).max
         if alpha.min() < white:
-            notes += ("JPEG has no alpha: it is laid over white",)
+            notes += ("JPEG has no alpha: the picture is laid over white",)
             share = alpha.astype(np.float32) / white
             if colours.ndim == 3:
                 share = share[..., None]
@@ -389,9 +396,9 @@ def fitted(photograph: Photograph, format: str, bits: int) -> Photograph:
     if colours.dtype == np.uint16:
         reason = None
         if bits == 8:
-            reason = "this network takes 8 bits"
+            reason = "reduced to 8 bits, the most that this network takes"
         elif format in LOSSY or (format == "tif" and (colours.ndim == 3 or alpha is not None)):
-            reason = f"it is reduced to the 8 bits of .{format}; --format=png keeps 16"
+            reason = f"reduced to the 8 bits of .{format}; --format=png keeps 16"
         if reason:
             notes += (reason,)
             colours, alpha = (
@@ -400,7 +407,7 @@ def fitted(photograph: Photograph, format: str, bits: int) -> Photograph:
             )
     if format == "jpg" and len(exif) > 65000:
         exif = b""
-        notes += ("its EXIF is larger than JPEG allows and left out",)
+        notes += ("its EXIF is larger than JPEG allows and skipped",)
     return Photograph(colours, alpha, exif, photograph.icc, notes)
 
 
@@ -412,14 +419,14 @@ def open_writer(
     quality: int = DEFAULT_QUALITY,
     executor: Executor,
 ) -> PngWriter | _WholePicture:
-    """Opens a picture file for the rows that `enlarged_rows` makes of a photograph.
+    """Opens a picture file for the rows from `upscaled_rows`.
 
     Args:
         file: Open for writing.
-        photograph: What is enlarged, `fitted` to the format.
-        format: One of `FORMATS`. PNG is written as rows come; others are gathered in memory.
+        photograph: The photograph before upscaling, `fitted` to the format.
+        format: One of `FORMATS`. PNG is written as rows come; other formats are gathered in memory.
         quality: 1 to 100, for JPEG and WebP.
-        executor: Where PNG is compressed.
+        executor: Runs the compression of PNG.
 
     Returns:
         An object with `write(rows)` and `close()`, which leaves the file itself open.
