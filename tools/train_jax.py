@@ -38,10 +38,11 @@ flags.adopt_module_key_flags(train)
 
 # Flags whose other values this script does not support.
 _FIXED = {
-    "cache": False, "deterministic": True, "dry_run": False, "ema": 0.0, "jit_compile": False,
+    "cache": False, "deterministic": True, "dry_run": False, "jit_compile": False,
     "keep_checkpoints": 3, "val_data": "", "validate_lpips": None,
 }  # fmt: skip
 _SCRIPT = "tools/train_jax.py"
+_BATCHES = 100  # that the averaged network's batch statistics are measured on
 _VALIDATION_SIZE = 256  # pixels of hr; one size, so that it is compiled once
 
 
@@ -88,6 +89,7 @@ def run_training(config, received: list[int]) -> int:
     del training
     generator, model, state, step = start_or_resume(config, record, found)
     many = compiled_steps(model, draw)
+    averaged = averages(config, model, draw)
     rows = Rows(config, run_dir, step)
     with contextlib.closing(rows):
         while step < config.steps:
@@ -96,10 +98,13 @@ def run_training(config, received: list[int]) -> int:
             step = end
             is_last, stopped = step == config.steps, bool(received)
             rows.add(step, sums, is_last or step % config.log_every == 0)
-            if validation and (is_last or step % config.validate_every == 0):
-                rows.write(step, {"validation_psnr": model.psnr(state, validation)})
-            if is_last or stopped or step % config.checkpoint_every == 0:
-                save(run_dir, state, step, generator, model, is_last)
+            validates = validation and (is_last or step % config.validate_every == 0)
+            saves = is_last or stopped or step % config.checkpoint_every == 0
+            shown = averaged(state, pixels, step) if validates or saves else None
+            if validates:
+                rows.write(step, {"validation_psnr": model.psnr(shown, validation)})
+            if saves:
+                save(run_dir, state, shown, step, generator, model, is_last)
             if stopped and not is_last:
                 print(f"stopped at step {step}: the same command resumes from there")
                 return 128 + received[0]
@@ -204,6 +209,25 @@ def compiled_steps(model: "Model", draw: Callable) -> Callable:
         return jax.lax.fori_loop(first, end, one, (state, zeros))
 
     return jax.jit(many, donate_argnums=0)
+
+
+def averages(config, model: "Model", draw: Callable) -> Callable:
+    """Makes the function that returns what is validated and written: with --ema the average.
+
+    Returns:
+        (state, pixels, step) -> the state itself without --ema; with it one that has the averaged
+        generator, its batch statistics measured on the 100 batches from the step on.
+    """
+    import jax
+
+    if not config.ema:
+        return lambda state, pixels, step: state
+    lr = jax.jit(lambda pixels, step: draw(pixels, step)[0])
+
+    def averaged(state, pixels, step):
+        return model.averaged(state, [lr(pixels, i) for i in range(step, step + _BATCHES)])
+
+    return averaged
 
 
 class Rows:
@@ -341,12 +365,15 @@ class Model(NamedTuple):
         step: From (state, lr, hr) to the next state and the logs; to be compiled.
         psnr: From (state, pictures hr) to their mean PSNR, the paper's, dB.
         assign: Assigns a state's weights to the Keras generator.
+        averaged: From (state, batches lr) to a state with the averaged generator of --ema, whose
+            batch statistics are means over the batches.
     """
 
     state: dict
     step: Callable
     psnr: Callable
     assign: Callable
+    averaged: Callable
 
 
 def make_model(config, generator, discriminator, content) -> Model:
@@ -359,6 +386,7 @@ def make_model(config, generator, discriminator, content) -> Model:
         content: Name and function of the content loss.
     """
     import jax
+    import keras
     import numpy as np
 
     from srgan_tf import losses, metrics, resize
@@ -371,7 +399,10 @@ def make_model(config, generator, discriminator, content) -> Model:
         groups = (*variables, optimizer.variables)
         return [[jax.numpy.array(v.value) for v in group] for group in groups]
 
-    optimizers = {"generator": recipe.optimizer(config), "discriminator": recipe.optimizer(config)}
+    optimizers = {
+        "generator": recipe.optimizer(config, ema=config.ema),
+        "discriminator": recipe.optimizer(config),
+    }
     state = {"generator": start(generator, optimizers["generator"])}
     if discriminator is not None:
         state["discriminator"] = start(discriminator, optimizers["discriminator"])
@@ -446,11 +477,32 @@ def make_model(config, generator, discriminator, content) -> Model:
         for variable, value in zip(generator.non_trainable_variables, others, strict=True):
             variable.assign(value)
 
-    return Model(state, step, psnr, assign)
+    norms = [x for x in generator.layers if isinstance(x, keras.layers.BatchNormalization)]
+
+    @jax.jit
+    def batch_statistics(trained, lr):
+        # From zeros, one call moves the statistics by this share of the batch's.
+        share = 1 - norms[0].momentum
+        zeros = [jax.numpy.zeros_like(v.value) for v in generator.non_trainable_variables]
+        moved = generator.stateless_call(trained, zeros, lr, training=True)[1]
+        return [value / share for value in moved]
+
+    def averaged(state, batches):
+        trained, others, slots = state["generator"]
+        optimizer = optimizers["generator"]
+        for variable, value in zip(optimizer.variables, slots, strict=True):
+            variable.assign(value)
+        optimizer.finalize_variable_values(generator.trainable_variables)
+        trained = [v.value for v in generator.trainable_variables]
+        measured = [batch_statistics(trained, lr) for lr in batches]
+        others = [np.mean(values, axis=0) for values in zip(*measured, strict=True)]
+        return {**state, "generator": [trained, others, slots]}
+
+    return Model(state, step, psnr, assign, averaged)
 
 
-def save(run_dir: Path, state, step: int, generator, model: Model, is_last: bool) -> None:
-    """Writes the weights, then the state that a run resumes from.
+def save(run_dir: Path, state, shown, step: int, generator, model: Model, is_last: bool) -> None:
+    """Writes the weights of the state `shown`, then the state that a run resumes from.
 
     Raises:
         ValueError: Something is not finite.
@@ -465,7 +517,7 @@ def save(run_dir: Path, state, step: int, generator, model: Model, is_last: bool
         raise ValueError(
             f"step {step}: weights are not finite; start a new run with a lower --learning_rate"
         )
-    model.assign(state)
+    model.assign(shown)
     newest = run_dir / "generator.newest.weights.h5"
     weights.save_weights(generator, run_dir / "generator.weights.h5" if is_last else newest)
     named = {str(i): leaf for i, leaf in enumerate(leaves)}

@@ -18,7 +18,7 @@ from srgan_tf.training import recipe
 config = dataclasses.replace(
     train.read_config(""), residual_blocks=2, filters=8, crop_size=32, batch_size=3,
     init_generator="none", content_loss="block2_conv2", vgg_weights="vgg16",
-    adversarial_weight=1e-3, total_variation_weight=1e-7,
+    adversarial_weight=1e-3, total_variation_weight=1e-7, ema=float(sys.argv[3]),
 )
 generator, discriminator, content, _ = recipe.build(config)
 rng = np.random.default_rng(1)
@@ -36,6 +36,8 @@ if sys.argv[1] == "jax":
     import train_jax
     model = train_jax.make_model(config, generator, discriminator, content)
     state, logs = jax.jit(model.step)(model.state, lr, hr)
+    if config.ema:
+        state = model.averaged(state, [lr, lr])
     for name, network in (("generator", generator), ("discriminator", discriminator)):
         for variables, values in zip(
             (network.trainable_variables, network.non_trainable_variables), state[name]
@@ -50,8 +52,15 @@ else:
         generator, content, discriminator=discriminator,
         total_variation_weight=config.total_variation_weight,
     )
-    model.compile(*(recipe.optimizer(config, adam.Adam) for _ in range(2)))
+    model.compile(
+        recipe.optimizer(config, adam.Adam, ema=config.ema), recipe.optimizer(config, adam.Adam)
+    )
     logs = model.train_step((tf.constant(lr), tf.constant(hr)))
+    if config.ema:
+        model.optimizer.finalize_variable_values(generator.trainable_variables)
+        for layer in generator.layers:
+            layer.momentum = 0  # of batch norms: a call then leaves its batch's statistics
+        generator(lr, training=True)
 weights = [w for network in (generator, discriminator) for w in network.get_weights()]
 np.savez(sys.argv[2], *weights, **{name: float(value) for name, value in logs.items()})
 assert ("tensorflow" in sys.modules) == (sys.argv[1] == "tensorflow")
@@ -123,10 +132,12 @@ def _python(*arguments, code=0, backend="jax"):
     return done
 
 
-def test_a_step_computes_the_same_weights_as_tensorflow(tmp_path):
+@pytest.mark.parametrize("ema", [0, 0.5])
+def test_a_step_computes_the_same_weights_as_tensorflow(tmp_path, ema):
     found = {}
     for backend in ("tensorflow", "jax"):
-        _python("-c", ONE_STEP, backend, tmp_path / f"{backend}.npz", backend=backend)
+        path = tmp_path / f"{backend}.npz"
+        _python("-c", ONE_STEP, backend, path, ema, backend=backend)
         found[backend] = dict(np.load(tmp_path / f"{backend}.npz"))
     assert found["jax"].keys() == found["tensorflow"].keys() and "adversarial" in found["jax"]
     for name, value in found["tensorflow"].items():
@@ -145,7 +156,13 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
         save_photograph(tmp_path / "photos" / f"{i}.png", 256 + i, 256)
     flags = ["--flagfile=srresnet_mse.flags", "--steps=5", f"--train_data={tmp_path / 'photos'}"]
     flags += ["--residual_blocks=1", "--filters=8", "--crop_size=32", "--batch_size=2"]
-    flags += ["--steps_per_call=3", "--checkpoint_every=3", "--log_every=2", "--validate_every=2"]
+    flags += [
+        "--ema=0.5",
+        "--steps_per_call=3",
+        "--checkpoint_every=3",
+        "--log_every=2",
+        "--validate_every=2",
+    ]
     out = _python("tools/train_jax.py", *flags, f"--run_dir={tmp_path}/whole").stdout
     assert "step 2  loss " in out and "step 4  validation_psnr " in out and "done: " in out
     _python("-c", KILLED, *flags, f"--run_dir={tmp_path}/killed", code=9)
