@@ -134,7 +134,9 @@ def train(config: recipe.Config, strategy: tf.distribute.Strategy | None = None)
             checkpoint, os.fspath(checkpoints), config.keep_checkpoints
         )
         received = stack.enter_context(command_line.caught_signals())
-        generator_at = averaging.generator_at_step(config, model, train_source)
+        # In scope: Keras assigns the averages by the strategy, only to variables of its own.
+        with strategy.scope():
+            generator_at = averaging.generator_at_step(config, model, train_source)
         scores = _loop(
             config, model, checkpoint, manager, iter(batches), run_steps, generator_at, lpips_of,
             pairs, log, received,

@@ -477,7 +477,7 @@ from srgan_tf.training import loop
 config = dataclasses.replace(
     train.read_config(sys.argv[1]), train_data=sys.argv[2], steps=6, log_every=1,
     batch_size=4, crop_size=32, residual_blocks=1, filters=8, val_pictures=1,
-    adversarial_weight=1e-3, init_generator="none",
+    adversarial_weight=1e-3, init_generator="none", ema=0.5,
     checkpoint_every=1, keep_checkpoints=6,
 )
 loop.train(config, tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
@@ -487,6 +487,7 @@ loop.train(config, tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
 SIX_STEPS = [
     *FAMILIES["srgan"],
     "--steps=6",
+    "--ema=0.5",
     "--log_every=1",
     "--checkpoint_every=1",
     "--keep_checkpoints=6",
