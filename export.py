@@ -50,7 +50,7 @@ flags.DEFINE_string(
     "--calibration_data and int8 files are written, each takes every other picture.",
 )
 
-# The number and size of centre crops: enough for ranges and means, and quick.
+# The number and size of center crops: enough for ranges and means, and quick.
 _PICTURES, _SIZE = 16, 384
 
 _LEGEND = """

@@ -64,7 +64,7 @@ flags.DEFINE_enum(
     "init",
     "nearest",
     ["nearest", "random"],
-    "Start of the generator: as a nearest-neighbour upscaler, or random by the book.",
+    "Start of the generator: as a nearest-neighbor upscaler, or random by the book.",
 )
 flags.DEFINE_string(
     "init_generator",

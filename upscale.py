@@ -4,7 +4,7 @@
   python upscale.py holiday/ more.png --out_dir=large --format=jpg
 
 photo.jpg becomes photo_x4.png (or photo.jpg_x4.png, if there is a photo.png, too) beside it or in
---out_dir, where folders keep their structure. EXIF, colour profile, alpha, grayscale and 16 bits
+--out_dir, where folders keep their structure. EXIF, color profile, alpha, grayscale and 16 bits
 are kept. A picture that has its result already is skipped, so that a stopped command may be
 repeated. Exit code: 1 when a picture could not be enlarged (each is named) or nothing could be
 done.
@@ -40,7 +40,7 @@ flags.DEFINE_enum(
     "format",
     "png",
     ["png", "jpg", "webp", "tif"],
-    "Of the results. Only PNG is written piece by piece and keeps 16 bits of colour.",
+    "Of the results. Only PNG is written piece by piece and keeps 16 bits of color.",
 )
 flags.DEFINE_integer(
     "quality", None, "Of JPEG and WebP. Default: 92.", lower_bound=1, upper_bound=100

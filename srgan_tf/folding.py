@@ -17,7 +17,7 @@ import numpy as np
 if TYPE_CHECKING:  # arrays can be folded without Keras
     import keras
 
-# Layers that carry the picture from one end to the other. Some of their centre taps are so much
+# Layers that carry the picture from one end to the other. Some of their center taps are so much
 # larger than the other weights that int8 with one scale cannot hold both.
 CARRIERS = ("upscale1_conv", "upscale2_conv", "conv_out")
 
@@ -211,10 +211,10 @@ def receptive_field(layers: Mapping[str, Layer]) -> int:
     return sum(sides.values()) + math.ceil(halves / 2)
 
 
-def split_centre(
+def split_center(
     layer: Layer,
 ) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """Splits a convolution in two: without its centre tap, and the centre tap with the bias.
+    """Splits a convolution in two: without its center tap, and the center tap with the bias.
 
     Returns:
         (kernel, bias) of both. The sum of both convolutions of an input is the layer's result
@@ -223,8 +223,8 @@ def split_centre(
     height, width = layer.kernel.shape[0] // 2, layer.kernel.shape[1] // 2
     rest = layer.kernel.copy()
     rest[height, width] = 0
-    centre = layer.kernel[height : height + 1, width : width + 1]
-    return (rest, np.zeros_like(layer.bias)), (centre, layer.bias)
+    center = layer.kernel[height : height + 1, width : width + 1]
+    return (rest, np.zeros_like(layer.bias)), (center, layer.bias)
 
 
 def _block_count(names: Iterable[str]) -> int:

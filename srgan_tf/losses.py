@@ -53,7 +53,7 @@ def discriminator(hr_logits, sr_logits):
 
 
 def total_variation(sr):
-    """Sum of absolute differences of neighbours in a picture [N, H, W, 3], mean over pictures.
+    """Sum of absolute differences of neighbors in a picture [N, H, W, 3], mean over pictures.
 
     The regulariser of SRResNet-VGG22, weight 2e-8 (section 3.2, after Johnson et al.); as
     `tf.image.total_variation` has it.

@@ -126,7 +126,7 @@ def _cut_lumas(sr: np.ndarray, hr: np.ndarray, *, smallest: int) -> tuple[np.nda
 def _daala_kernel(sigma: float, longest: int) -> np.ndarray:
     """Gives daala's kernel of integers that sum to 256, as float64 [2 * half + 1].
 
-    The half-width is the largest n with 256 * pdf(n) >= 0.5 (below `longest`); the centre takes
+    The half-width is the largest n with 256 * pdf(n) >= 0.5 (below `longest`); the center takes
     what the rounded others leave of 256.
     """
     smallest = np.sqrt(np.pi / 2) * sigma / _KERNEL_SUM

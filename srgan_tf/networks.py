@@ -23,7 +23,7 @@ def build_generator(
     Args:
         residual_blocks: B in the paper, 16 in all of its variants.
         filters: feature maps of every layer but the sub-pixel ones, which have four times as many.
-        init: "nearest" starts as a nearest-neighbour upscaler (a departure from the paper, which
+        init: "nearest" starts as a nearest-neighbor upscaler (a departure from the paper, which
             says nothing of its start); "random" is Glorot uniform throughout.
         dtype: Keras' dtype policy; the last bias and the result are float32 under every policy.
         synchronized: batch statistics over all replicas (TensorFlow only).
@@ -80,14 +80,14 @@ def build_generator(
     sr = Conv2D(3, 9, dtype="float32", name="conv_out")(x)
     generator = keras.Model(lr, sr, name="generator")
     if init == "nearest":
-        _start_as_nearest_neighbour(generator)
+        _start_as_nearest_neighbor(generator)
     return generator
 
 
-def _start_as_nearest_neighbour(generator: keras.Model) -> None:
-    """Sets the first weights so that the network begins as a nearest-neighbour upscaler.
+def _start_as_nearest_neighbor(generator: keras.Model) -> None:
+    """Sets the first weights so that the network begins as a nearest-neighbor upscaler.
 
-    Channels 0 to 2 carry R, G and B from end to end, through the centre taps. They are never
+    Channels 0 to 2 carry R, G and B from end to end, through the center taps. They are never
     negative, so every PReLU leaves them as they are. All other weights stay random, but each
     sub-pixel convolution begins with the same kernel for its four positions, so that no
     checkerboard is there to be unlearned (Aitken et al., arXiv 1707.02937).

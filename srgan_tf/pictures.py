@@ -15,7 +15,7 @@ _ENDINGS = (
 )
 # fmt: on
 
-# The colour photographs among the files of scikit-image's wheel. Of the stereo pair
+# The color photographs among the files of scikit-image's wheel. Of the stereo pair
 # motorcycle_left/right one is enough; microscopy, textures and drawings are left aside.
 _SAMPLES = (
     "astronaut.png",
@@ -80,7 +80,7 @@ def is_picture_name(name: str) -> bool:
 
 
 def sample_pictures() -> list[Path]:
-    """Lists the colour photographs that scikit-image's wheel carries; nothing is downloaded.
+    """Lists the color photographs that scikit-image's wheel carries; nothing is downloaded.
 
     Raises:
         ValueError: scikit-image is not installed, or has none of them.
@@ -125,7 +125,7 @@ def to_rgb(image: Image.Image) -> np.ndarray:
     """Converts any picture to RGB as a person would expect to see it.
 
     The EXIF turn is applied, a palette looked up, transparency laid over white, CMYK and
-    grayscale converted, 16 bits scaled to 8. Of an animation the first frame is taken. Colour
+    grayscale converted, 16 bits scaled to 8. Of an animation the first frame is taken. Color
     profiles are ignored, as the field does.
 
     Args:

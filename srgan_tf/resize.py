@@ -33,10 +33,10 @@ def bicubic_matrix(size_in: int, size_out: int) -> np.ndarray:
         raise ValueError(f"cannot resize {size_in} samples to {size_out}: both must be at least 1")
     scale = size_out / size_in
     stretch = min(scale, 1.0)
-    centres = (np.arange(size_out) + 0.5) / scale - 0.5
+    centers = (np.arange(size_out) + 0.5) / scale - 0.5
     taps = int(np.ceil(4 / stretch)) + 2
-    positions = np.floor(centres - 2 / stretch)[:, None].astype(int) + np.arange(taps)
-    weights = _cubic((centres[:, None] - positions) * stretch)
+    positions = np.floor(centers - 2 / stretch)[:, None].astype(int) + np.arange(taps)
+    weights = _cubic((centers[:, None] - positions) * stretch)
     weights /= weights.sum(axis=1, keepdims=True)
     sources = np.clip(positions, 0, size_in - 1)
     matrix = np.zeros((size_out, size_in))

@@ -25,7 +25,7 @@ SHARED = Path(os.environ.get("SRGAN_SHARED", Path(__file__).parents[2] / "shared
 
 
 def photograph(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """A colourful picture, smooth with some edges, uint8 [height, width, 3]."""
+    """A colorful picture, smooth with some edges, uint8 [height, width, 3]."""
     generator = np.random.default_rng(seed)
     coarse = generator.integers(0, 256, (height // 16 + 2, width // 16 + 2, 3), np.uint8)
     smooth = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
@@ -36,7 +36,7 @@ def photograph(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def save_photograph(path: Path, height: int, width: int, seed: int = 0, **options) -> np.ndarray:
-    """Writes a made-up photograph, JPEG without loss of colour resolution unless told."""
+    """Writes a made-up photograph, JPEG without loss of color resolution unless told."""
     picture = photograph(height, width, seed)
     Image.fromarray(picture).save(path, **options)
     return picture
@@ -124,7 +124,7 @@ def photo_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Path:
-    """The weights file of a tiny generator, which enlarges as nearest neighbour, a little off."""
+    """The weights file of a tiny generator, which enlarges as nearest neighbor, a little off."""
     import keras
 
     from srgan_tf import networks

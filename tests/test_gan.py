@@ -10,7 +10,7 @@ from srgan_tf.training import adam
 def batch(seed=0, count=4):
     generator = np.random.default_rng(seed)
     lr = generator.random((count, 8, 8, 3), np.float32)
-    # Paler than the nearest-neighbour upscaling that a generator starts with.
+    # Paler than the nearest-neighbor upscaling that a generator starts with.
     hr = (lr - 0.5).repeat(4, axis=1).repeat(4, axis=2)
     hr = (hr + generator.normal(0, 0.02, hr.shape)).astype(np.float32)
     return tf.constant(lr), tf.constant(hr)

@@ -52,7 +52,7 @@ def test_any_height_and_width_become_four_times_as_large(size):
     assert sr.shape == (2, 4 * size[0], 4 * size[1], 3)
 
 
-def test_the_generator_starts_as_a_nearest_neighbour_upscaler():
+def test_the_generator_starts_as_a_nearest_neighbor_upscaler():
     generator = networks.build_generator(residual_blocks=3, filters=16)
     # The other channels of the last convolution begin small, not zero.
     out = generator.get_layer("conv_out")

@@ -38,7 +38,7 @@ def test_a_missing_folder_is_named(tmp_path):
         pictures.find_pictures(tmp_path / "nowhere")
 
 
-def test_sample_pictures_are_colour_photographs_on_disk():
+def test_sample_pictures_are_color_photographs_on_disk():
     paths = pictures.sample_pictures()
     assert len(paths) >= 5
     for path in paths:
@@ -83,13 +83,13 @@ def test_a_nonsensical_exif_turn_is_ignored(tmp_path):
 
 
 def test_transparency_is_laid_over_white():
-    colour = photograph(10, 12)
+    color = photograph(10, 12)
     alpha = np.zeros((10, 12), np.uint8)
     alpha[:, 6:] = 255
-    rgba = np.dstack([colour, alpha])
+    rgba = np.dstack([color, alpha])
     rgb = pictures.to_rgb(Image.fromarray(rgba))
     assert (rgb[:, :6] == 255).all()
-    np.testing.assert_array_equal(rgb[:, 6:], colour[:, 6:])
+    np.testing.assert_array_equal(rgb[:, 6:], color[:, 6:])
     half = Image.new("RGBA", (1, 1), (0, 100, 200, 51))  # 20 % opaque
     np.testing.assert_allclose(pictures.to_rgb(half)[0, 0], [204, 224, 244], atol=1)
 
@@ -101,7 +101,7 @@ def test_gray_with_transparency_is_laid_over_white():
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P"])
-def test_a_transparent_colour_is_laid_over_white(mode, tmp_path):
+def test_a_transparent_color_is_laid_over_white(mode, tmp_path):
     image = Image.new(mode, (2, 1))
     if mode == "P":
         image.putpalette([9, 9, 9, 70, 80, 90])
@@ -121,10 +121,10 @@ def test_a_palette_is_looked_up(tmp_path):
 
 
 def test_cmyk_becomes_rgb(tmp_path):
-    colours = Image.fromarray(photograph(32, 48))
-    path = _written(colours.convert("CMYK"), ".jpg", tmp_path, quality=100)
+    colors = Image.fromarray(photograph(32, 48))
+    path = _written(colors.convert("CMYK"), ".jpg", tmp_path, quality=100)
     assert pictures.read_header(path).coding == "other"
-    difference = pictures.read_rgb(path).astype(int) - np.asarray(colours)
+    difference = pictures.read_rgb(path).astype(int) - np.asarray(colors)
     assert np.abs(difference).mean() < 2
 
 
@@ -149,13 +149,13 @@ def test_black_and_white_becomes_black_and_white():
     np.testing.assert_array_equal(pictures.to_rgb(image), [[[255] * 3, [0] * 3]])
 
 
-def test_scoring_keeps_the_values_of_a_gray_file_and_has_colour_otherwise(tmp_path):
+def test_scoring_keeps_the_values_of_a_gray_file_and_has_color_otherwise(tmp_path):
     gray = photograph(8, 9)[..., 0]
     np.testing.assert_array_equal(
         pictures.read_scoring(_written(Image.fromarray(gray), ".png", tmp_path)), gray
     )
-    colour = save_photograph(tmp_path / "colour.png", 8, 9)
-    np.testing.assert_array_equal(pictures.read_scoring(tmp_path / "colour.png"), colour)
+    color = save_photograph(tmp_path / "color.png", 8, 9)
+    np.testing.assert_array_equal(pictures.read_scoring(tmp_path / "color.png"), color)
 
 
 def test_an_open_file_is_read_like_a_path():

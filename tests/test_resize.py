@@ -21,10 +21,10 @@ def test_the_matrix_is_the_antialiased_cubic_with_the_border_repeated(size_in, s
     stretch = min(scale, 1)
     expected = np.zeros((size_out, size_in))
     for row in range(size_out):
-        centre = (row + 0.5) / scale - 0.5
+        center = (row + 0.5) / scale - 0.5
         margin = math.ceil(2 / stretch)
-        for sample in range(math.floor(centre) - margin, math.ceil(centre) + margin + 1):
-            weight = _cubic((centre - sample) * stretch)
+        for sample in range(math.floor(center) - margin, math.ceil(center) + margin + 1):
+            weight = _cubic((center - sample) * stretch)
             expected[row, min(max(sample, 0), size_in - 1)] += weight
     expected /= expected.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(resize.bicubic_matrix(size_in, size_out), expected, atol=1e-12)
@@ -66,11 +66,11 @@ def test_a_shrink_of_unequal_sides_begins_with_the_side_that_shrinks_most():
     assert (resized != rows_first).any()
 
 
-def test_gray_and_colour_are_resized_alike():
+def test_gray_and_color_are_resized_alike():
     picture = photograph(48, 60)
-    colour = resize.imresize(picture, (12, 15))
-    assert colour.shape == (12, 15, 3) and colour.dtype == np.uint8
-    np.testing.assert_array_equal(resize.imresize(picture[..., 1], (12, 15)), colour[..., 1])
+    color = resize.imresize(picture, (12, 15))
+    assert color.shape == (12, 15, 3) and color.dtype == np.uint8
+    np.testing.assert_array_equal(resize.imresize(picture[..., 1], (12, 15)), color[..., 1])
 
 
 @pytest.mark.parametrize("picture", [np.zeros((8, 8)), np.zeros(8, np.uint8)])

@@ -287,8 +287,8 @@ def _cropper(source: Source, size: int, augment: bool, cache: bool) -> Callable:
 
         def from_jpeg():
             y, x, stored_width = _stored_window(top, left, height, width, orientation, size)
-            # Two more columns on each side: at a cut libjpeg lacks the neighbours between which
-            # it interpolates colours. So the crop equals the same piece of the whole picture.
+            # Two more columns on each side: at a cut libjpeg lacks the neighbors between which
+            # it interpolates colors. So the crop equals the same piece of the whole picture.
             start, end = tf.maximum(x - 2, 0), tf.minimum(x + size + 2, stored_width)
             window = tf.cast([y, start, size, end - start], tf.int32)
             wide = tf.io.decode_and_crop_jpeg(

@@ -289,7 +289,7 @@ def validation_pairs(
     Args:
         source: The pictures.
         count: How many at most; fewer where there are not that many.
-        max_size: Longest side of an HR picture in pixels; of a larger one the centre is cut out.
+        max_size: Longest side of an HR picture in pixels; of a larger one the center is cut out.
 
     Returns:
         (name, lr, hr) in the source's order: hr uint8 [4h, 4w, 3], lr uint8 [h, w, 3].

@@ -163,7 +163,7 @@ def _viewer_data(results: scoring.Results, out_dir: Path, embedded: list[str]) -
 
 
 def _hardest_crop(bicubic: np.ndarray, hr: np.ndarray) -> list[int]:
-    """The centre (x, y) of the crop where bicubic differs most from the original."""
+    """The center (x, y) of the crop where bicubic differs most from the original."""
     error = np.square(bicubic.astype(np.float64) - hr)
     error = error if error.ndim == 2 else error.sum(axis=-1)
     size = min(CROP, *error.shape)

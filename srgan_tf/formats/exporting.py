@@ -149,7 +149,7 @@ def _describe(form, input_size, card, scores: parity.Parity, pictures: int, fact
         "scale": 4,
         "input": {"shape": [batch, height, width, 3], "range": [0, 1], **kind},
         "output": {"shape": [batch, *times_4, 3], "range": [-1, 1], **kind},
-        "colour": "RGB",
+        "color": "RGB",
         "weights": card,
         "parity": {
             "pictures": pictures,

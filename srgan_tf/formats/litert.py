@@ -21,12 +21,12 @@ from ai_edge_litert.interpreter import Interpreter
 
 from srgan_tf import files, folding, pictures, upscaling
 from srgan_tf.folding import CARRIERS, Layer
-from srgan_tf.formats.quantization import Statistics, corrected, equalised, rounded
+from srgan_tf.formats.quantization import Statistics, corrected, equalized, rounded
 
 if TYPE_CHECKING:
     import keras
 
-# In "int8" the sub-pixel convolutions need no split, thanks to `equalised`.
+# In "int8" the sub-pixel convolutions need no split, thanks to `equalized`.
 _SPLIT_INT8 = ("conv_in", "conv_out")
 
 QUANTIZE = ("float32", "float16", "dynamic", "int8")
@@ -79,7 +79,7 @@ def write_tflite(
         # The last layer's result in [0, 1], which uint8 is a multiple of.
         last = layers["conv_out"]
         layers["conv_out"] = folding.Layer(last.kernel / 2, (last.bias + 1) / 2, None)
-        layers = equalised(layers, calibrate(layers, calibration))
+        layers = equalized(layers, calibrate(layers, calibration))
         statistics = calibrate(layers, calibration)
         model = in_int8(layers, statistics, input_size=input_size)
     else:
@@ -114,7 +114,7 @@ def in_float(
         layers: From `folding.fold`.
         weights: "float32"; "float16": stored in half the size, computed in float32; "int8":
             int8 kernels, and activations in int8 on the way into each convolution, except the first
-            convolution and the centre taps of those that carry the picture.
+            convolution and the center taps of those that carry the picture.
         input_size: Height and width of lr; None leaves both variable.
         means: From `openvino_model.calibrate`, to correct the biases for the rounding of kernels.
     """
@@ -136,9 +136,9 @@ def in_float(
     def conv(x, name):
         layer = layers[name]
         if weights == "int8" and name in CARRIERS:
-            rest, centre = folding.split_centre(layer)
+            rest, center = folding.split_center(layer)
             rest = convolution(x, f"{name}_rest", *rest)
-            y = add(rest, convolution(x, f"{name}_centre", *centre, small=False), name)
+            y = add(rest, convolution(x, f"{name}_center", *center, small=False), name)
         else:
             y = convolution(x, name, layer.kernel, layer.bias, small=name != "conv_in")
         if layer.slope is None:
@@ -166,7 +166,7 @@ def in_int8(
     """Makes a file that takes lr uint8 and returns sr uint8, in integers from end to end.
 
     Args:
-        layers: From `quantization.equalised`, with a last layer that returns sr in [0, 1].
+        layers: From `quantization.equalized`, with a last layer that returns sr in [0, 1].
         statistics: From `openvino_model.calibrate`, of these layers.
         input_size: Height and width of lr; None leaves both variable.
     """
@@ -185,7 +185,7 @@ def in_int8(
         # The levels of a uint8 picture at the end, so that int8 rounds and clips as that does.
         output = (1 / 255, -128) if name == "conv_out" else _range(statistics[name])
         if name in _SPLIT_INT8:
-            parts = zip(("rest", "centre"), folding.split_centre(layer), strict=True)
+            parts = zip(("rest", "center"), folding.split_center(layer), strict=True)
             given = [
                 convolution(x, f"{name}_{part}", *taps, _range(statistics[f"{name}_{part}"]))
                 for part, taps in parts
@@ -297,7 +297,7 @@ def _rounded(kernel: np.ndarray, bias: np.ndarray, read: Statistics | None):
 def _range(statistics: Statistics) -> tuple[float, int]:
     """Returns the scale and zero point with which int8 covers the calibrated range."""
     low, high = min(statistics.low.min(), 0), max(statistics.high.max(), 0)
-    # XNNPACK refuses sums of very different scales; equalised channels are of size 1 or so.
+    # XNNPACK refuses sums of very different scales; equalized channels are of size 1 or so.
     scale = max(high - low, 0.02) / 255
     return float(scale), int(np.clip(np.round(-128 - low / scale), -128, 127))
 

@@ -13,7 +13,7 @@ from srgan_tf.formats import quantization
 
 # This layer stays in float: it does a hundredth of the work and takes in the picture itself.
 _IN_FLOAT = "conv_in"
-# Channels 0 to 2 carry R, G and B, since a network starts as a nearest-neighbour upscaler. One with
+# Channels 0 to 2 carry R, G and B, since a network starts as a nearest-neighbor upscaler. One with
 # a random start may lose more than `fastest` allows, which then takes float32.
 _CARRYING = 3
 # Headroom for pictures whose values exceed the calibrated ranges.
@@ -54,7 +54,7 @@ def build(
         layers: From `folding.fold`.
         statistics: From `calibrate`, of these layers. With them convolutions are in int8: kernels,
             and activations on the way into each convolution. Sums, the first convolution, and the
-            picture's path through the last three stay in float; that path consists of the centre
+            picture's path through the last three stay in float; that path consists of the center
             taps of the channels that carry the picture.
     """
 
@@ -89,10 +89,10 @@ def build(
         if slope is not None:
             made = np.arange(kernel.shape[3]).reshape(-1, filters)[:, :carrying].ravel()
             kernel, bias, slope = kernel[..., made], bias[made], slope[made]
-        centre = kernel.shape[0] // 2, kernel.shape[1] // 2
-        carried = kernel[centre][given]
+        center = kernel.shape[0] // 2, kernel.shape[1] // 2
+        carried = kernel[center][given]
         rest = kernel.copy()
-        rest[(*centre, given)] = 0
+        rest[(*center, given)] = 0
         y = convolution(values, rest, np.zeros_like(bias), read)
         name = _LAST_BIAS if slope is None else None
         carried = _convolution(picture, carried[None, None], bias, name=name)
@@ -138,8 +138,8 @@ def calibrate(
 
     Returns:
         The statistics by the names that `folding.build` passes, those of PReLUs by "NAME_prelu",
-        of the input by "lr". The parts of `folding.split_centre` of the first and the last
-        convolution are "NAME_rest" and "NAME_centre".
+        of the input by "lr". The parts of `folding.split_center` of the first and the last
+        convolution are "NAME_rest" and "NAME_center".
     """
     tensors = {}
 
@@ -153,9 +153,9 @@ def calibrate(
     def conv(x, name):
         kernel, bias, slope = layers[name]
         if name in ("conv_in", "conv_out"):
-            rest, centre = folding.split_centre(layers[name])
+            rest, center = folding.split_center(layers[name])
             rest = convolution(x, f"{name}_rest", *rest)
-            y = add(rest, convolution(x, f"{name}_centre", *centre), name)
+            y = add(rest, convolution(x, f"{name}_center", *center), name)
         else:
             y = convolution(x, name, kernel, bias)
         return y if slope is None else observe(f"{name}_prelu", _prelu(y, slope))

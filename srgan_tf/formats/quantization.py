@@ -80,7 +80,7 @@ def _least_error(weights: np.ndarray, scales: np.ndarray, gram: np.ndarray) -> n
     return result
 
 
-def equalised(
+def equalized(
     layers: Mapping[str, Layer], statistics: Mapping[str, Statistics]
 ) -> dict[str, Layer]:
     """Rescales each channel by its own unit, so that int8 loses few levels.
@@ -130,7 +130,7 @@ def equalised(
             shared = size(name).reshape(4, -1).max(axis=0)
             units = turned(np.tile(unit(shared, "upscale2_conv"), 4), slope)
         elif name == "upscale2_conv":
-            # By the fourth root, as the reader's centre taps are not in its way; measured.
+            # By the fourth root, as the reader's center taps are not in its way; measured.
             units = turned(unit(size(name), "conv_out", 0.25), slope)
         elif name == "conv_out":
             units = np.ones(1)

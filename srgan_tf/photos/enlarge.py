@@ -170,7 +170,7 @@ def run(
                 fail(str(error))
                 total -= pixels[job]
                 continue
-            network, precision = load(8 * photograph.colours.dtype.itemsize)
+            network, precision = load(8 * photograph.colors.dtype.itemsize)
             side = upscaling.checked_tile(network, tile)
             started = time.monotonic()
             if start is None:
@@ -195,7 +195,7 @@ def run(
             else:
                 for line in photograph.notes:
                     note(f"{job.source}: {line}")
-                height, width = photograph.colours.shape[:2]
+                height, width = photograph.colors.shape[:2]
                 seconds = time.monotonic() - started
                 rate = f"{16 * height * width / 1e6 / seconds:.2f} megapixels/s"
                 summary = f"{4 * width}x{4 * height}, {seconds:.1f} s, {rate}, {precision}"

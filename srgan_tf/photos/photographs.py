@@ -1,4 +1,4 @@
-"""Photographs as people keep them, upscaled with their depth, alpha, EXIF and colour profile."""
+"""Photographs as people keep them, upscaled with their depth, alpha, EXIF and color profile."""
 
 import functools
 import io
@@ -28,7 +28,7 @@ DEFAULT_QUALITY = 92
 
 _ORIENTATION, _EXIF_IFD, _WIDTH, _HEIGHT = 0x0112, 0x8769, 0xA002, 0xA003
 _BITS, _PHOTOMETRIC, _EXTRA_SAMPLES = 258, 262, 338  # of a TIFF
-_PNG_GRAY = 0  # of a PNG's colour types the one that Pillow reads with 16 bits
+_PNG_GRAY = 0  # of a PNG's color types the one that Pillow reads with 16 bits
 # A TIFF's tags for how its pixels are stored, and for metadata that is carried apart from EXIF.
 _STORAGE_TAGS = (
     *(254, 255, 256, 257, 258, 259, 262, 263, 264, 265, 266, 273, 277, 278, 279, 280, 281, 284),
@@ -41,14 +41,14 @@ class Photograph(NamedTuple):
     """A picture and what comes with it.
 
     Attributes:
-        colours: uint8 or uint16, [h, w, 3] in RGB, or [h, w] where it is grayscale.
+        colors: uint8 or uint16, [h, w, 3] in RGB, or [h, w] where it is grayscale.
         alpha: [h, w] of the same type, or None.
         exif: EXIF of the oriented picture, as TIFF bytes; empty for none.
         icc: ICC profile; empty for none.
         notes: Sentences that name each loss.
     """
 
-    colours: np.ndarray
+    colors: np.ndarray
     alpha: np.ndarray | None
     exif: bytes
     icc: bytes
@@ -78,7 +78,7 @@ def upscale(
     Returns:
         For an array, one of the same type and number of dimensions. For a Pillow image another
         one, oriented, of mode L, LA, RGB, RGBA or (for gray of more than 8 bits without alpha)
-        I;16, with its EXIF and colour profile.
+        I;16, with its EXIF and color profile.
 
     Raises:
         TypeError, ValueError: It is no such picture, `detail` is outside 0..1, or `weights` and
@@ -88,12 +88,12 @@ def upscale(
     given = isinstance(image, Image.Image)
     # A Pillow image holds what its TIFF does: 16 bits of gray, but not of gray with alpha.
     photograph = fitted(_photograph(image), "tif", 16) if given else _from_array(image)
-    spec, bits = fastest.chosen(weights, detail), 8 * photograph.colours.dtype.itemsize
+    spec, bits = fastest.chosen(weights, detail), 8 * photograph.colors.dtype.itemsize
     network, _ = _network(spec, precision, bits)
     sr, top = None, 0
     for rows in upscaled_rows(network, photograph, tile=tile):
         if sr is None:
-            sr = np.empty([4 * photograph.colours.shape[0], *rows.shape[1:]], rows.dtype)
+            sr = np.empty([4 * photograph.colors.shape[0], *rows.shape[1:]], rows.dtype)
         sr[top : top + len(rows)] = rows
         top += len(rows)
     if not given:
@@ -122,14 +122,14 @@ def _from_array(array: np.ndarray) -> Photograph:
             f"{array.dtype} {list(array.shape)}"
         )
     pixels = array[..., None] if array.ndim == 2 else array
-    colours = pixels[..., 0] if channels < 3 else pixels[..., :3]
-    return Photograph(colours, pixels[..., -1] if channels in (2, 4) else None, b"", b"")
+    colors = pixels[..., 0] if channels < 3 else pixels[..., :3]
+    return Photograph(colors, pixels[..., -1] if channels in (2, 4) else None, b"", b"")
 
 
 def read_photograph(path: str | os.PathLike) -> Photograph:
     """Reads a picture file at its full depth, oriented.
 
-    Palettes and CMYK become RGB, CMYK by its own profile where it has one. 16-bit colour is kept
+    Palettes and CMYK become RGB, CMYK by its own profile where it has one. 16-bit color is kept
     in PNG and RGB TIFF. In other files Pillow reads 8 bits, which is noted for TIFF and PPM, the
     only formats where Pillow tells the depth. Only the first frame of an animation is read.
 
@@ -140,8 +140,8 @@ def read_photograph(path: str | os.PathLike) -> Photograph:
     try:
         with Image.open(path) as image:
             deep = _is_deep(image)  # loading forgets it
-            photograph = _photograph(image, _deep_colours(path, image))
-            if deep and photograph.colours.dtype == np.uint8:
+            photograph = _photograph(image, _deep_colors(path, image))
+            if deep and photograph.colors.dtype == np.uint8:
                 notes = (*photograph.notes, "only 8 of its bits are read")
                 photograph = photograph._replace(notes=notes)
             # A phone's MPO holds depth maps and the like behind its picture, not frames.
@@ -167,18 +167,18 @@ def _is_deep(image: Image.Image) -> bool:
     return not isinstance(arguments, str) and arguments[-1] > 255  # (mode, value of white)
 
 
-def _deep_colours(
+def _deep_colors(
     path: str | os.PathLike, image: Image.Image
 ) -> tuple[np.ndarray, np.ndarray | None] | None:
-    """Reads 16-bit colour, of which Pillow keeps 8 bits only.
+    """Reads 16-bit color, of which Pillow keeps 8 bits only.
 
     Args:
         path: The picture's file.
         image: The same file, open, but not loaded: loading a TIFF removes its orientation.
 
     Returns:
-        Colours and alpha as in `Photograph`; None for files without 16-bit colour and for those
-        that Pillow alone can read: CMYK, and TIFF whose colours are multiplied by alpha.
+        Colors and alpha as in `Photograph`; None for files without 16-bit color and for those
+        that Pillow alone can read: CMYK, and TIFF whose colors are multiplied by alpha.
     """
     if image.format == "PNG":
         with open(path, "rb") as file:
@@ -188,7 +188,7 @@ def _deep_colours(
             import imagecodecs  # here, since few photographs have 16 bits
 
             file.seek(0)
-            values = imagecodecs.png_decode(file.read())  # a transparent colour becomes alpha
+            values = imagecodecs.png_decode(file.read())  # a transparent color becomes alpha
     elif image.format == "TIFF" and image.mode in ("RGB", "RGBA"):
         tags = image.tag_v2
         rgb = tags.get(_PHOTOMETRIC) == 2 and tags.get(_EXTRA_SAMPLES) != (1,)
@@ -205,8 +205,8 @@ def _deep_colours(
     else:
         return None
     values = _oriented(values, image.getexif().get(_ORIENTATION, 1))
-    colours = values[..., 0] if values.shape[-1] == 2 else values[..., :3]
-    return colours, values[..., -1] if values.shape[-1] in (2, 4) else None
+    colors = values[..., 0] if values.shape[-1] == 2 else values[..., :3]
+    return colors, values[..., -1] if values.shape[-1] in (2, 4) else None
 
 
 def _oriented(stored: np.ndarray, orientation: int) -> np.ndarray:
@@ -221,7 +221,7 @@ def _oriented(stored: np.ndarray, orientation: int) -> np.ndarray:
 def _photograph(
     image: Image.Image, deep: tuple[np.ndarray, np.ndarray | None] | None = None
 ) -> Photograph:
-    """Converts an open picture, oriented; `deep` are its 16-bit colours where it has them."""
+    """Converts an open picture, oriented; `deep` are its 16-bit colors where it has them."""
     if deep is None:
         image.load()  # also reads the EXIF that comes behind a PNG's pixels
         upright = ImageOps.exif_transpose(image)
@@ -239,12 +239,12 @@ def _photograph(
             upright = _by_profile(upright, icc)
         if image.mode in ("LAB", "CMYK"):
             icc = b""  # it is not that of the RGB values
-        pixels = _colours(upright)
+        pixels = _colors(upright)
     return Photograph(*pixels, exif, icc, notes)
 
 
-def _colours(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
-    """Returns colours and alpha of an 8-bit picture."""
+def _colors(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
+    """Returns colors and alpha of an 8-bit picture."""
     transparent = image.has_transparency_data or image.mode in ("La", "RGBa")
     gray = image.mode in ("1", "L", "LA", "La")
     mode = ("L" if gray else "RGB") + ("A" if transparent else "")
@@ -325,22 +325,22 @@ def upscaled_rows(
         An iterator of rows of the photograph's type, [n, 4w, channels] (RGB, RGBA, or gray and
         alpha) or [n, 4w] (gray).
     """
-    lr, alpha = photograph.colours, photograph.alpha
+    lr, alpha = photograph.colors, photograph.alpha
     height, width = lr.shape[:2]
     gray = lr.ndim == 2
     if gray:
         lr = np.broadcast_to(lr[..., None], (height, width, 3))
-    colours = 1 if gray else 3
+    colors = 1 if gray else 3
     if alpha is not None:
         # In floats: Pillow's bicubic has no 16 bits. It also reads the rows around its box.
         alpha = Image.fromarray(alpha.astype(np.float32))
     for top, left, piece in upscaling.upscaled_pieces(network, lr, tile=tile):
         if left == 0:
-            shape = [piece.shape[0], 4 * width, colours + (alpha is not None)]
+            shape = [piece.shape[0], 4 * width, colors + (alpha is not None)]
             rows = np.empty(shape, lr.dtype)
-        if gray:  # BT.601, as any program converts colour to gray
+        if gray:  # BT.601, as any program converts color to gray
             piece = np.round(piece @ np.float32([[0.299], [0.587], [0.114]]))
-        rows[:, left : left + piece.shape[1], :colours] = piece
+        rows[:, left : left + piece.shape[1], :colors] = piece
         progress(piece.shape[0] * piece.shape[1] // 16)
         if left + piece.shape[1] == 4 * width:
             if alpha is not None:
@@ -376,8 +376,8 @@ def fitted(photograph: Photograph, format: str, bits: int) -> Photograph:
     Raises:
         ValueError: The upscaled picture has more pixels than the format allows.
     """
-    colours, alpha, exif, _, notes = photograph
-    height, width = (4 * side for side in colours.shape[:2])
+    colors, alpha, exif, _, notes = photograph
+    height, width = (4 * side for side in colors.shape[:2])
     most = FORMATS[format][1]
     if max(height, width) > most:
         raise ValueError(
@@ -389,26 +389,26 @@ def fitted(photograph: Photograph, format: str, bits: int) -> Photograph:
         if alpha.min() < white:
             notes += ("JPEG has no alpha: the picture is laid over white",)
             share = alpha.astype(np.float32) / white
-            if colours.ndim == 3:
+            if colors.ndim == 3:
                 share = share[..., None]
-            colours = np.round(colours * share + white * (1 - share)).astype(colours.dtype)
+            colors = np.round(colors * share + white * (1 - share)).astype(colors.dtype)
         alpha = None
-    if colours.dtype == np.uint16:
+    if colors.dtype == np.uint16:
         reason = None
         if bits == 8:
             reason = "reduced to 8 bits, the most that this network takes"
-        elif format in LOSSY or (format == "tif" and (colours.ndim == 3 or alpha is not None)):
+        elif format in LOSSY or (format == "tif" and (colors.ndim == 3 or alpha is not None)):
             reason = f"reduced to the 8 bits of .{format}; --format=png keeps 16"
         if reason:
             notes += (reason,)
-            colours, alpha = (
+            colors, alpha = (
                 None if values is None else np.round(values / np.float32(257)).astype(np.uint8)
-                for values in (colours, alpha)
+                for values in (colors, alpha)
             )
     if format == "jpg" and len(exif) > 65000:
         exif = b""
         notes += ("its EXIF is larger than JPEG allows and skipped",)
-    return Photograph(colours, alpha, exif, photograph.icc, notes)
+    return Photograph(colors, alpha, exif, photograph.icc, notes)
 
 
 def open_writer(
@@ -431,10 +431,10 @@ def open_writer(
     Returns:
         An object with `write(rows)` and `close()`, which leaves the file itself open.
     """
-    colours, alpha, exif, icc, _ = photograph
-    height, width = (4 * side for side in colours.shape[:2])
-    channels = (1 if colours.ndim == 2 else 3) + (alpha is not None)
-    bits = 8 * colours.dtype.itemsize
+    colors, alpha, exif, icc, _ = photograph
+    height, width = (4 * side for side in colors.shape[:2])
+    channels = (1 if colors.ndim == 2 else 3) + (alpha is not None)
+    bits = 8 * colors.dtype.itemsize
     if format == "png":
         return PngWriter(
             file, width, height, channels=channels, bits=bits, executor=executor, exif=exif, icc=icc

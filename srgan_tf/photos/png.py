@@ -1,6 +1,6 @@
 """PNG files of 8 or 16 bits, written row by row, so that a picture need never be in memory whole.
 
-Pillow's writer takes whole pictures, has no 16-bit colour and compresses on one core. Here bands
+Pillow's writer takes whole pictures, has no 16-bit color and compresses on one core. Here bands
 of rows are compressed side by side, as pigz does. Paeth's filter and zlib's run-length strategy
 make photographs as small as Pillow's defaults do, in a tenth of the time.
 """
@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-_COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}  # channels: gray, gray and alpha, RGB, RGBA
+_COLOR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}  # channels: gray, gray and alpha, RGB, RGBA
 _SLICE = 1 << 20  # bytes that are compressed as one piece
 
 
@@ -43,7 +43,7 @@ class PngWriter:
             bits: 8 or 16 for each channel.
             executor: Where rows are compressed.
             exif: EXIF as TIFF bytes, without the "Exif" in front that JPEG has; empty for none.
-            icc: An ICC colour profile; empty for none.
+            icc: An ICC color profile; empty for none.
         """
         self._file = file
         self._executor = executor
@@ -54,8 +54,8 @@ class PngWriter:
         self._adler = 1
         self._pending = collections.deque()
         file.write(b"\x89PNG\r\n\x1a\n")
-        colour_type = _COLOUR_TYPES[channels]
-        self._chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0))
+        color_type = _COLOR_TYPES[channels]
+        self._chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, color_type, 0, 0, 0))
         if icc:
             self._chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(icc))
         if exif:
@@ -120,7 +120,7 @@ def _compress(
     left, up_left = np.zeros_like(up), np.zeros_like(up)
     left[:, pixel_bytes:] = rows[:, :-pixel_bytes]
     up_left[:, pixel_bytes:] = up[:, :-pixel_bytes]
-    # The neighbour that is nearest to left + up - up_left; the order of comparison is the format's.
+    # The neighbor that is nearest to left + up - up_left; the order of comparison is the format's.
     from_left, from_up = up - up_left, left - up_left
     from_up_left = np.abs(from_left + from_up)
     from_left, from_up = np.abs(from_left), np.abs(from_up)

@@ -523,7 +523,7 @@ def test_sample_pictures_are_a_source():
 # Validation
 
 
-def test_validation_pairs_are_centre_crops_in_multiples_of_4_with_their_lr(photos):
+def test_validation_pairs_are_center_crops_in_multiples_of_4_with_their_lr(photos):
     pairs = data.validation_pairs(photos, count=6, max_size=118)
     assert len(pairs) == 6
     assert [name for name, _, _ in pairs] == [

@@ -141,10 +141,10 @@ def test_a_grayscale_file_is_scored_on_its_own_values(tmp_path, tiny):
 
 
 def test_results_are_converted_to_the_channels_of_the_original():
-    colour = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [7, 7, 7]]], np.uint8)
-    gray = match_channels(colour, colour[..., 0])
+    color = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [7, 7, 7]]], np.uint8)
+    gray = match_channels(color, color[..., 0])
     np.testing.assert_array_equal(gray, [[76, 150, 29, 7]])
-    np.testing.assert_array_equal(match_channels(gray, colour)[..., 2], gray)
+    np.testing.assert_array_equal(match_channels(gray, color)[..., 2], gray)
 
 
 def test_pictures_that_cannot_be_scored_are_named_and_skipped(evaluate, tmp_path):

@@ -216,10 +216,10 @@ def test_the_page_fits_a_phone_in_dark_mode(browser, written):
     browser.open(written[0], width=360, height=740, dark=True, phone=True)
     _show_first(browser)
     assert browser.js("document.documentElement.scrollWidth") == 360
-    colours = browser.js(
+    colors = browser.js(
         "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
     )
-    background, ink = (sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in colours)
+    background, ink = (sum(map(int, re.findall(r"\d+", color)[:3])) for color in colors)
     assert background < 100 and ink > 600
     x, y, width, height = _stage(browser)
     assert x >= 0 and x + width <= 360

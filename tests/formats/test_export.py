@@ -50,7 +50,7 @@ def _unlike_the_start(generator):
 
 @pytest.fixture(scope="module")
 def generator():
-    """A tiny generator that enlarges pictures recognisably, and whose every layer matters."""
+    """A tiny generator that enlarges pictures recognizably, and whose every layer matters."""
     keras.utils.set_random_seed(1)
     return _unlike_the_start(build_generator(residual_blocks=2, filters=8))
 
@@ -113,7 +113,7 @@ def test_a_tflite_file_gives_the_generators_pictures(generator, pairs, calibrati
     assert [p.name for p in tmp_path.iterdir()] == ["generator.tflite"]
 
 
-def test_quantised_files_are_smaller(generator, calibration, tmp_path):
+def test_quantized_files_are_smaller(generator, calibration, tmp_path):
     wide = build_generator(residual_blocks=1, filters=32)
     size = {
         form: litert.write_tflite(wide, tmp_path / form, quantize=form, calibration=calibration)
@@ -173,7 +173,7 @@ def test_the_size_of_a_tflite_file_may_be_fixed(generator, calibration, pairs, t
 def test_units_of_channels_change_nothing_and_end_slopes_above_one(generator, calibration):
     layers = folding.fold(generator)
     assert max(layer.slope.max() for layer in layers.values() if layer.slope is not None) > 1
-    equal = quantization.equalised(layers, openvino_model.calibrate(layers, calibration))
+    equal = quantization.equalized(layers, openvino_model.calibrate(layers, calibration))
     assert max(layer.slope.max() for layer in equal.values() if layer.slope is not None) <= 1
     results = []
     for some in (layers, equal):
@@ -538,9 +538,9 @@ def test_one_command_exports_what_evaluation_takes(export, tiny, photo_folder, t
     names = [method.name for method in methods[2:]]
     assert names == ["tiny", "tiny/1", "tiny.dynamic.tflite", "tiny.int8.tflite"]
     lr = _picture(70, 11)  # two tiles
-    expected, saved, *quantised = [method.upscale(lr) for method in methods[2:]]
+    expected, saved, *quantized = [method.upscale(lr) for method in methods[2:]]
     assert np.abs(saved.astype(int) - expected).max() <= 1
-    assert [sr.shape for sr in quantised] == [(280, 44, 3)] * 2
+    assert [sr.shape for sr in quantized] == [(280, 44, 3)] * 2
 
 
 @pytest.mark.slow

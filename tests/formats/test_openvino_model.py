@@ -78,7 +78,7 @@ def test_8_bits_hold_where_pictures_are_harder_than_those_of_calibration(forms):
 def test_pairs_of_weights_cannot_overflow_16_bits(channels):
     rng = np.random.default_rng(1)
     kernel = rng.normal(size=[3, 3, channels, 8]).astype(np.float32)
-    kernel[1, 1, 4:6] = 9  # two neighbours, both large
+    kernel[1, 1, 4:6] = 9  # two neighbors, both large
     inputs = rng.normal(size=[500, 9 * channels]) + 1
     read = quantization.Statistics(
         np.zeros(channels), np.ones(channels), np.ones(channels), inputs.T @ inputs

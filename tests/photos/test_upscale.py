@@ -214,7 +214,7 @@ def test_a_results_name_does_not_depend_on_what_else_is_given(tmp_path, monkeypa
     ]  # fmt: skip
     for file, target in together.items():
         assert plan(file) == {file: target}
-    # A folder that is only c's neighbour is no reason.
+    # A folder that is only c's neighbor is no reason.
     assert plan("c/b.jpg", "d/e.png")[Path("d/e.png")].name == "e_x4.png"
 
 
@@ -608,7 +608,7 @@ def test_the_dial_blends_the_pictures_of_both_bundled_networks(
     image.convert(mode).save(tmp_path / "a.png")
     faithful, middle, detailed = _pictures_at(upscale, tmp_path, 0, 0.25, 1)
     assert np.abs(faithful - detailed).max() > 10
-    # Each of the three is rounded once, and gray is then computed from rounded colours.
+    # Each of the three is rounded once, and gray is then computed from rounded colors.
     difference = np.abs(middle - (0.75 * faithful + 0.25 * detailed))
     assert difference.max() <= (2 if mode == "I;16" else 1)
 

@@ -152,14 +152,14 @@ def test_every_kind_of_picture_keeps_what_it_is(executor, mode, result):
         assert np.abs(small - np.asarray(rgb)).mean() < (20 if mode == "P" else 8)
 
 
-def test_a_palettes_transparent_colour_becomes_alpha(executor, tmp_path):
+def test_a_palettes_transparent_color_becomes_alpha(executor, tmp_path):
     image = Image.new("P", (8, 8), 1)
     image.putpalette([255, 0, 0, 0, 0, 255])
     image.putpixel((0, 0), 0)
     image.save(tmp_path / "p.gif", transparency=0)
     photo = photographs.read_photograph(tmp_path / "p.gif")
     assert photo.alpha[0, 0] == 0 and (photo.alpha.ravel()[1:] == 255).all()
-    assert (photo.colours[4, 4] == [0, 0, 255]).all()
+    assert (photo.colors[4, 4] == [0, 0, 255]).all()
 
 
 def test_a_damaged_profile_of_cmyk_is_no_obstacle():
@@ -167,7 +167,7 @@ def test_a_damaged_profile_of_cmyk_is_no_obstacle():
     image.info["icc_profile"] = b"damaged"
     photo = photographs._photograph(image)
     assert photo.icc == b""
-    np.testing.assert_array_equal(photo.colours, np.asarray(image.convert("RGB")))
+    np.testing.assert_array_equal(photo.colors, np.asarray(image.convert("RGB")))
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
@@ -178,9 +178,9 @@ def test_sixteen_bits_of_a_png_stay_sixteen(executor, tmp_path, channels):
     photo = photographs.read_photograph(tmp_path / "p.png")
     data = _upscaled(executor, photo).getvalue()
     enlarged = tf.io.decode_png(data, dtype=tf.uint16).numpy()[1::4, 1::4]
-    colours = 1 if channels < 3 else 3
-    expected = pixels.reshape(30, 20, channels)[..., :colours]
-    np.testing.assert_array_equal(enlarged[..., :colours], expected)
+    colors = 1 if channels < 3 else 3
+    expected = pixels.reshape(30, 20, channels)[..., :colors]
+    np.testing.assert_array_equal(enlarged[..., :colors], expected)
     assert enlarged.shape[-1] == channels
 
 
@@ -199,7 +199,7 @@ def test_sixteen_bits_of_a_tiff_are_read(tmp_path, order, compression, channels)
         **options,
     )
     photo = photographs.read_photograph(tmp_path / "p.tif")
-    np.testing.assert_array_equal(photo.colours, pixels[..., :3])
+    np.testing.assert_array_equal(photo.colors, pixels[..., :3])
     if channels == 4:
         np.testing.assert_array_equal(photo.alpha, pixels[..., 3])
 
@@ -210,7 +210,7 @@ def test_sixteen_bits_of_a_tiff_in_planes_are_read(tmp_path, compression):
     planes = {"photometric": "rgb", "planarconfig": "separate", "compression": compression}
     tifffile.imwrite(tmp_path / "p.tif", np.moveaxis(pixels, -1, 0), **planes)
     photo = photographs.read_photograph(tmp_path / "p.tif")
-    np.testing.assert_array_equal(photo.colours, pixels)
+    np.testing.assert_array_equal(photo.colors, pixels)
     assert photo.notes == ()
 
 
@@ -220,9 +220,9 @@ def test_sixteen_bits_that_are_read_as_8_are_noted(tmp_path):
     (tmp_path / "p.ppm").write_bytes(b"P6 20 30 65535\n" + deep[..., :3].astype(">u2").tobytes())
     photos = {path.stem: photographs.read_photograph(path) for path in tmp_path.iterdir()}
     for photo in photos.values():
-        assert photo.colours.dtype == np.uint8
+        assert photo.colors.dtype == np.uint8
         assert photo.notes == ("only 8 of its bits are read",)
-    assert np.abs(photos["p"].colours - deep[..., :3] / 257).max() <= 1
+    assert np.abs(photos["p"].colors - deep[..., :3] / 257).max() <= 1
 
 
 def test_eight_bits_in_planes_and_ppm_are_read_without_a_note(tmp_path):
@@ -232,7 +232,7 @@ def test_eight_bits_in_planes_and_ppm_are_read_without_a_note(tmp_path):
     Image.fromarray(pixels).save(tmp_path / "p.ppm")
     for name in ("p.tif", "p.ppm"):
         photo = photographs.read_photograph(tmp_path / name)
-        np.testing.assert_array_equal(photo.colours, pixels)
+        np.testing.assert_array_equal(photo.colors, pixels)
         assert photo.notes == ()
 
 
@@ -251,11 +251,11 @@ def test_a_16_bit_picture_is_oriented(executor, tmp_path, format, orientation):
     photo = photographs.read_photograph(tmp_path / f"p.{format}")
     seen = Image.open(tmp_path / f"p.{format}")
     seen = np.asarray(ImageOps.exif_transpose(seen))  # the high bytes
-    np.testing.assert_array_equal(photo.colours >> 8, seen)
+    np.testing.assert_array_equal(photo.colors >> 8, seen)
     assert ORIENTATION not in _exif_of(photo)
 
 
-def test_the_one_transparent_colour_of_a_16_bit_png_becomes_alpha(executor, tmp_path):
+def test_the_one_transparent_color_of_a_16_bit_png_becomes_alpha(executor, tmp_path):
     pixels = np.full([4, 4, 3], 0x1234, np.uint16)
     pixels[1, 2] = 0x1235
     data = _png(executor, pixels)
@@ -286,14 +286,14 @@ def test_alpha_is_enlarged_by_bicubic_without_seams(dtype):
     expected = np.clip(np.round(np.asarray(whole)), 0, np.iinfo(dtype).max)
     # Pillow's sums depend a little on where its box begins.
     assert np.abs(rows[..., 3] - expected).max() <= (1 if dtype == np.uint16 else 0)
-    np.testing.assert_array_equal(rows[::4, ::4, :3], photo.colours)
+    np.testing.assert_array_equal(rows[::4, ::4, :3], photo.colors)
 
 
 def test_what_a_format_cannot_hold_is_said(executor):
     clear = np.zeros([8, 8], np.uint16)
     photo = photographs.Photograph(_noise(8, 8, 3, dtype=np.uint16), clear, b"x" * 70000, b"")
     kept = photographs.fitted(photo, "jpg", 16)
-    assert kept.colours.dtype == np.uint8 and (kept.colours == 255).all() and kept.alpha is None
+    assert kept.colors.dtype == np.uint8 and (kept.colors == 255).all() and kept.alpha is None
     assert "over white" in kept.notes[0] and "8 bits" in kept.notes[1] and "EXIF" in kept.notes[2]
     assert Image.open(_upscaled(executor, kept, "jpg")).mode == "RGB"
     assert "8 bits" in photographs.fitted(photo, "tif", 16).notes[0]
@@ -303,7 +303,7 @@ def test_what_a_format_cannot_hold_is_said(executor):
     assert photographs.fitted(photo, "png", 16) == photo
     deep_gray = photographs.Photograph(_noise(8, 8, dtype=np.uint16), None, b"", b"")
     small = np.asarray(Image.open(_upscaled(executor, deep_gray, "tif")))[::4, ::4]
-    np.testing.assert_array_equal(small, deep_gray.colours)
+    np.testing.assert_array_equal(small, deep_gray.colors)
 
 
 def test_a_result_too_large_for_its_format_is_refused_before_the_work():
@@ -332,7 +332,7 @@ def test_a_tiff_too_large_for_the_plain_kind_is_a_bigtiff(executor, monkeypatch)
     file = _upscaled(executor, photo, "tif")
     assert file.read(4) == b"II+\0"
     result = Image.open(file)
-    np.testing.assert_array_equal(np.asarray(result)[::4, ::4], photo.colours)
+    np.testing.assert_array_equal(np.asarray(result)[::4, ::4], photo.colors)
     kept = result.getexif()
     assert kept[MAKE] == "Lens Works" and kept.get_ifd(EXIF_IFD)[EXPOSURE] == 0.5
     assert result.info["icc_profile"] == SRGB
@@ -343,7 +343,7 @@ def test_of_an_animation_the_first_frame_is_taken_with_a_note(tmp_path):
     frames[0].save(tmp_path / "p.webp", save_all=True, append_images=frames[1:], lossless=True)
     photo = photographs.read_photograph(tmp_path / "p.webp")
     assert photo.notes == ("only its first frame is read",)
-    np.testing.assert_array_equal(photo.colours, np.asarray(frames[0]))
+    np.testing.assert_array_equal(photo.colors, np.asarray(frames[0]))
 
 
 def test_what_cannot_be_read_is_named_in_one_line(tmp_path, monkeypatch):
@@ -375,8 +375,8 @@ def test_from_python_arrays_become_arrays_of_their_kind(nearest_weights, shape, 
     picture = _noise(*shape, dtype=dtype)
     sr = srgan_tf.upscale(picture)
     assert sr.dtype == dtype and sr.shape == (20, 24, *shape[2:])
-    colours = {2: 1, 4: 3}.get(sr.shape[-1])
-    np.testing.assert_array_equal(sr[1::4, 1::4, ...][..., :colours], picture[..., :colours])
+    colors = {2: 1, 4: 3}.get(sr.shape[-1])
+    np.testing.assert_array_equal(sr[1::4, 1::4, ...][..., :colors], picture[..., :colors])
 
 
 def test_from_python_images_become_images(nearest_weights):

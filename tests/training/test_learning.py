@@ -112,5 +112,5 @@ def test_srgan_vgg54_does_not_collapse_in_2000_steps(shared):
     # The second half, at a tenth of the rate, recovers part of the PSNR that the first half cost.
     assert psnr[1] < psnr[-1] < psnr[0]
     assert np.mean([line["d_sr"] for line in lines[-20:] if "d_sr" in line]) > 0.02
-    # A collapsed generator falls far below nearest neighbour's 26.26 dB.
+    # A collapsed generator falls far below nearest neighbor's 26.26 dB.
     assert set5_psnr(shared, run_dir) > 25.5
