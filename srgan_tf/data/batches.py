@@ -13,8 +13,8 @@ from srgan_tf.data.sources import _CODINGS, Source, _shuffled
 
 AUTOTUNE = tf.data.AUTOTUNE
 
-# EXIF orientation -> how to turn the stored picture upright: flip its rows, flip its columns,
-# then swap rows and columns.
+# EXIF orientation -> how to make the stored picture upright: flip its rows, flip its columns, then
+# swap rows and columns.
 _TURNS = np.array(
     [(0, 0, 0)]  # 0 is not in use
     + [(0, 0, 0), (0, 1, 0), (1, 1, 0), (1, 0, 0)]  # 1 to 4
@@ -22,54 +22,9 @@ _TURNS = np.array(
     bool,
 )
 
-# How often an unreadable picture is replaced by one that its place in the batch would get later,
-# before the search goes through the source in order.
+# How many pictures may replace an unreadable one before the search continues through the source in
+# order.
 _REPLACEMENTS = 7
-
-
-def _drawer(source: Source, seed: int, batch_size: int, by_area: bool) -> Callable:
-    """Makes the function that says which pictures a step uses.
-
-    Returns:
-        step -> int64 [batch_size, 1 + _REPLACEMENTS]: for every place in the batch its picture and
-        those that replace it, in turn, where it cannot be read. While there are enough pictures,
-        those of a batch are distinct, and so, but for the end of an epoch, are their replacements.
-    """
-    count = len(source)
-    later = tf.range(1 + _REPLACEMENTS, dtype=tf.int64)
-
-    def uniformly(step):
-        # An epoch is as many whole batches as there are: the rest of its permutation is not used,
-        # so that no batch spans two epochs and meets a picture twice.
-        batches = count // batch_size
-        first = step % batches * batch_size + tf.range(batch_size, dtype=tf.int64)
-        positions = (first[:, None] + later * batch_size) % count
-        indices = _shuffled(tf.reshape(positions, [-1]), count, seed, step // batches)
-        return tf.reshape(indices, [batch_size, -1])
-
-    def repeatedly(step):
-        # Fewer pictures than places: a step is several epochs, the last of them cut.
-        epochs = -(-batch_size // count)
-        positions = tf.reshape(tf.range(count, dtype=tf.int64)[:, None] + later, [-1]) % count
-        indices = [_shuffled(positions, count, seed, step * epochs + n) for n in range(epochs)]
-        return tf.reshape(tf.concat(indices, 0), [-1, 1 + _REPLACEMENTS])[:batch_size]
-
-    def by_areas(step):
-        # Gumbel's trick: the largest of log weight + Gumbel noise are a weighted draw without
-        # replacement.
-        uniform = tf.random.stateless_uniform(
-            [count], tf.stack([tf.cast(seed, tf.int64), -1 - step]), dtype=tf.float64, alg="philox"
-        )
-        scores = log_weights - tf.math.log(-tf.math.log(uniform))
-        order = tf.math.top_k(scores, drawn).indices
-        positions = (tf.range(batch_size, dtype=tf.int64)[:, None] + later * batch_size) % drawn
-        return tf.cast(tf.gather(order, positions), tf.int64)
-
-    if not by_area:
-        return uniformly if count >= batch_size else repeatedly
-    drawn = min(count, batch_size * (1 + _REPLACEMENTS))
-    log_weights = tf.constant(0.7 * np.log(source.sizes.astype(np.float64).prod(axis=1)))
-    return by_areas
 
 
 def training_batches(
@@ -86,44 +41,44 @@ def training_batches(
     sample_by_area: bool = False,
     cache: bool = False,
 ) -> tf.data.Dataset:
-    """Makes an endless stream of training batches that is a pure function of (seed, step).
+    """Builds an endless stream of training batches that is a pure function of (seed, step).
 
     The batch of a step is `batch_size` random crops of distinct pictures (while there are that
-    many), each with its bicubic x1/4 (paper, section 3.2). It depends on the seed, the step and the
-    pictures alone: not on where the stream was started, on how it is divided, or on timing.
+    many), each with its bicubic x1/4 (paper, section 3.2). It depends only on the seed, the step
+    and the pictures: not on the step at which the stream started, its division or timing.
 
-    Of a JPEG only what lies around the crop is decoded, of others all: a PNG of 2 megapixels takes
-    a core about 0.1 s for each crop, so that for large PNGs the cache is worth its memory.
+    Only the surroundings of the crop are decoded from a JPEG. Other formats are decoded whole: a
+    PNG of 2 megapixels takes a core about 0.1 s per crop, so the cache pays for large PNGs.
 
-    A picture that turns out to be damaged when it is drawn is named in the log once. Each time it
-    is drawn it is replaced by the picture that its place in the batch would get a step later, or
-    further on, so that the stream stays a pure function. A truncated JPEG still serves crops above
-    the damage.
+    A picture that turns out to be damaged is named in the log once. Whenever it is drawn, the
+    picture that its place in the batch would get one step later replaces it, or the one after
+    that, so the stream stays a pure function. A truncated JPEG still provides crops above the
+    damage.
 
     Args:
         source: The pictures.
         seed: Seed of permutations, crops, flips and rotations.
         batch_size: Crops in a step over all pipelines.
-        start_step: Step that the first element belongs to; any step starts at once.
+        start_step: Step of the first element; a late step starts as fast as an early one.
         replica_batch_size: Crops in an element, by default the pipeline's whole share of a step.
-            With less, a step's share comes as several elements in order.
-        pipeline_index: Which pipeline this is: it gets the contiguous share of this number.
-        pipeline_count: Into how many pipelines a batch is divided.
+            A smaller number divides the share into several elements, in order.
+        pipeline_index: Number of this pipeline, which gets the contiguous share of that number.
+        pipeline_count: Number of pipelines that share a batch.
         crop_size: Side of an HR crop in pixels, a multiple of 4; the paper's is 96.
         augment: Flip and rotate the crops by multiples of 90 degrees (not in the paper).
-        sample_by_area: Draw pictures by area^0.7, for collections of very different sizes, rather
-            than each once an epoch (the paper's).
+        sample_by_area: Draw pictures with probabilities in proportion to area^0.7, for collections
+            of very different sizes, rather than each once per epoch (the paper's way).
         cache: Decode all pictures first and keep them in memory: 3 bytes a pixel, 0.45 MB for each
-            picture of 481x321. Refused where twice that, which it takes for a moment, is more
-            than four fifths of the memory.
+            picture of 481x321. Twice that is needed while they load; refused where it exceeds four
+            fifths of the machine's memory.
 
     Returns:
         Elements (lr, hr): lr float32 [b, crop_size/4, crop_size/4, 3] in [0, 1], 8-bit levels;
         hr float32 [b, crop_size, crop_size, 3] in [-1, 1].
 
     Raises:
-        ValueError: The numbers do not fit each other, a picture is smaller than a crop, no picture
-            can be read, or the cache does not fit.
+        ValueError: The numbers contradict each other, a picture is smaller than a crop, no picture
+            can be read, or the cache does not fit into memory.
     """
     if crop_size < 4 or crop_size % 4:
         raise ValueError(f"crop size {crop_size} is not a multiple of 4")
@@ -141,9 +96,7 @@ def training_batches(
         raise ValueError(f"{source.spec}: has pictures smaller than a crop of {crop_size} pixels")
     _require_readable(source)
 
-    # Tables and eager steps on a GPU would cost a transfer each.
-    with tf.device("CPU"):
-        draw = _drawer(source, seed, batch_size, sample_by_area)
+    with tf.device("CPU"):  # where a GPU is present, tables on it would cost transfers
         mine = slice(pipeline_index * share, (pipeline_index + 1) * share)
 
         # Nothing here needs AutoGraph, and its reading of these functions takes a second.
@@ -153,21 +106,21 @@ def training_batches(
             chances = tf.random.stateless_uniform(
                 [batch_size, 3], key, dtype=tf.float64, alg="philox"
             )
+            candidates = _candidates(source, step, seed, batch_size, sample_by_area)
             return tuple(
                 tf.reshape(each[mine], [share // chunk, chunk, each.shape[1]])
-                for each in (draw(step), chances)
+                for each in (candidates, chances)
             )
 
         chunks = tf.data.Dataset.counter(start_step).map(plan).unbatch()
-        crop_all = _taker(source, _cropper(source, crop_size, augment, cache))
-        degrade = _degrader(crop_size)
+        readable_crops = _readable_crops(source, _cropper(source, crop_size, augment, cache))
 
         @tf.autograph.experimental.do_not_convert
-        def take(candidates, chances):
-            return crop_all(candidates, chances).map(degrade)
+        def pairs(candidates, chances):
+            return readable_crops(candidates, chances).map(_lr_and_hr)
 
         batches = chunks.interleave(
-            take,
+            pairs,
             cycle_length=4,
             num_parallel_calls=AUTOTUNE,
             deterministic=True,
@@ -188,8 +141,45 @@ def _require_readable(source: Source) -> None:
     raise ValueError(f"{source.spec}: none of its pictures can be read; the last: {reason}")
 
 
-def _taker(source: Source, crop: Callable) -> Callable:
-    """Makes the function that takes the crops of a chunk, whatever is damaged.
+def _candidates(
+    source: Source, step: tf.Tensor, seed: int, batch_size: int, by_area: bool
+) -> tf.Tensor:
+    """Chooses the pictures of a step.
+
+    Returns:
+        int64 [batch_size, 1 + _REPLACEMENTS]: for each place in the batch its picture, then those
+        that replace it, in turn, where it is damaged. While there are enough pictures, those of a
+        batch are distinct, and so are their replacements, except at the end of an epoch.
+    """
+    count = len(source)
+    later = tf.range(1 + _REPLACEMENTS, dtype=tf.int64)
+    places = tf.range(batch_size, dtype=tf.int64)[:, None]
+    if by_area:
+        # Gumbel's trick: the largest of log weight + Gumbel noise are a weighted draw without
+        # replacement.
+        log_weights = tf.constant(0.7 * np.log(source.sizes.astype(np.float64).prod(axis=1)))
+        key = tf.stack([tf.constant(seed, tf.int64), -1 - step])
+        uniform = tf.random.stateless_uniform([count], key, dtype=tf.float64, alg="philox")
+        scores = log_weights - tf.math.log(-tf.math.log(uniform))
+        drawn = min(count, batch_size * (1 + _REPLACEMENTS))
+        order = tf.math.top_k(scores, drawn).indices
+        return tf.cast(tf.gather(order, (places + later * batch_size) % drawn), tf.int64)
+    if count >= batch_size:
+        # An epoch is as many whole batches as there are: the rest of its permutation is not used,
+        # so that no batch spans two epochs and contains a picture twice.
+        batches = count // batch_size
+        positions = (step % batches * batch_size + places + later * batch_size) % count
+        indices = _shuffled(tf.reshape(positions, [-1]), count, seed, step // batches)
+        return tf.reshape(indices, [batch_size, -1])
+    # Fewer pictures than places: a step is several epochs, the last of them cut.
+    epochs = -(-batch_size // count)
+    positions = tf.reshape(tf.range(count, dtype=tf.int64)[:, None] + later, [-1]) % count
+    indices = [_shuffled(positions, count, seed, step * epochs + n) for n in range(epochs)]
+    return tf.reshape(tf.concat(indices, 0), [-1, 1 + _REPLACEMENTS])[:batch_size]
+
+
+def _readable_crops(source: Source, crop: Callable) -> Callable:
+    """Makes the function that crops the pictures of a chunk and replaces damaged ones.
 
     Args:
         source: The pictures.
@@ -197,49 +187,51 @@ def _taker(source: Source, crop: Callable) -> Callable:
 
     Returns:
         (int64 [b, 1 + _REPLACEMENTS] candidates for each place, float64 [b, 3] chances) -> data
-        set of one element, uint8 [b, s, s, 3]: the crop of the first candidate that has one.
+        set of one element, uint8 [b, s, s, 3]: the crop of the first undamaged candidate.
     """
-    reported = set()
+    damaged = set()
 
-    def crop_firsts(candidates, chances):
+    def crop_first_candidates(candidates, chances):
         return tf.map_fn(
             lambda place: crop(*place), (candidates[:, 0], chances), fn_output_signature=tf.uint8
         )
 
-    def search(candidates, chances):
-        found = []
-        for place in range(len(candidates)):
-            further = (candidates[place, 0] + np.arange(1, min(len(source), 1000))) % len(source)
-            for index in (*candidates[place], *further):
-                try:
-                    with tf.device("CPU"):
-                        found.append(crop(index, chances[place]).numpy())
-                    break
-                except (tf.errors.OpError, ValueError):
-                    if index not in reported:
-                        reported.add(index)
-                        logging.warning(
-                            "%s: is damaged and replaced by another picture (%d so far)",
-                            source.names[index],
-                            len(reported),
-                        )
-            else:
-                raise ValueError(f"{source.spec}: none of its pictures can be read")
-        return np.stack(found)
+    def crop_readable_candidate(candidates, chances):
+        further = (candidates[0] + np.arange(1, min(len(source), 1000))) % len(source)
+        for index in (*candidates, *further):
+            try:
+                with tf.device("CPU"):
+                    return crop(index, chances).numpy()
+            except (tf.errors.OpError, ValueError):
+                if index not in damaged:
+                    damaged.add(index)
+                    logging.warning(
+                        "%s: is damaged and replaced by another picture (%d so far)",
+                        source.names[index],
+                        len(damaged),
+                    )
+        raise ValueError(f"{source.spec}: none of its pictures can be read")
 
-    def with_replacements(candidates, chances):
-        # tf.data alone can catch an error without leaving TensorFlow: where any crop of the chunk
-        # fails, the first data set is empty, and the second takes its place.
+    def crops(candidates, chances):
+        # tf.data alone can catch an error without leaving TensorFlow: if any crop of the chunk
+        # fails, the first data set is empty and the second takes its place. Reading every crop in
+        # Python is simpler, but slower (benchmarks/README.md), and its threads keep a process that
+        # ends with the stream open from exiting.
         chunk = tf.data.Dataset.from_tensors((candidates, chances))
-        firsts = chunk.map(crop_firsts).ignore_errors()
+        firsts = chunk.map(crop_first_candidates).ignore_errors()
 
-        def search_in_python(candidates, chances):
-            found = tf.numpy_function(search, [candidates, chances], tf.uint8, stateful=False)
+        def crop_in_python(candidates, chances):
+            found = tf.numpy_function(
+                lambda *places: np.stack([*map(crop_readable_candidate, *places)]),
+                [candidates, chances],
+                tf.uint8,
+                stateful=False,
+            )
             return tf.ensure_shape(found, firsts.element_spec.shape)
 
-        return firsts.concatenate(chunk.map(search_in_python)).take(1)
+        return firsts.concatenate(chunk.map(crop_in_python)).take(1)
 
-    return with_replacements
+    return crops
 
 
 def _cropper(source: Source, size: int, augment: bool, cache: bool) -> Callable:
@@ -247,18 +239,18 @@ def _cropper(source: Source, size: int, augment: bool, cache: bool) -> Callable:
 
     Returns:
         (int64 index, float64 [3] chances in [0, 1)) -> uint8 [size, size, 3]. The chances choose
-        the top, the left and, with `augment`, one of the 8 ways to turn the crop. Works in a graph
-        and out of it; raises ValueError or tf.errors.OpError where the picture is damaged.
+        the top, the left and, with `augment`, one of the eight flips and rotations. Works in a
+        graph and eagerly; raises ValueError or tf.errors.OpError if the picture is damaged.
     """
     sizes, orientations = tf.constant(source.sizes, tf.int64), tf.constant(source.orientations)
-    # A name need not be UTF-8.
+    # A file name need not be UTF-8.
     names = tf.constant([os.fsencode(n) for n in source.names] if source.records is None else [])
     ways = source.codings
     if cache:
         memory, offsets = _decode_all(source)
         ways = np.where(offsets < 0, ways, len(_CODINGS))
         memory, offsets = tf.constant(memory), tf.constant(offsets)
-    ways, turn = tf.constant(ways), _turner(size)
+    ways = tf.constant(ways)
 
     def read(index):
         if source.records is None:
@@ -287,19 +279,19 @@ def _cropper(source: Source, size: int, augment: bool, cache: bool) -> Callable:
 
         def from_jpeg():
             y, x, stored_width = _stored_window(top, left, height, width, orientation, size)
-            # Two more columns on each side: at a cut libjpeg lacks the neighbors between which
-            # it interpolates colors. So the crop equals the same piece of the whole picture.
+            # Two more columns on each side: libjpeg interpolates colors between neighbors, which it
+            # lacks at a cut. So the crop equals the same piece of the whole picture.
             start, end = tf.maximum(x - 2, 0), tf.minimum(x + size + 2, stored_width)
             window = tf.cast([y, start, size, end - start], tf.int32)
             wide = tf.io.decode_and_crop_jpeg(
                 read(index), window, channels=3, dct_method="INTEGER_ACCURATE"
             )
-            return turn(tf.slice(wide, [0, x - start, 0], [size, size, 3]), orientation)
+            return _turned(tf.slice(wide, [0, x - start, 0], [size, size, 3]), orientation)
 
         def from_png():
             y, x, _ = _stored_window(top, left, height, width, orientation, size)
             whole = tf.io.decode_png(read(index), channels=3)
-            return turn(tf.slice(whole, [y, x, 0], [size, size, 3]), orientation)
+            return _turned(tf.slice(whole, [y, x, 0], [size, size, 3]), orientation)
 
         def from_memory():
             side = tf.range(size, dtype=tf.int64)
@@ -308,7 +300,7 @@ def _cropper(source: Source, size: int, augment: bool, cache: bool) -> Callable:
 
         branches = [from_other, from_jpeg, from_png] + [from_memory] * cache
         upright = tf.ensure_shape(tf.switch_case(ways[index], branches), [size, size, 3])
-        return turn(upright, 1 + tf.cast(chances[2] * 8, tf.int32)) if augment else upright
+        return _turned(upright, 1 + tf.cast(chances[2] * 8, tf.int32)) if augment else upright
 
     return crop
 
@@ -317,7 +309,7 @@ def _decode_all(source: Source) -> tuple[np.ndarray, np.ndarray]:
     """Decodes all pictures into one array.
 
     Returns:
-        uint8 [pixels, 3], and int64 [N] where each picture begins, or -1 if it is damaged.
+        uint8 [pixels, 3], and int64 [N], the first pixel of each picture, or -1 if it is damaged.
 
     Raises:
         ValueError: They would fill most of the machine's memory.
@@ -336,7 +328,7 @@ def _decode_all(source: Source) -> tuple[np.ndarray, np.ndarray]:
         try:
             picture = source.read_rgb(index)
         except ValueError:
-            return -1  # it is named when it is drawn
+            return -1  # named in the log when it is drawn
         if picture.shape[:2] != tuple(source.sizes[index]):
             return -1
         start = ends[index] - picture.shape[0] * picture.shape[1]
@@ -348,7 +340,7 @@ def _decode_all(source: Source) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _stored_window(top, left, height, width, orientation, size: int):
-    """Where a window of the upright picture lies in the picture as it is stored.
+    """Finds the place of a window of the upright picture in the stored picture.
 
     Returns:
         The window's top and left there, and the stored picture's width.
@@ -361,28 +353,23 @@ def _stored_window(top, left, height, width, orientation, size: int):
     return top, left, width
 
 
-def _turner(size: int) -> Callable:
-    """Makes the function that turns a square crop upright.
-
-    Returns:
-        ([size, size, 3] crop, EXIF orientation 1 to 8) -> [size, size, 3].
-    """
+def _turned(square: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
+    """Makes a stored square [size, size, 3] of this EXIF orientation upright."""
+    size = square.shape[0]
     places = np.arange(size * size, dtype=np.int32).reshape(size, size)
-    turned = []
+    orders = []
     for flip_rows, flip_columns, swap in _TURNS:
-        square = places[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
-        turned.append((square.T if swap else square).ravel())
-    turned = tf.constant(np.stack(turned))
-
-    def turn(square, orientation):
-        pixels = tf.gather(tf.reshape(square, [size * size, 3]), turned[orientation])
-        return tf.reshape(pixels, [size, size, 3])
-
-    return turn
+        order = places[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
+        orders.append((order.T if swap else order).ravel())
+    pixels = tf.gather(
+        tf.reshape(square, [size * size, 3]), tf.constant(np.stack(orders))[orientation]
+    )
+    return tf.reshape(pixels, [size, size, 3])
 
 
-def _degrader(crop_size: int) -> Callable:
-    """Makes the function from uint8 HR crops to the (lr, hr) of `training_batches`."""
+def _lr_and_hr(crops: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """From uint8 HR crops to the (lr, hr) of `training_batches`."""
+    count, crop_size, _, _ = crops.shape
     size = crop_size // 4
     # The weights are multiples of 1/4096, so float32 sums are exact: the same as resize.imresize.
     matrix = tf.constant(resize.bicubic_matrix(crop_size, size), tf.float32)
@@ -390,12 +377,8 @@ def _degrader(crop_size: int) -> Callable:
     def to_8_bits(values):
         return tf.clip_by_value(tf.floor(values + 0.5), 0.0, 255.0)
 
-    def degrade(crops):
-        hr = tf.cast(crops, tf.float32)
-        rows = tf.matmul(matrix, tf.reshape(hr, [-1, crop_size, crop_size * 3]))
-        rows = tf.reshape(to_8_bits(rows), [-1, size, crop_size, 3])
-        lr = to_8_bits(tf.einsum("jw,biwc->bijc", matrix, rows))
-        lr = tf.ensure_shape(lr, [crops.shape[0], size, size, 3])
-        return lr / 255.0, hr / 127.5 - 1.0
-
-    return degrade
+    hr = tf.cast(crops, tf.float32)
+    rows = tf.matmul(matrix, tf.reshape(hr, [-1, crop_size, crop_size * 3]))
+    rows = tf.reshape(to_8_bits(rows), [-1, size, crop_size, 3])
+    lr = to_8_bits(tf.einsum("jw,biwc->bijc", matrix, rows))
+    return tf.ensure_shape(lr, [count, size, size, 3]) / 255.0, hr / 127.5 - 1.0

@@ -24,17 +24,18 @@ _SPLIT, _VALIDATION = -1, -2
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A collection of pictures to draw from: what is known of each, nothing decoded.
+    """A collection of pictures to draw from: the header of each, nothing decoded.
 
     Attributes:
-        spec: What the user asked for, see `open_source`.
+        spec: The data set as the user named it, see `open_source`.
         names: Name of each picture: its path, or "tfds:NAME:SPLIT#RECORD".
-        sizes: int32 [N, 2], height and width in pixels, after the EXIF turn.
+        sizes: int32 [N, 2], height and width in pixels, of the upright picture.
         orientations: int32 [N], EXIF orientation 1 to 8.
         codings: int32 [N], index into ("other", "jpeg", "png"), see `pictures.Header`.
-        left_out: (name, reason) of each picture that is too small or cannot be read.
-        records: int64 [N], which record each picture is, where pictures are not files.
-        read_record: Record number to encoded picture, for the same; raises ValueError.
+        skipped: (name, reason) of each picture that is too small or unreadable.
+        records: int64 [N], the record number of each picture, where pictures are not files.
+        read_record: Function from a record number to the encoded picture, likewise; raises
+            ValueError.
     """
 
     spec: str
@@ -42,7 +43,7 @@ class Source:
     sizes: np.ndarray
     orientations: np.ndarray
     codings: np.ndarray
-    left_out: Sequence[tuple[str, str]] = ()
+    skipped: Sequence[tuple[str, str]] = ()
     records: np.ndarray | None = None
     read_record: Callable[[int], bytes] | None = None
 
@@ -51,7 +52,7 @@ class Source:
         return len(self.names)
 
     def subset(self, indices: Sequence[int]) -> "Source":
-        """The pictures at these places, in this order; `left_out` stays with the whole."""
+        """The pictures at these places, in this order; without `skipped`."""
         indices = np.asarray(indices, np.int64)
         return dataclasses.replace(
             self,
@@ -59,12 +60,12 @@ class Source:
             sizes=self.sizes[indices],
             orientations=self.orientations[indices],
             codings=self.codings[indices],
-            left_out=(),
+            skipped=(),
             records=None if self.records is None else self.records[indices],
         )
 
     def read_rgb(self, index: int) -> np.ndarray:
-        """Reads one picture whole.
+        """Decodes one picture.
 
         Returns:
             uint8 [H, W, 3].
@@ -81,24 +82,24 @@ class Source:
 def open_source(spec: str, *, min_size: int = 96) -> Source:
     """Finds the pictures of a data set and reads their headers.
 
-    A picture whose shorter side is less than `min_size`, or whose header cannot be read, is left
-    out, named in the log and listed in `left_out`.
+    A picture is skipped if its shorter side is less than `min_size` or its header cannot be read.
+    The log names it, and `skipped` lists it.
 
-    The headers of a folder are read at each start: some thousand files a second. Those of a TFDS
-    data set come with the whole records, likewise some thousand a second (ImageNet: about ten
-    minutes), so they are kept in a small file beside the data set.
+    The headers of a folder are read at each start, some thousand files a second. Those of a TFDS
+    data set require its whole records, also some thousand a second (ImageNet: about ten minutes),
+    so they are stored in a small file beside the data set.
 
     Args:
-        spec: A folder, searched at any depth; `tfds:NAME[/CONFIG][:SPLIT]` (split "train" unless
-            given), found or prepared in TFDS_DATA_DIR; or `sample`, the photographs that
-            scikit-image carries.
+        spec: A folder, searched at any depth; `tfds:NAME[/CONFIG][:SPLIT]` (by default the split
+            "train"), found or prepared in TFDS_DATA_DIR; or `sample`, the photographs in
+            scikit-image.
         min_size: Smallest usable side in pixels: the crop size.
 
     Returns:
         The source.
 
     Raises:
-        ValueError, FileNotFoundError: There is no such data set, or it holds no usable picture.
+        ValueError, FileNotFoundError: The data set does not exist or holds no usable picture.
     """
     if spec.startswith("tfds:"):
         return _open_tfds(spec, min_size)
@@ -116,7 +117,7 @@ def _open_tfds(spec: str, min_size: int) -> Source:
         raise ValueError(f"{spec}: should read tfds:NAME[/CONFIG][:SPLIT]")
     name, split = match[1], match[2] or "train"
     try:
-        import array_record  # noqa: F401  (TFDS would say only later, and less plainly)
+        import array_record  # noqa: F401  (TFDS would fail later, and less plainly)
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise ValueError(
@@ -124,31 +125,31 @@ def _open_tfds(spec: str, min_size: int) -> Source:
             f"({error})"
         ) from error
     try:
-        data_dir = os.environ.get("TFDS_DATA_DIR")  # TFDS itself would look once, when imported
+        data_dir = os.environ.get("TFDS_DATA_DIR")  # TFDS itself reads it once, when imported
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
         builder.download_and_prepare()
         features = builder.info.features
         images = [key for key in features if isinstance(features[key], tfds.features.Image)]
         decoders = {key: tfds.decode.SkipDecoding() for key in images}
         data_source = builder.as_data_source(split, decoders=decoders)
-    except Exception as error:  # a data set's own code raises all sorts
+    except Exception as error:  # a data set's own code may raise anything
         reason = pictures.one_line(error)
         if "file format" in reason:
             reason += " Set TFDS_DATA_DIR to another folder to prepare it there as array_record."
         raise ValueError(f"{spec}: cannot be opened or prepared: {reason}") from error
     if not images:
         raise ValueError(f"{spec}: holds no pictures, only {', '.join(features)}")
-    # DIV2K and its like have the picture as "hr" beside a shrunken one; elsewhere it is "image".
+    # DIV2K and similar sets hold the picture as "hr" beside its "lr"; others as "image".
     key = next((key for key in ("image", "hr") if key in images), images[0])
 
     def read_record(number: int) -> bytes:
         try:
             return data_source[int(number)][key]
-        except Exception as error:  # array_record and the parser raise all sorts on damage
+        except Exception as error:  # array_record and the parser may raise anything on damage
             raise ValueError(f"{name}:{split}#{number}: damaged record ({error})") from error
 
     names = [f"tfds:{name}:{split}#{number}" for number in range(len(data_source))]
-    # Splits as different as train[:9] and train[-9:] are the same words.
+    # The slugs of splits as different as train[:9] and train[-9:] are equal.
     slug = re.sub(r"\W+", "_", f"{key}-{split}") + f"-{zlib.crc32(split.encode()):08x}"
     index = os.path.join(builder.data_dir, f"srgan_tf_headers-{slug}.npz")
     headers, reasons = _stored_headers(index, len(names)) or _scan(
@@ -164,12 +165,12 @@ def _scan(
 
     Args:
         names: Their names.
-        open_one: Number of a picture to what `pictures.read_header` takes.
-        index: Where to keep the result for `_stored_headers`.
+        open_one: Function from the number of a picture to an argument of `pictures.read_header`.
+        index: File to store the result in, for `_stored_headers`.
 
     Returns:
-        int32 [N, 4]: height, width, orientation, place of the coding in _CODINGS; and the reasons
-        of those that cannot be read, whose rows are 0.
+        int32 [N, 4]: height, width, orientation, index of the coding in _CODINGS; and by number
+        the reasons why pictures cannot be read, whose rows are 0.
     """
 
     def look(number):
@@ -201,7 +202,7 @@ def _scan(
 
 
 def _stored_headers(index: str, count: int) -> tuple[np.ndarray, dict[int, str]] | None:
-    """What `_scan` kept in `index`, if it is there and of this number of pictures."""
+    """Loads the headers that `_scan` stored, or None if there are none of `count` pictures."""
     try:
         with np.load(index) as stored:
             if len(stored["headers"]) == count:
@@ -209,26 +210,26 @@ def _stored_headers(index: str, count: int) -> tuple[np.ndarray, dict[int, str]]
                 return stored["headers"], dict(zip(broken, reasons, strict=True))
     except FileNotFoundError:
         pass
-    except Exception as error:  # zipfile and NumPy raise all sorts on a damaged file
-        logging.warning("%s: cannot be read and is made anew (%s)", index, error)
+    except Exception as error:  # zipfile and NumPy may raise anything on a damaged file
+        logging.warning("%s: cannot be read and is rebuilt (%s)", index, error)
     return None
 
 
 def _usable(spec, names, headers, reasons, min_size, read_record=None) -> Source:
-    """Makes the source of the pictures that can be used; names those that cannot."""
-    left_out = []
+    """Builds the source of the usable pictures and names the others in the log."""
+    skipped = []
     for number in np.flatnonzero(headers[:, :2].min(axis=1) < min_size).tolist():
         height, width = headers[number, :2]
         reason = reasons.get(number, f"{width}x{height} is smaller than {min_size}x{min_size}")
-        logging.warning("left out: %s: %s", names[number], reason)
-        left_out.append((names[number], reason))
-    if len(left_out) == len(names):
+        logging.warning("skipped: %s: %s", names[number], reason)
+        skipped.append((names[number], reason))
+    if len(skipped) == len(names):
         raise ValueError(
             f"{spec}: none of its {len(names)} pictures can be used; the first is "
-            f"{left_out[0][0]}: {left_out[0][1]}"
+            f"{skipped[0][0]}: {skipped[0][1]}"
         )
-    if left_out:
-        logging.warning("%s: %d of %d pictures left out", spec, len(left_out), len(names))
+    if skipped:
+        logging.warning("%s: %d of %d pictures skipped", spec, len(skipped), len(names))
     whole = Source(
         spec,
         names,
@@ -239,22 +240,22 @@ def _usable(spec, names, headers, reasons, min_size, read_record=None) -> Source
         read_record=read_record,
     )
     kept = np.flatnonzero(headers[:, :2].min(axis=1) >= min_size)
-    return dataclasses.replace(whole.subset(kept), left_out=left_out)
+    return dataclasses.replace(whole.subset(kept), skipped=skipped)
 
 
 def split_validation(source: Source, count: int, seed: int) -> tuple[Source, Source]:
-    """Sets some pictures aside for validation: a choice by (seed, number of pictures) alone.
+    """Sets pictures aside for validation, chosen by the seed and the number of pictures alone.
 
     Args:
         source: The pictures.
-        count: How many to set aside.
+        count: Number of pictures to set aside.
         seed: Seed of the choice.
 
     Returns:
-        The training source (which keeps `left_out`) and the validation source.
+        The training source, which keeps `skipped`, and the validation source.
 
     Raises:
-        ValueError: Not even one picture would be left to train on.
+        ValueError: No picture would be left to train on.
     """
     if not 0 <= count < len(source):
         raise ValueError(
@@ -262,14 +263,14 @@ def split_validation(source: Source, count: int, seed: int) -> tuple[Source, Sou
         )
     order = _shuffled(np.arange(len(source)), len(source), seed, _SPLIT)
     chosen, rest = np.sort(order[:count]), np.sort(order[count:])
-    train = dataclasses.replace(source.subset(rest), left_out=source.left_out)
+    train = dataclasses.replace(source.subset(rest), skipped=source.skipped)
     return train, source.subset(chosen)
 
 
 def _shuffled(positions: tf.Tensor, count: int, seed: int, epoch: int | tf.Tensor) -> tf.Tensor:
-    """Where a random permutation of `count` sends positions (int64 [n]); nothing is kept."""
-    # index_shuffle takes but the last 8 bits of each part of its key where count < 2**16: by itself
-    # it would repeat after 256 epochs. Two of it, with hashed keys, have 2**32 permutations.
+    """Permutes positions (int64 [n]) in range(count) at random, without storing the permutation."""
+    # Below 2**16 positions, index_shuffle uses only the last 8 bits of each part of its key and
+    # would repeat after 256 epochs. Two in a row, with hashed keys, have 2**32 permutations.
     epoch_key = tf.stack([tf.constant(seed, tf.int64), tf.cast(epoch, tf.int64)])
     keys = tf.random.stateless_uniform(
         [2, 2], epoch_key, minval=None, maxval=None, dtype=tf.int64, alg="philox"
@@ -284,12 +285,12 @@ def _shuffled(positions: tf.Tensor, count: int, seed: int, epoch: int | tf.Tenso
 def validation_pairs(
     source: Source, *, count: int, max_size: int = 384
 ) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    """Reads a fixed choice of pictures, with their bicubic x1/4.
+    """Reads a fixed choice of pictures and their bicubic x1/4.
 
     Args:
         source: The pictures.
-        count: How many at most; fewer where there are not that many.
-        max_size: Longest side of an HR picture in pixels; of a larger one the center is cut out.
+        count: Number of pictures; fewer if the source has fewer.
+        max_size: Longest side of an HR picture in pixels; larger ones are cropped at the center.
 
     Returns:
         (name, lr, hr) in the source's order: hr uint8 [4h, 4w, 3], lr uint8 [h, w, 3].
@@ -305,7 +306,7 @@ def validation_pairs(
         try:
             picture = source.read_rgb(index)
         except ValueError as error:
-            logging.warning("left out: %s", error)
+            logging.warning("skipped: %s", error)
             continue
         height, width = (min(side, max_size) // 4 * 4 for side in picture.shape[:2])
         top, left = (picture.shape[0] - height) // 2, (picture.shape[1] - width) // 2
@@ -317,20 +318,20 @@ def validation_pairs(
 
 
 def describe(source: Source) -> dict:
-    """Sums up a source for a run's record.
+    """Describes a source for run.json.
 
     Returns:
-        What `json.dumps` takes: spec; pictures, their number; left_out (number) and
-        left_out_first (name and reason of the first 20); smallest, largest and total megapixels;
-        fingerprint, which changes with the names, the sizes or the order of the pictures, but not
-        with the place of their folder.
+        JSON values: `spec`; `pictures`, their number; `left_out`, the number of skipped ones, and
+        `left_out_first`, name and reason of the first 20; smallest, largest and total megapixels;
+        `fingerprint`, which changes with the names, sizes and order of the pictures, but not with
+        the path of their folder.
     """
     megapixels = source.sizes.astype(np.float64).prod(axis=1) / 1e6
     return {
         "spec": source.spec,
         "pictures": len(source),
-        "left_out": len(source.left_out),
-        "left_out_first": [list(pair) for pair in source.left_out[:20]],
+        "left_out": len(source.skipped),
+        "left_out_first": [list(pair) for pair in source.skipped[:20]],
         "smallest_megapixels": round(float(megapixels.min()), 4),
         "largest_megapixels": round(float(megapixels.max()), 4),
         "total_megapixels": round(float(megapixels.sum()), 2),

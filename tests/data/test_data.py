@@ -95,14 +95,14 @@ def test_crops_are_pieces_of_the_pictures(photos):
             assert any(_is_piece(crop, picture) for picture in whole)
 
 
-def test_the_stream_is_the_same_each_time_and_another_for_another_seed(photos):
+def test_the_seed_determines_the_stream(photos):
     first = _take(photos, 8)
     _assert_equal(first, _take(photos, 8))
     assert (first[0][1] != _take(photos, 1, seed=2)[0][1]).any()
 
 
 @pytest.mark.parametrize("options", [{}, {"augment": True}, {"sample_by_area": True}])
-def test_a_resumed_stream_goes_on_where_it_was(photos, options):
+def test_a_stream_resumed_at_a_step_equals_the_rest_of_the_whole(photos, options):
     whole = _take(photos, 9, **options)
     for start in (1, 6):
         _assert_equal(whole[start:], _take(photos, 9 - start, start_step=start, **options))
@@ -113,7 +113,7 @@ def test_a_stream_starts_at_once_at_any_step(photos):
 
 
 @pytest.mark.parametrize("options", [{}, {"sample_by_area": True, "augment": True}])
-def test_two_pipelines_together_give_the_batches_of_one(photos, options):
+def test_two_pipelines_share_the_batches_of_one(photos, options):
     whole = _take(photos, 4, batch_size=8, start_step=3, **options)
     shares = [
         _take(photos, 4, batch_size=8, start_step=3, pipeline_index=n, pipeline_count=2, **options)
@@ -123,7 +123,7 @@ def test_two_pipelines_together_give_the_batches_of_one(photos, options):
     _assert_equal(whole, _joined(in_order, 2))
 
 
-def test_chunks_for_replicas_are_the_batch_in_order(photos):
+def test_replica_batches_are_the_batch_in_order(photos):
     whole = _take(photos, 3, batch_size=8)
     chunks = _take(photos, 12, batch_size=8, replica_batch_size=2)
     _assert_equal(whole, _joined(chunks, 4))
@@ -149,13 +149,13 @@ def test_the_order_is_kept_and_the_data_are_not_sharded_again(photos):
 # Which pictures
 
 
-def test_a_batch_is_of_distinct_pictures_and_no_batch_spans_two_epochs(plain):
+def test_a_batch_has_distinct_pictures_and_does_not_span_two_epochs(plain):
     batches = _drawn(plain, 20)
     for first, second in zip(batches[::2], batches[1::2], strict=True):
         assert len({*first, *second}) == 8
 
 
-def test_permutations_do_not_come_again():
+def test_permutations_do_not_repeat():
     positions = tf.range(20, dtype=tf.int64)
     keys = [(1, epoch) for epoch in range(400)] + [(257, 0), (-1, 0), (2**40, 0)]
     orders = {sources._shuffled(positions, 500, *key).numpy().tobytes() for key in keys}
@@ -165,12 +165,14 @@ def test_permutations_do_not_come_again():
 
 
 def _counts(source, steps, batch_size, by_area=False):
-    draw = batches._drawer(source, 1, batch_size, by_area)
-    drawn = tf.data.Dataset.counter(0).map(lambda step: draw(step)[:, 0]).take(steps)
+    def draw(step):
+        return batches._candidates(source, step, 1, batch_size, by_area)[:, 0]
+
+    drawn = tf.data.Dataset.counter(0).map(draw).take(steps)
     return np.bincount(np.concatenate(list(drawn.as_numpy_iterator())), minlength=len(source))
 
 
-def test_all_pictures_are_drawn_alike(plain):
+def test_all_pictures_are_drawn_equally_often(plain):
     counts = _counts(plain, 1500, 4)
     assert np.abs(counts - 600).max() < 60  # 5.5 sigma
 
@@ -183,25 +185,25 @@ def test_a_batch_larger_than_the_source_repeats_pictures_evenly(plain):
     assert {batch.count(1) for batch in batches} == {2, 3}
 
 
-def test_drawing_by_area_prefers_large_pictures_as_much_as_promised(tmp_path):
+def test_drawing_by_area_follows_area_to_the_power_of_0_7(tmp_path):
     for side in (10, 40):
         Image.new("RGB", (side, side)).save(tmp_path / f"{side}.png")
     counts = _counts(data.open_source(str(tmp_path), min_size=8), 1500, 1, by_area=True)
     assert counts[1] / 1500 == pytest.approx(16**0.7 / (1 + 16**0.7), abs=0.04)  # 4.6 sigma
 
 
-def test_a_batch_drawn_by_area_is_of_distinct_pictures(plain):
+def test_a_batch_drawn_by_area_has_distinct_pictures(plain):
     for batch in _drawn(plain, 15, batch_size=6, sample_by_area=True):
         assert len(set(batch)) == 6
     for batch in _drawn(plain.subset([0, 1]), 5, batch_size=6, sample_by_area=True):
         assert sorted(batch) == [0, 0, 0, 1, 1, 1]
 
 
-# Where in the picture
+# Positions in the picture
 
 
 @pytest.mark.parametrize("cache", [False, True])
-def test_every_place_in_a_picture_is_cropped(tmp_path, cache):
+def test_crops_come_from_every_position_in_a_picture(tmp_path, cache):
     rows, columns = np.mgrid[:11, :13]
     coordinates = np.dstack([rows, columns, 0 * rows]).astype(np.uint8)
     Image.fromarray(coordinates).save(tmp_path / "a.png")
@@ -231,7 +233,7 @@ def test_augmentation_is_the_eight_flips_and_rotations_and_off_by_default(tmp_pa
         assert all((crop == picture).all() for crop in hr)
 
 
-# Pictures of all sorts
+# Formats and orientations
 
 
 def _assert_all_are_cropped_as_read(source, steps):
@@ -247,7 +249,7 @@ def _assert_all_are_cropped_as_read(source, steps):
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif"])
-def test_pictures_with_an_exif_turn_are_cropped_upright(tmp_path, suffix):
+def test_pictures_with_an_exif_orientation_are_cropped_upright(tmp_path, suffix):
     for orientation in range(1, 9):
         exif = Image.Exif()
         exif[ORIENTATION] = orientation
@@ -264,7 +266,7 @@ def test_a_crop_of_a_jpeg_equals_the_same_piece_of_the_whole(tmp_path):
     _assert_all_are_cropped_as_read(data.open_source(str(tmp_path), min_size=32), 8)
 
 
-def test_pictures_of_all_sorts_are_cropped_as_they_are_read(tmp_path):
+def test_crops_of_every_format_and_mode_equal_the_decoded_picture(tmp_path):
     sorts = iter(Image.fromarray(photograph(40, 50, seed)) for seed in range(20))
     next(sorts).save(tmp_path / "plain.jpg")
     next(sorts).save(tmp_path / "plain.png")
@@ -284,7 +286,7 @@ def test_pictures_of_all_sorts_are_cropped_as_they_are_read(tmp_path):
     _assert_all_are_cropped_as_read(source, 4)
 
 
-def test_the_memory_cache_changes_nothing(photos):
+def test_the_memory_cache_does_not_change_the_stream(photos):
     _assert_equal(_take(photos, 6, augment=True), _take(photos, 6, augment=True, cache=True))
 
 
@@ -294,7 +296,7 @@ def test_a_cache_larger_than_the_memory_is_refused(photos, monkeypatch):
         _take(photos, 1, cache=True)
 
 
-# What is no use
+# Unusable pictures
 
 
 @pytest.fixture
@@ -309,17 +311,17 @@ def _cut(path, part=0.8):
     path.write_bytes(content[: int(len(content) * part)])
 
 
-def test_small_and_unreadable_pictures_are_left_out_named_and_counted(tmp_path, log):
+def test_small_and_unreadable_pictures_are_skipped_named_and_counted(tmp_path, log):
     save_photograph(tmp_path / "good.png", 40, 40)
     save_photograph(tmp_path / "small.png", 31, 60)
     (tmp_path / "text.jpg").write_text("Not a picture.")
     source = data.open_source(str(tmp_path), min_size=32)
     assert [Path(name).name for name in source.names] == ["good.png"]
-    assert [Path(name).name for name, _ in source.left_out] == ["small.png", "text.jpg"]
-    assert source.left_out[0][1] == "60x31 is smaller than 32x32"
+    assert [Path(name).name for name, _ in source.skipped] == ["small.png", "text.jpg"]
+    assert source.skipped[0][1] == "60x31 is smaller than 32x32"
     messages = "\n".join(log())
     assert "small.png: 60x31" in messages and "text.jpg: cannot be read" in messages
-    assert "2 of 3 pictures left out" in messages
+    assert "2 of 3 pictures skipped" in messages
     assert len(_take(source, 2)) == 2
 
 
@@ -356,7 +358,7 @@ def test_a_picture_that_vanishes_during_a_run_is_replaced(tmp_path, log):
     assert sum("1.png" in message for message in log()) == 1
 
 
-def test_one_good_picture_among_damaged_ones_is_found(tmp_path):
+def test_one_undamaged_picture_among_many_is_found(tmp_path):
     for number in range(14):
         save_photograph(tmp_path / f"{number:02}.png", 32, 32, seed=number)
         if number != 9:
@@ -402,7 +404,7 @@ def test_an_empty_or_missing_folder_is_named(tmp_path):
         ({"crop_size": 120}, "smaller than a crop of 120"),
     ],
 )
-def test_numbers_that_do_not_fit_are_refused(photos, options, message):
+def test_contradictory_numbers_are_refused(photos, options, message):
     with pytest.raises(ValueError, match=message):
         _take(photos, 1, **options)
 
@@ -416,7 +418,7 @@ def tfds(tfds_folder, monkeypatch):
     return tfds_folder
 
 
-def test_tfds_gives_the_same_stream_as_its_pictures_in_a_folder(tfds, tmp_path):
+def test_tfds_and_a_folder_of_the_same_pictures_have_the_same_stream(tfds, tmp_path):
     source = data.open_source("tfds:tiny_photos", min_size=32)
     assert len(source) == 20
     for number in range(20):  # TFDS shuffles when it prepares: take its order
@@ -427,7 +429,7 @@ def test_tfds_gives_the_same_stream_as_its_pictures_in_a_folder(tfds, tmp_path):
         _assert_equal(_take(source, 6, **options), _take(folder, 6, **options))
 
 
-def test_tfds_takes_the_full_picture_not_the_shrunken_one(tfds):
+def test_tfds_uses_the_hr_picture_of_a_pair(tfds):
     source = data.open_source("tfds:tiny_photos:validation", min_size=32)
     assert sorted(map(tuple, source.sizes)) == [(100 + 2 * n, 150) for n in range(20, 24)]
     assert source.names[3] == "tfds:tiny_photos:validation#3"
@@ -455,16 +457,16 @@ def test_tfds_headers_are_read_once(tfds, monkeypatch):
     monkeypatch.setattr(pictures, "read_header", fail)
     again = data.open_source("tfds:tiny_photos:train[5:9]", min_size=110)
     assert len(again) <= len(first) == 4
-    assert {*again.names, *(name for name, _ in again.left_out)} == set(first.names)
+    assert {*again.names, *(name for name, _ in again.skipped)} == set(first.names)
 
 
-def test_splits_of_the_same_words_have_headers_of_their_own(tfds):
+def test_splits_with_similar_names_have_separate_header_files(tfds):
     sizes = [data.open_source(f"tfds:tiny_photos:train{s}").sizes for s in ("", "[:4]", "[-4:]")]
     np.testing.assert_array_equal(sizes[1], sizes[0][:4])
     np.testing.assert_array_equal(sizes[2], sizes[0][-4:])
 
 
-def test_a_damaged_header_file_is_made_anew(tfds):
+def test_a_damaged_header_file_is_rebuilt(tfds):
     source = data.open_source("tfds:tiny_photos:train[:2]")
     for path in tfds.rglob("srgan_tf_headers*"):
         path.write_bytes(b"PK garbage")
@@ -473,7 +475,7 @@ def test_a_damaged_header_file_is_made_anew(tfds):
     )
 
 
-def test_a_read_only_data_set_is_used_all_the_same(tfds, monkeypatch, log):
+def test_a_read_only_data_set_can_be_used(tfds, monkeypatch, log):
     def fail(*_, **__):
         raise PermissionError("read-only")
 
@@ -491,13 +493,13 @@ def test_a_read_only_data_set_is_used_all_the_same(tfds, monkeypatch, log):
         ("tfds:imagenet2012", "Manual directory"),
     ],
 )
-def test_a_data_set_that_cannot_be_had_is_an_error_of_one_line(tfds, spec, message):
+def test_an_unavailable_data_set_is_an_error_of_one_line(tfds, spec, message):
     with pytest.raises(ValueError, match=message) as caught:
         data.open_source(spec)
     assert str(caught.value).startswith(spec) and "\n" not in str(caught.value)
 
 
-def test_tfds_data_of_another_file_format_are_an_error_that_helps(tmp_path, monkeypatch):
+def test_tfds_data_of_another_file_format_is_an_error_with_a_remedy(tmp_path, monkeypatch):
     tfds = pytest.importorskip("tensorflow_datasets")
     image = tfds.features.Image(encoding_format="png")
     tfds.dataset_builders.store_as_tfds_dataset(
@@ -516,7 +518,7 @@ def test_tfds_data_of_another_file_format_are_an_error_that_helps(tmp_path, monk
 
 def test_sample_pictures_are_a_source():
     source = data.open_source("sample")
-    assert len(source) >= 5 and not source.left_out
+    assert len(source) >= 5 and not source.skipped
     assert len(_take(source, 2, crop_size=96, batch_size=16)) == 2
 
 
@@ -538,14 +540,14 @@ def test_validation_pairs_are_center_crops_in_multiples_of_4_with_their_lr(photo
         np.testing.assert_array_equal(lr, resize.imresize(hr, lr.shape[:2]))
 
 
-def test_validation_pairs_are_the_same_each_time_and_all_where_there_are_few(photos):
+def test_validation_pairs_are_reproducible_and_all_pictures_if_there_are_few(photos):
     some = [name for name, _, _ in data.validation_pairs(photos, count=6)]
     assert some == [name for name, _, _ in data.validation_pairs(photos, count=6)]
     everything = [name for name, _, _ in data.validation_pairs(photos, count=99)]
     assert everything == list(photos.names)
 
 
-def test_a_damaged_validation_picture_is_passed_over(tmp_path, log):
+def test_a_damaged_validation_picture_is_skipped(tmp_path, log):
     for number in range(3):
         save_photograph(tmp_path / f"{number}.png", 40, 40)
     _cut(tmp_path / "1.png")
@@ -555,7 +557,7 @@ def test_a_damaged_validation_picture_is_passed_over(tmp_path, log):
     assert any("1.png" in message for message in log())
 
 
-def test_pictures_set_aside_for_validation_are_not_trained_on(photos):
+def test_validation_pictures_are_not_trained_on(photos):
     train, val = data.split_validation(photos, 5, seed=3)
     assert len(val) == 5 and len(train) == 15
     assert {*train.names, *val.names} == set(photos.names)
@@ -580,7 +582,7 @@ def test_tfds_sources_can_be_split(tfds):
     assert len(_take(train, 2)) == 2
 
 
-def test_a_description_says_what_was_used_and_left_out(tmp_path):
+def test_a_description_counts_used_and_skipped_pictures(tmp_path):
     save_photograph(tmp_path / "a.png", 1000, 500)
     save_photograph(tmp_path / "b.png", 100, 200)
     save_photograph(tmp_path / "c.png", 10, 20)
@@ -593,7 +595,7 @@ def test_a_description_says_what_was_used_and_left_out(tmp_path):
     assert description["total_megapixels"] == 0.52
 
 
-def test_a_fingerprint_changes_with_the_pictures_not_with_their_place(tmp_path):
+def test_a_fingerprint_depends_on_the_pictures_but_not_on_their_folder(tmp_path):
     def fingerprint(folder, widths):
         (tmp_path / folder).mkdir(parents=True)
         for number, width in enumerate(widths):
