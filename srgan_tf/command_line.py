@@ -1,4 +1,4 @@
-"""What the scripts at the top have in common: quiet libraries, progress, errors in one line."""
+"""Common ground of the scripts: quiet libraries, progress, errors in one line."""
 
 import contextlib
 import datetime
@@ -12,12 +12,12 @@ from pathlib import Path
 
 from absl import flags
 
-# TensorFlow's own lines, wherever it is loaded; its errors stay.
+# Hides TensorFlow's own lines, wherever it is loaded, except its errors.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
 def expand_homes(script: str) -> None:
-    """Makes a leading ~ in a script's flags the user's home: shells leave it in --flag=~/folder.
+    """Expands a leading ~ in a script's flags: shells do not do so in --flag=~/folder.
 
     Args:
         script: The name of the script's module, whose flags have been parsed.
@@ -30,7 +30,7 @@ def expand_homes(script: str) -> None:
 
 
 def load_tensorflow() -> None:
-    """Imports TensorFlow and has it look for GPUs, without what it writes about that to stderr."""
+    """Imports TensorFlow and lets it look for GPUs, without its messages on stderr."""
     with native_logs_hidden():
         import tensorflow as tf
 
@@ -39,9 +39,9 @@ def load_tensorflow() -> None:
 
 @contextlib.contextmanager
 def native_logs_hidden() -> Iterator[None]:
-    """Hides what libraries write to stderr past Python, which no log level silences.
+    """Hides the messages that libraries write to stderr past Python, which no log level silences.
 
-    What Python itself writes there is still seen.
+    Python's own stderr stays visible.
     """
     with contextlib.ExitStack() as stack:
         kept = os.dup(2)
@@ -56,14 +56,15 @@ def native_logs_hidden() -> Iterator[None]:
 
 
 def progress_bar(stream=None) -> Callable[[float, str], None]:
-    """Makes a progress bar with the time that is left.
+    """Makes a progress bar that shows the remaining time.
 
     Args:
-        stream: Where to, by default stderr. The line is repainted on a terminal; elsewhere a new
-            one is written at every tenth.
+        stream: By default stderr. A terminal's line is repainted; elsewhere a new line is written
+            at every tenth.
 
     Returns:
-        A function of the fraction done, in 0..1, and what comes next. 1 ends the bar.
+        A function of the fraction done, in 0..1, and of the name of the next piece of work. 1 ends
+        the bar.
     """
     stream = stream or sys.stderr
     start = time.monotonic()
@@ -95,16 +96,16 @@ def _left(start: float, fraction: float) -> str:
 
 
 def exit_code(main: Callable[[list[str]], int], argv: list[str], interrupted: str) -> int:
-    """Runs a script's main function and turns what a user can cause into one line on stderr.
+    """Runs a script's main function and reports errors that a user can cause in one line on stderr.
 
     Args:
-        main: Takes `argv` and gives the exit code.
+        main: Function from `argv` to the exit code.
         argv: The command without its flags.
-        interrupted: What to say after Ctrl-C.
+        interrupted: The message after Ctrl-C.
 
     Returns:
-        What `main` gives; 1 after a ValueError or OSError, or where a package is missing; 130 after
-        Ctrl-C.
+        The exit code: that of `main`; 1 after a ValueError or OSError, or if a package is missing;
+        130 after Ctrl-C.
     """
     expand_homes(main.__module__)
     try:
@@ -122,7 +123,7 @@ def exit_code(main: Callable[[list[str]], int], argv: list[str], interrupted: st
 
 @contextlib.contextmanager
 def caught_signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM instead of dying of them; a second one is obeyed at once."""
+    """Collects SIGINT and SIGTERM instead of ending at once, which a second one does."""
     received = []
 
     def handler(signum, _):

@@ -1,7 +1,7 @@
 """Files and folders written atomically: under a temporary name beside their place, then renamed.
 
-Temporary names carry the machine and the process, so that two processes never share one and that
-what killed processes left is removed. No TensorFlow.
+Temporary names contain the machine and the process: no two processes share one, and the leftovers
+of killed processes can be removed.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-# Processes of other machines that share a folder cannot be asked for.
+# Whether a process of another machine that shares the folder is alive cannot be found out.
 _THIS_MACHINE = f".making-{platform.node()}-"
 _numbers = itertools.count()
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder and checks that files can be written there: before hours of work, not after.
+    """Makes a folder and checks that it is writable, before hours of work and not after.
 
     Raises:
-        ValueError: They cannot.
+        ValueError: It is not.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -36,10 +36,10 @@ def make_folder(path: Path) -> None:
 
 
 def staging(folder: Path) -> tempfile.TemporaryDirectory:
-    """Makes a temporary folder in `folder`, for what is renamed once it is complete.
+    """Makes a temporary folder in `folder`, for results that are renamed once complete.
 
     Raises:
-        OSError: It cannot be made.
+        OSError: The folder is not writable.
     """
     _clear_leftovers(folder)
     return tempfile.TemporaryDirectory(dir=folder, prefix=f"{_THIS_MACHINE}{os.getpid()}-")
@@ -49,9 +49,9 @@ def staging(folder: Path) -> tempfile.TemporaryDirectory:
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path` to write to, then renames it to `path`.
 
-    An error or a kill leaves what was there before. The temporary name is hidden, has the ending of
-    `path`, by which libraries choose a format, and is short, so that any name that the file system
-    allows can be written.
+    An error or a kill leaves the previous file in place. The temporary name is hidden, has the
+    ending of `path`, by which libraries choose a format, and is short, so that `path` may have the
+    longest name that the file system allows.
     """
     _clear_leftovers_once(path.parent)
     ending = re.search(r"(\.\w+){0,2}$", path.name[-16:]).group()
@@ -73,7 +73,7 @@ def write_text(path: Path, text: str) -> None:
 def _clear_leftovers(folder: Path) -> None:
     """Removes the temporary files and folders that killed processes of this machine left."""
     for left in folder.glob(f"{_THIS_MACHINE}*"):
-        # A machine's name may begin with another's: behind the process there is one "-".
+        # A machine's name may begin with another's: only one "-" follows the process.
         process, *rest = left.name.removeprefix(_THIS_MACHINE).split("-")
         if len(rest) == 1 and _is_gone(process):
             shutil.rmtree(left, ignore_errors=True)

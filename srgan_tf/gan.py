@@ -1,4 +1,4 @@
-"""SRResNet and SRGAN as one `keras.Model`: equation 3, and one update of each network a step."""
+"""SRResNet and SRGAN as one `keras.Model`: equation 3, and one update of each network per step."""
 
 from collections.abc import Callable
 
@@ -9,10 +9,10 @@ from srgan_tf import losses
 
 
 class SRGAN(keras.Model):
-    """A generator, with or without a discriminator, and how one step trains them.
+    """A generator, with or without a discriminator, and the step that trains them.
 
     `SRGAN(generator, {"mse": losses.mse})` is SRResNet-MSE; with a discriminator it is SRGAN-MSE.
-    It trains with `fit` on one device, or by `strategy.run(model.train_step, ...)`.
+    Train it with `fit` on one device, or with `strategy.run(model.train_step, ...)`.
     """
 
     def __init__(
@@ -27,9 +27,9 @@ class SRGAN(keras.Model):
         """Joins the networks and the losses.
 
         Args:
-            generator: As `networks.build_generator` returns it.
+            generator: From `networks.build_generator`.
             content: Name and function of the content loss, for logs and `generator_terms`.
-            discriminator: As `networks.build_discriminator` returns it, for SRGAN.
+            discriminator: From `networks.build_discriminator`, for SRGAN.
             adversarial_weight: Weight of the adversarial loss, 1e-3 in equation 3.
             total_variation_weight: 2e-8 in SRResNet-VGG22, 0 elsewhere.
         """
@@ -48,15 +48,15 @@ class SRGAN(keras.Model):
         discriminator_optimizer: keras.optimizers.Optimizer | None = None,
         **kwargs,
     ) -> None:
-        """Sets the optimizers and makes their variables, so that a checkpoint restores them.
+        """Sets the optimizers and creates their variables, so that a checkpoint restores them.
 
         Args:
             optimizer: The generator's.
-            discriminator_optimizer: The discriminator's; needed where there is one.
+            discriminator_optimizer: The discriminator's, required if there is one.
             **kwargs: For `keras.Model.compile`.
 
         Raises:
-            ValueError: An optimizer is missing or has nothing to train.
+            ValueError: The discriminator or its optimizer is missing.
         """
         if (discriminator_optimizer is None) != (self.discriminator is None):
             raise ValueError("give a discriminator_optimizer where there is a discriminator")
@@ -84,8 +84,8 @@ class SRGAN(keras.Model):
         if self.total_variation_weight:
             terms["total_variation"] = self.total_variation_weight * losses.total_variation(sr)
         if self.discriminator is not None:
-            # Batch statistics as in the discriminator's own update, without a change to its
-            # moving ones: `stateless_call` returns them instead of assigning them.
+            # Batch statistics, as in the discriminator's own update; `stateless_call` returns new
+            # moving statistics instead of assigning them.
             sr_logits, _ = self.discriminator.stateless_call(
                 self.discriminator.trainable_variables,
                 self.discriminator.non_trainable_variables,
@@ -135,15 +135,15 @@ class SRGAN(keras.Model):
     def probe_terms(
         self, data: tuple[tf.Tensor, tf.Tensor]
     ) -> dict[str, tuple[tf.Tensor, tf.Tensor]]:
-        """Evaluates each term of the generator's loss alone and changes nothing.
+        """Evaluates each term of the generator's loss separately, without any update.
 
         Args:
-            data: As `train_step` takes it.
+            data: As in `train_step`.
 
         Returns:
-            For each term its value, and the norm of its gradient in the generator's weights, which
-            under a strategy is that of the whole batch: a term that is detached or has vanished
-            shows a norm of 0.
+            For each term its value and the norm of its gradient with respect to the generator's
+            weights, over the global batch under a strategy. A norm of 0 reveals a term that is
+            detached or has vanished.
         """
         lr, hr = data
         variables = self.generator.trainable_variables
@@ -167,7 +167,7 @@ class SRGAN(keras.Model):
         """Scores a batch with frozen batch statistics.
 
         Args:
-            data: As `train_step` takes it; any height and width.
+            data: As in `train_step`; any height and width.
 
         Returns:
             Float32 scalars: the content loss and the mean `psnr` over RGB in dB. The paper's own
@@ -181,5 +181,5 @@ class SRGAN(keras.Model):
 
 
 def _replica_share(loss: tf.Tensor) -> tf.Tensor:
-    # Optimizers add up the gradients of all replicas; the loss is the mean over the global batch.
+    # Optimizers sum the gradients of all replicas; the loss is the mean over the global batch.
     return loss / tf.distribute.get_strategy().num_replicas_in_sync

@@ -1,7 +1,6 @@
-"""Layers of the paper's networks that differ from Keras' own in speed, not in function.
+"""Layers of the paper's networks that are faster than Keras' own and compute the same function.
 
-PReLU, BatchNormalization and Conv2D keep the names of Keras' classes, by which weights files tell
-layers apart.
+They keep the names of Keras' classes, because weights files identify layers by class.
 """
 
 import keras
@@ -11,12 +10,12 @@ import keras
 class PReLU(keras.layers.PReLU):
     """Keras' PReLU with one slope per channel, in fewer passes over memory.
 
-    Keras computes `relu(x) - alpha * relu(-x)`. Here the positive part is reached from `x` itself:
-    three elementwise operations instead of five, the same function and the same gradients.
+    Keras computes `relu(x) - alpha * relu(-x)`, five elementwise operations. Three suffice for the
+    same function and gradients.
     """
 
     def __init__(self, alpha_initializer="zeros", shared_axes=(1, 2), **kwargs):
-        """Takes the arguments of `keras.layers.PReLU`; slopes are shared over height and width."""
+        """Takes the arguments of `keras.layers.PReLU`; height and width share slopes."""
         super().__init__(alpha_initializer=alpha_initializer, shared_axes=shared_axes, **kwargs)
 
     def call(self, inputs):
@@ -26,11 +25,12 @@ class PReLU(keras.layers.PReLU):
 
 @keras.saving.register_keras_serializable(package="srgan_tf")
 class BatchNormalization(keras.layers.BatchNormalization):
-    """Keras' batch norm, which trains by TensorFlow's kernel for it where that is the backend.
+    """Keras' batch norm, trained with TensorFlow's fused kernel on the TensorFlow backend.
 
-    Keras' is a dozen elementwise operations and as many again for the gradient, in float32 under
-    every policy. The kernel's function, gradients and moving statistics are the same. With
-    `synchronized` it is Keras'. Of axis, scale, center and renorm it knows the defaults.
+    Keras uses a dozen elementwise operations, and as many again for the gradient, in float32 under
+    every policy. The kernel computes the same outputs, gradients and moving statistics. It does not
+    support `synchronized`, for which Keras' code runs, and supports only the defaults of axis,
+    scale, center and renorm.
     """
 
     def call(self, inputs, training=None, mask=None):
@@ -48,7 +48,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
             variance=[],
             epsilon=self.epsilon,
         )
-        # The kernel gives the unbiased variance; Keras' moving variance is of the biased one.
+        # The kernel returns the unbiased variance; Keras' moving variance averages the biased one.
         count = tf.cast(tf.size(inputs) // tf.size(mean), tf.float32)
         for moving, now in (
             (self.moving_mean, mean),
@@ -60,22 +60,23 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
 @keras.saving.register_keras_serializable(package="srgan_tf")
 class Conv2D(keras.layers.Conv2D):
-    """Keras' "same" convolution, for few channels out: it makes two by two pixels at a time.
+    """Keras' "same" convolution for few output channels, computed for 2x2 pixels at a time.
 
-    Kernels compute 8 or 16 channels where three are asked for. As a convolution of stride 2 by a
-    kernel that is one larger, and a shuffle, three are twelve: 100 * 16 / 4 products a pixel
-    instead of 81 * 8 or 81 * 16. The function is the same. Measured on CPUs only.
+    CPU kernels compute 8 or 16 channels even if only three are needed. A convolution of stride 2,
+    whose kernel is larger by one, followed by a shuffle, computes twelve: 100 * 16 / 4 products
+    per pixel instead of 81 * 8 or 81 * 16. The function is the same. Measured on CPUs only.
 
-    Products are made in the dtype of the inputs; bias and result have the layer's own. In a network
-    of mixed precision the latter is float32. Products in float32, too, made gradients no better
+    Products have the dtype of the inputs; bias and result have the layer's, which is float32 in a
+    network of mixed precision. Products in float32 did not improve gradients
     (benchmarks/README.md).
     """
 
     def __init__(self, filters, kernel_size, padding="same", **kwargs):
-        """Takes the arguments of `keras.layers.Conv2D`, but for `autocast`.
+        """Takes the arguments of `keras.layers.Conv2D`, except `autocast`.
 
         Raises:
-            ValueError: Not "same", or with strides, dilation, groups, an activation or no bias.
+            ValueError: The padding is not "same", or there are strides, dilation, groups, an
+                activation or no bias.
         """
         super().__init__(filters, kernel_size, padding=padding, autocast=False, **kwargs)
         given = self.padding, self.strides, self.dilation_rate, self.groups, self.use_bias

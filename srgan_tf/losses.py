@@ -1,8 +1,7 @@
-"""The paper's losses, equation 2 and equations 4 to 6, of which equation 3 is the sum.
+"""The paper's losses: equation 2, and equations 4 to 6, whose weighted sum is equation 3.
 
-Functions of pictures in [-1, 1] and of logits.
-
-Only `keras.ops`. Every loss is a float32 scalar, the mean over the pictures that it is given.
+They use only `keras.ops` and take pictures in [-1, 1] or logits. Every loss is a float32 scalar,
+the mean over the given pictures.
 """
 
 from collections.abc import Callable
@@ -18,14 +17,14 @@ def mse(hr, sr):
 
 
 def vgg_loss(features: keras.Model) -> Callable:
-    """Equation 5: makes the loss on VGG19 features phi_i,j.
+    """Equation 5: builds the loss on VGG19 features phi_i,j.
 
-    The features are scaled by 1/12.75, the loss by about 0.006 (section 3.2). The mean is over
-    positions and channels: the sum over channels, as one could read the equation, would be
+    The features are scaled by 1/12.75, and so the loss by about 0.006 (section 3.2). The mean is
+    over positions and channels. A sum over channels, another reading of the equation, would be
     hundreds of times the MSE, which the paper's scale is meant to match.
 
     Args:
-        features: As `vgg.build_features` makes it.
+        features: From `vgg.build_features`.
 
     Returns:
         A function of (hr, sr), pictures [N, H, W, 3] in [-1, 1].
@@ -55,8 +54,8 @@ def discriminator(hr_logits, sr_logits):
 def total_variation(sr):
     """Sum of absolute differences of neighbors in a picture [N, H, W, 3], mean over pictures.
 
-    The regulariser of SRResNet-VGG22, weight 2e-8 (section 3.2, after Johnson et al.); as
-    `tf.image.total_variation` has it.
+    The regularizer of SRResNet-VGG22, weight 2e-8 (section 3.2, after Johnson et al.); equals
+    `tf.image.total_variation`.
     """
     down = keras.ops.abs(sr[:, 1:] - sr[:, :-1])
     right = keras.ops.abs(sr[:, :, 1:] - sr[:, :, :-1])

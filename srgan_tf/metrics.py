@@ -1,9 +1,9 @@
-"""PSNR and SSIM by the paper's own measure, and Wang's SSIM beside it (paper section 3.1).
+"""PSNR and SSIM as the paper measured them (section 3.1), and Wang's SSIM.
 
-All three cut 4 pixels from every side and compare luma, in float64. The paper's SSIM is not the
-11x11 window that most code means by SSIM: it is what the `dump_ssim` tool of the daala video codec
-prints (tools/dump_ssim.c), whose window grows with the picture. Its figures are 0.01 to 0.05 above
-Wang's, so the two must not be compared with each other.
+All three crop 4 pixels from every side and compare luma, in float64. The paper's SSIM is not the
+common one with an 11x11 window. It is that of daala's `dump_ssim` (tools/dump_ssim.c in the video
+codec), whose window grows with the picture. Its values are 0.01 to 0.05 above Wang's, so never
+compare one with the other.
 """
 
 import numpy as np
@@ -11,12 +11,13 @@ import numpy as np
 BORDER = 4
 _KERNEL_SUM = 256
 _WANG_RADIUS = 5
-# So small that OpenBLAS stays on one thread: on a busy machine its threads wait for each other.
+# Small enough for OpenBLAS to stay on one thread: on a busy machine its threads wait for each
+# other.
 _BLOCK = 32
 
 
 def luma(picture: np.ndarray) -> np.ndarray:
-    """Gives the luma of BT.601 in studio swing (16..235), not rounded.
+    """Computes the luma of BT.601 in studio swing (16..235), not rounded.
 
     Args:
         picture: uint8 [H, W, 3] RGB, or [H, W] gray. A gray picture is its own luma, unscaled.
@@ -37,7 +38,7 @@ def luma(picture: np.ndarray) -> np.ndarray:
 
 
 def psnr(sr: np.ndarray, hr: np.ndarray) -> float:
-    """Peak signal-to-noise ratio of luma with 4 pixels cut from each side, peak 255.
+    """Computes the PSNR of luma with 4 pixels cropped from each side, peak 255.
 
     Args:
         sr: uint8 [H, W, 3] RGB or [H, W] gray.
@@ -47,7 +48,7 @@ def psnr(sr: np.ndarray, hr: np.ndarray) -> float:
         Decibels; infinite for equal pictures.
 
     Raises:
-        ValueError: Shapes differ, a picture is not uint8, or nothing is left after the cut.
+        ValueError: Shapes differ, a picture is not uint8, or nothing is left after the crop.
     """
     x, y = _cut_lumas(sr, hr, smallest=1)
     error = np.mean(np.square(x - y))
@@ -55,10 +56,10 @@ def psnr(sr: np.ndarray, hr: np.ndarray) -> float:
 
 
 def ssim(sr: np.ndarray, hr: np.ndarray) -> float:
-    """SSIM as the paper measured it: daala's `dump_ssim` on luma, 4 pixels cut from each side.
+    """Computes SSIM as the paper did: daala's `dump_ssim` on luma, 4 pixels cropped from each side.
 
-    The Gaussian window has sigma = 1.5 * height / 256. At the picture's border the window is cut,
-    and each position counts by the mass its window has left.
+    The Gaussian window has sigma = 1.5 * height / 256. It is truncated at the picture's border, and
+    each position is weighted by the remaining mass of its window.
 
     Args:
         sr: uint8 [H, W, 3] RGB or [H, W] gray.
@@ -68,7 +69,7 @@ def ssim(sr: np.ndarray, hr: np.ndarray) -> float:
         The weighted mean SSIM, at most 1.
 
     Raises:
-        ValueError: Shapes differ, a picture is not uint8, or nothing is left after the cut.
+        ValueError: Shapes differ, a picture is not uint8, or nothing is left after the crop.
     """
     x, y = _cut_lumas(sr, hr, smallest=1)
     height, width = x.shape
@@ -83,11 +84,11 @@ def ssim(sr: np.ndarray, hr: np.ndarray) -> float:
 
 
 def ssim_wang(sr: np.ndarray, hr: np.ndarray) -> float:
-    """SSIM by Wang et al. (2004): an 11x11 Gaussian window, sigma 1.5, on luma, 4 pixels cut.
+    """Computes Wang's SSIM (2004): an 11x11 Gaussian window, sigma 1.5, on luma, 4 pixels cropped.
 
-    Border rule: the mean is over the positions whose window lies wholly inside the picture (5 more
-    pixels from each side). Equal to scikit-image's `structural_similarity(gaussian_weights=True,
-    sigma=1.5, use_sample_covariance=False, data_range=255)` of the same two planes.
+    The mean is over positions whose window lies within the picture (5 more pixels from each side).
+    Equals scikit-image's `structural_similarity(gaussian_weights=True, sigma=1.5,
+    use_sample_covariance=False, data_range=255)` of the same two planes.
 
     Args:
         sr: uint8 [H, W, 3] RGB or [H, W] gray, at least 19 pixels high and wide.
@@ -105,7 +106,7 @@ def ssim_wang(sr: np.ndarray, hr: np.ndarray) -> float:
     kernel /= kernel.sum()
     total = positions = 0.0
     for _, mass, similarity in _ssim_tiles(x, y, kernel, kernel):
-        whole = mass > 1 - 1e-6  # a window cut at the border lacks at least 1e-3 of its mass
+        whole = mass > 1 - 1e-6  # a truncated window lacks at least 1e-3 of its mass
         total += np.sum(similarity[whole])
         positions += np.sum(whole)
     return float(total / positions)
@@ -117,17 +118,17 @@ def _cut_lumas(sr: np.ndarray, hr: np.ndarray, *, smallest: int) -> tuple[np.nda
     if min(hr.shape[:2]) < smallest + 2 * BORDER:
         raise ValueError(
             f"a picture of {hr.shape[1]}x{hr.shape[0]} is too small to measure: "
-            f"at least {smallest + 2 * BORDER} pixels are needed each way"
+            f"it needs at least {smallest + 2 * BORDER} pixels each way"
         )
     cut = slice(BORDER, -BORDER)
     return luma(sr[cut, cut]), luma(hr[cut, cut])
 
 
 def _daala_kernel(sigma: float, longest: int) -> np.ndarray:
-    """Gives daala's kernel of integers that sum to 256, as float64 [2 * half + 1].
+    """Returns daala's kernel of integers that sum to 256, as float64 [2 * half + 1].
 
-    The half-width is the largest n with 256 * pdf(n) >= 0.5 (below `longest`); the center takes
-    what the rounded others leave of 256.
+    The half-width is the largest n below `longest` with 256 * pdf(n) >= 0.5. The center is 256
+    minus the sum of the other, rounded values.
     """
     smallest = np.sqrt(np.pi / 2) * sigma / _KERNEL_SUM
     half = 0 if smallest >= 1 else int(sigma * np.sqrt(-2 * np.log(smallest)))
@@ -139,9 +140,9 @@ def _daala_kernel(sigma: float, longest: int) -> np.ndarray:
 
 
 def _window_blocks(kernel: np.ndarray, length: int):
-    """Yields (block, reach, matrix): the window's sums over a line are, at block, matrix @ [reach].
+    """Yields (block, reach, matrix): `matrix @ line[reach]` are the window's sums at `block`.
 
-    The window is cut at both ends of the line.
+    The window is truncated at both ends of the line.
     """
     half = len(kernel) // 2
     for first in range(0, length, _BLOCK):
@@ -154,9 +155,9 @@ def _window_blocks(kernel: np.ndarray, length: int):
 
 
 def _ssim_tiles(x: np.ndarray, y: np.ndarray, down: np.ndarray, across: np.ndarray):
-    """Yields (where, mass of the window, SSIM) for one tile of positions after the other.
+    """Yields (slices, mass of the window, SSIM) for each tile of positions.
 
-    Matrix products over tiles are fast for wide windows too and keep memory bounded.
+    Matrix products over tiles are fast for wide windows, too, and bound the memory.
     """
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     for rows, near_rows, sum_down in _window_blocks(down, x.shape[0]):

@@ -1,7 +1,18 @@
-"""The paper's figure 4: generator and discriminator as Keras functional models.
+"""Figure 4 of the paper: the generator and the discriminator as Keras functional models.
 
-Only `keras.layers` and `keras.ops`, so that both networks run on every Keras backend; with
-TensorFlow as the backend batch norms train by its own kernel.
+In its notation (k kernel size, n feature maps, s stride):
+
+    generator       lr -> k9n64, PReLU ------------------------------------------.
+                       -> 16 x [k3n64, BN, PReLU, k3n64, BN, sum with its input] |
+                       -> k3n64, BN, sum with the first PReLU's output <---------'
+                       -> 2 x [k3n256, PixelShuffler x2, PReLU] -> k9n3 -> sr
+
+    discriminator   hr or sr -> k3n64s1, LeakyReLU
+                       -> k3n64s2, n128s1, n128s2, n256s1, n256s2, n512s1, n512s2,
+                          each with BN and LeakyReLU
+                       -> dense 1024, LeakyReLU -> dense 1 (the sigmoid is in the losses)
+
+Both use only `keras.layers` and `keras.ops`, so they run on every Keras backend.
 """
 
 import keras
@@ -18,13 +29,14 @@ def build_generator(
     dtype: str = "float32",
     synchronized: bool = False,
 ) -> keras.Model:
-    """Builds the generator, SRResNet (figure 4, top): 16 residual blocks, two sub-pixel layers.
+    """Builds the generator, SRResNet (figure 4, top).
 
     Args:
         residual_blocks: B in the paper, 16 in all of its variants.
-        filters: feature maps of every layer but the sub-pixel ones, which have four times as many.
-        init: "nearest" starts as a nearest-neighbor upscaler (a departure from the paper, which
-            says nothing of its start); "random" is Glorot uniform throughout.
+        filters: feature maps of every layer except the sub-pixel ones, which have four times as
+            many.
+        init: "nearest" starts as a nearest-neighbor upscaler (a departure: the paper does not
+            describe its initialization); "random" is Glorot uniform throughout.
         dtype: Keras' dtype policy; the last bias and the result are float32 under every policy.
         synchronized: batch statistics over all replicas (TensorFlow only).
 
@@ -49,7 +61,7 @@ def build_generator(
         )
 
     def prelu(name):
-        # The paper gives no first slope; 0.25 is that of its reference for PReLU (He et al.).
+        # The paper does not state the initial slope; 0.25 is that of He et al., whom it cites.
         slope = keras.initializers.Constant(0.25)
         return PReLU(alpha_initializer=slope, dtype=dtype, name=name)
 
@@ -85,12 +97,12 @@ def build_generator(
 
 
 def _start_as_nearest_neighbor(generator: keras.Model) -> None:
-    """Sets the first weights so that the network begins as a nearest-neighbor upscaler.
+    """Sets the weights so that the network starts as a nearest-neighbor upscaler.
 
     Channels 0 to 2 carry R, G and B from end to end, through the center taps. They are never
-    negative, so every PReLU leaves them as they are. All other weights stay random, but each
-    sub-pixel convolution begins with the same kernel for its four positions, so that no
-    checkerboard is there to be unlearned (Aitken et al., arXiv 1707.02937).
+    negative, so no PReLU changes them. All other weights stay random. Each sub-pixel convolution
+    starts with the same kernel for its four positions, so that training need not remove a
+    checkerboard pattern first (Aitken et al., arXiv 1707.02937).
     """
     rgb = np.arange(3)
 
@@ -119,17 +131,17 @@ def _start_as_nearest_neighbor(generator: keras.Model) -> None:
 def build_discriminator(
     crop_size: int = 96, *, filters: int = 64, dtype: str = "float32", synchronized: bool = False
 ) -> keras.Model:
-    """Builds the discriminator (figure 4, bottom): eight convolutions and two dense layers.
+    """Builds the discriminator (figure 4, bottom).
 
     Args:
-        crop_size: height and width of the pictures it judges, a multiple of 16.
+        crop_size: height and width of its pictures, a multiple of 16.
         filters: feature maps of the first layer, 64 in the paper; the last has eight times as many.
         dtype: Keras' dtype policy; the logit is float32 under every policy.
         synchronized: batch statistics over all replicas (TensorFlow only).
 
     Returns:
-        A model from pictures [N, crop_size, crop_size, 3] in [-1, 1] to logits float32 [N, 1]:
-        D of the paper is their sigmoid, which the losses contain.
+        A model from pictures [N, crop_size, crop_size, 3] in [-1, 1] to logits float32 [N, 1].
+        The paper's D is their sigmoid, which is part of the losses.
 
     Raises:
         ValueError: `crop_size` is not a positive multiple of 16.

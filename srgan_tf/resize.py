@@ -1,4 +1,4 @@
-"""Matlab's bicubic `imresize`, which made the low-resolution pictures of every benchmark."""
+"""Matlab's bicubic `imresize`, which produced the LR pictures of every benchmark."""
 
 import numpy as np
 
@@ -12,12 +12,12 @@ def _cubic(x: np.ndarray) -> np.ndarray:
 
 
 def bicubic_matrix(size_in: int, size_out: int) -> np.ndarray:
-    """The linear map of Matlab's `imresize(x, [size_out ...], 'bicubic')` along one axis.
+    """Returns the linear map of Matlab's `imresize(x, [size_out ...], 'bicubic')` along one axis.
 
-    When shrinking, the kernel is stretched by the factor (antialiasing). Beyond a border the border
-    pixel is repeated: that, not the mirrored border of newer Matlabs, gives every pixel of the
-    benchmarks' LR files. For a shrink by 4 all weights are multiples of 1/4096, so that products
-    with 8-bit values add up exactly even in float32.
+    For a shrink the kernel is stretched by the factor (antialiasing). Beyond the border the border
+    pixel is repeated; newer Matlabs mirror it, which does not reproduce the benchmarks' LR files.
+    For a shrink by 4 all weights are multiples of 1/4096, so sums of products with 8-bit values are
+    exact even in float32.
 
     Args:
         size_in: Number of input samples.
@@ -45,16 +45,15 @@ def bicubic_matrix(size_in: int, size_out: int) -> np.ndarray:
 
 
 def _to_8_bits(values: np.ndarray) -> np.ndarray:
-    # Half away from zero like Matlab (values below zero are clipped anyway); np.round is half to
-    # even.
+    # Matlab rounds half away from zero (negative values are clipped anyway), np.round to even.
     return np.clip(np.floor(values + 0.5), 0, 255)
 
 
 def imresize(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes a picture as Matlab's `imresize(picture, size, 'bicubic')` does.
+    """Resizes a picture exactly as Matlab's `imresize(picture, size, 'bicubic')`.
 
-    Matlab resizes one axis after the other, the one that shrinks most first and rows before
-    columns where they shrink alike, and rounds and clips to 8 bits after each.
+    Matlab starts with the axis that shrinks more, or with rows if both shrink equally, and rounds
+    and clips to 8 bits after each axis.
 
     Args:
         picture: uint8 [H, W] or [H, W, C].
@@ -64,7 +63,7 @@ def imresize(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         uint8 [*size] or [*size, C].
 
     Raises:
-        ValueError: The picture is not uint8 or has not two or three axes.
+        ValueError: The picture is not uint8 or does not have two or three axes.
     """
     if picture.dtype != np.uint8 or picture.ndim not in (2, 3):
         raise ValueError(

@@ -7,7 +7,7 @@ import pytest
 from srgan_tf import files, provenance
 
 
-def test_the_commit_is_unknown_where_git_is_missing_or_refuses(tmp_path, monkeypatch):
+def test_the_commit_is_none_if_git_is_missing_or_refuses(tmp_path, monkeypatch):
     for program in ("#!/bin/sh\nexit 128\n", None):
         (tmp_path / "git").unlink(missing_ok=True)
         if program:
@@ -32,7 +32,7 @@ def test_a_file_is_replaced_atomically(tmp_path, name):
     assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
 
 
-def test_files_that_killed_processes_left_are_removed_and_those_of_others_are_not(tmp_path):
+def test_leftovers_of_killed_processes_are_removed_and_files_of_running_ones_are_not(tmp_path):
     ended = subprocess.Popen(["true"])
     ended.wait()
     left, running, elsewhere = (

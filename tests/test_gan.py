@@ -44,7 +44,7 @@ def test_srresnet_learns():
     assert last < 0.5 * first
 
 
-def test_a_step_reports_what_it_trains_on():
+def test_a_step_reports_the_terms_of_its_loss():
     model = srgan(total_variation_weight=2e-8)
     logs = model.train_step(batch())
     assert set(logs) == {
@@ -55,7 +55,7 @@ def test_a_step_reports_what_it_trains_on():
     assert 0 < float(logs["d_hr"]) < 1
 
 
-def test_generator_updates_leave_the_discriminator_and_its_statistics_alone():
+def test_a_generator_update_does_not_change_the_discriminator_or_its_statistics():
     features, _ = vgg.build_features("block2_conv2", "vgg16")
     model = srgan({"vgg22": losses.vgg_loss(features)})
     watched = [*model.discriminator.variables, *features.variables]
@@ -70,7 +70,7 @@ def test_generator_updates_leave_the_discriminator_and_its_statistics_alone():
     )
 
 
-def test_discriminator_updates_leave_the_generator_and_its_statistics_alone():
+def test_a_discriminator_update_does_not_change_the_generator_or_its_statistics():
     model = srgan()
     before = values(model.generator.variables)
     discriminator_before = values(model.discriminator.variables)
@@ -86,7 +86,7 @@ def test_discriminator_updates_leave_the_generator_and_its_statistics_alone():
 @pytest.mark.parametrize(
     "term", ["mse", "block2_conv2", "block5_conv4", "total_variation", "adversarial"]
 )
-def test_every_term_reaches_every_weight_of_the_generator(term):
+def test_every_term_has_a_gradient_in_every_weight_of_the_generator(term):
     lr, hr = batch()
     content = {"mse": losses.mse}
     if term.startswith("block"):
@@ -103,7 +103,7 @@ def test_every_term_reaches_every_weight_of_the_generator(term):
         assert gradient is not None and float(tf.norm(gradient)) > 0, variable.path
 
 
-def test_the_discriminators_loss_reaches_all_its_weights():
+def test_the_discriminators_loss_has_a_gradient_in_all_its_weights():
     model = srgan()
     before = values(model.discriminator.trainable_variables)
     model.train_step(batch())
@@ -129,7 +129,7 @@ def test_it_trains_with_fit_in_a_notebook():
     assert int(model.optimizer.iterations) == int(model.discriminator_optimizer.iterations) == 4
 
 
-def test_the_two_optimizers_come_with_the_two_networks():
+def test_each_network_needs_its_optimizer():
     model = srgan()
     with pytest.raises(ValueError, match="discriminator_optimizer"):
         model.compile(keras.optimizers.Adam())

@@ -16,7 +16,7 @@ def test_mse_is_the_mean_over_pictures_positions_and_channels():
     assert float(losses.mse(hr, sr)) == pytest.approx(np.mean((hr.numpy() - sr.numpy()) ** 2))
 
 
-def test_total_variation_is_tensorflows():
+def test_total_variation_equals_tensorflows():
     sr = pictures(0)
     expected = tf.reduce_mean(tf.image.total_variation(sr))
     assert float(losses.total_variation(sr)) == pytest.approx(float(expected), rel=1e-6)
@@ -31,7 +31,7 @@ def test_adversarial_losses_are_equations_2_and_6():
     assert float(losses.discriminator(hr_logits, sr_logits)) == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_sure_discriminator_neither_overflows_nor_starves_the_generator():
+def test_extreme_logits_have_finite_losses_and_gradients():
     logits = tf.constant([[-200.0]])
     with tf.GradientTape() as tape:
         tape.watch(logits)
@@ -49,7 +49,7 @@ def test_vgg_loss_compares_scaled_features_of_caffe_range():
 
 
 @pytest.mark.parametrize("layer", ["block2_conv2", "block5_conv4"])
-def test_vgg_losses_reach_the_picture(layer):
+def test_vgg_losses_have_a_gradient_in_the_picture(layer):
     features, _ = vgg.build_features(layer, "vgg16")
     loss = losses.vgg_loss(features)
     hr, sr = pictures(0, 32), pictures(1, 32)

@@ -30,13 +30,13 @@ def _degraded(hr, method):
         ("nearest", True, 0.700857),
     ],
 )
-def test_distances_do_not_change(distance, method, gray, expected):
+def test_distances_equal_stored_values(distance, method, gray, expected):
     hr = photograph(96, 128)
     hr = hr[..., 1] if gray else hr
     assert distance(_degraded(hr, method), hr) == pytest.approx(expected, abs=1e-5)
 
 
-def test_distances_of_set5_and_set14_are_those_of_the_official_code(distance, shared):
+def test_distances_of_set5_and_set14_equal_the_official_codes(distance, shared):
     with open(shared / "golden" / "lpips_alex.csv") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 38
@@ -52,7 +52,7 @@ def test_distances_of_set5_and_set14_are_those_of_the_official_code(distance, sh
         assert distance(sr, hr) == pytest.approx(expected, abs=1e-5), row
 
 
-def test_equal_pictures_have_no_distance_and_order_does_not_matter(distance):
+def test_the_distance_is_symmetric_and_zero_for_equal_pictures(distance):
     one, other = photograph(64, 48, seed=1), photograph(64, 48, seed=2)
     assert distance(one, one) == 0
     assert distance(one, other) == pytest.approx(distance(other, one), rel=1e-6)
@@ -73,6 +73,6 @@ def test_pictures_of_any_size_are_measured(distance, size):
         (np.zeros((30, 40, 3), np.uint8), np.zeros((30, 40, 3), np.uint8), "40x30 is too small"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(distance, sr, hr, message):
+def test_unsuitable_pictures_are_refused(distance, sr, hr, message):
     with pytest.raises(ValueError, match=message):
         distance(sr, hr)

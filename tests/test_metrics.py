@@ -15,7 +15,7 @@ def _noisy_pair(height, width, channels=3, seed=0):
     return np.clip(hr + noise, 0, 255).astype(np.uint8), hr
 
 
-def test_ssim_equals_what_daalas_own_tool_prints(shared):
+def test_ssim_equals_daalas_own_tool(shared):
     path = shared / "golden" / "daala_ssim.csv"
     if not path.exists():
         pytest.skip("no daala_ssim.csv in SRGAN_SHARED")
@@ -81,7 +81,7 @@ def test_ssim_equals_the_definition_at_each_position(size):
         assert maps[i, j] == pytest.approx(expected, abs=1e-9)
 
 
-def test_the_border_of_four_pixels_does_not_count():
+def test_a_border_of_four_pixels_is_ignored():
     sr, hr = _noisy_pair(64, 48)
     spoiled = sr.copy()
     spoiled[:4] = spoiled[-4:] = 0
@@ -90,21 +90,21 @@ def test_the_border_of_four_pixels_does_not_count():
         assert measure(spoiled, hr) == measure(sr, hr)
 
 
-def test_luma_is_studio_swing_and_gray_is_its_own():
+def test_luma_is_studio_swing_and_gray_is_its_own_luma():
     black_white = np.array([[[0, 0, 0], [255, 255, 255]]], np.uint8)
     np.testing.assert_allclose(metrics.luma(black_white), [[16, 235]], atol=1e-9)
     gray = np.array([[0, 255]], np.uint8)
     np.testing.assert_array_equal(metrics.luma(gray), [[0, 255]])
 
 
-def test_equal_pictures_are_perfect():
+def test_equal_pictures_have_infinite_psnr_and_ssim_1():
     _, hr = _noisy_pair(40, 40)
     assert metrics.psnr(hr, hr) == float("inf")
     assert metrics.ssim(hr, hr) == pytest.approx(1, abs=1e-12)
     assert metrics.ssim_wang(hr, hr) == pytest.approx(1, abs=1e-12)
 
 
-def test_what_cannot_be_measured_is_refused():
+def test_unsuitable_pictures_are_refused():
     sr, hr = _noisy_pair(40, 40)
     for measure in (metrics.psnr, metrics.ssim, metrics.ssim_wang):
         with pytest.raises(ValueError, match="differ in shape"):

@@ -19,7 +19,7 @@ def random_lr(height=12, width=20, seed=0):
     return np.random.default_rng(seed).random((2, height, width, 3), np.float32)
 
 
-def test_the_generator_is_that_of_figure_4():
+def test_the_generator_has_the_layers_of_figure_4():
     generator = networks.build_generator()
     convs = [layer for layer in generator.layers if isinstance(layer, keras.layers.Conv2D)]
     shapes = [tuple(conv.kernel.shape) for conv in convs]
@@ -33,7 +33,7 @@ def test_the_generator_is_that_of_figure_4():
     assert with_bias == {"conv_in", "upscale1_conv", "upscale2_conv", "conv_out"}
 
 
-def test_the_discriminator_is_that_of_figure_4():
+def test_the_discriminator_has_the_layers_of_figure_4():
     discriminator = networks.build_discriminator()
     convs = [x for x in discriminator.layers if isinstance(x, keras.layers.Conv2D)]
     assert [(conv.filters, conv.strides[0]) for conv in convs] == [
@@ -47,7 +47,7 @@ def test_the_discriminator_is_that_of_figure_4():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 13), (24, 24)])
-def test_any_height_and_width_become_four_times_as_large(size):
+def test_any_height_and_width_is_enlarged_four_times(size):
     sr = small_generator()(random_lr(*size), training=False)
     assert sr.shape == (2, 4 * size[0], 4 * size[1], 3)
 
@@ -68,7 +68,7 @@ def test_the_generator_starts_as_a_nearest_neighbor_upscaler():
         np.testing.assert_allclose((sr + 1) / 2, nearest, atol=1e-5)
 
 
-def test_the_full_start_is_near_nearest_and_random_is_not():
+def test_the_full_generator_starts_near_nearest_neighbor_and_a_random_one_does_not():
     lr = random_lr()
     nearest = lr.repeat(4, axis=1).repeat(4, axis=2) * 2 - 1
     errors = {
@@ -93,7 +93,7 @@ def _random(*shape):
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
-def test_prelu_is_keras_prelu_with_the_same_gradients():
+def test_prelu_and_its_gradients_equal_keras():
     slopes = np.array([-0.5, 0.0, 0.25, 1.5], np.float32).reshape(1, 1, 4)
     ours, theirs = (
         _with_gradients(layer, tf.constant(_random(2, 5, 6, 4)), [slopes])
@@ -106,7 +106,7 @@ def test_prelu_is_keras_prelu_with_the_same_gradients():
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [("float32", 1e-5), ("mixed_bfloat16", 0.06), ("mixed_float16", 0.01)]
 )
-def test_batch_norm_is_keras_batch_norm_with_the_same_gradients(dtype, tolerance):
+def test_batch_norm_and_its_gradients_equal_keras(dtype, tolerance):
     x = tf.constant(3 * _random(3, 5, 6, 4) + 1)
     weights = [*(1 + _random(4, 4) / 4)]
     ours, theirs = (
@@ -120,7 +120,7 @@ def test_batch_norm_is_keras_batch_norm_with_the_same_gradients(dtype, tolerance
         np.testing.assert_allclose(value, other, atol=tolerance * np.abs(other).max())
 
 
-def test_batch_norm_keeps_keras_statistics_by_the_kernel_that_training_uses():
+def test_batch_norm_trains_with_the_fused_kernel_and_keeps_keras_statistics():
     script = """
 import numpy as np, tensorflow as tf, keras
 from srgan_tf import layers, networks
@@ -157,7 +157,7 @@ def test_batch_norm_uses_its_moving_statistics_outside_training(frozen):
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.02), ("float16", 0.003)]
 )
-def test_two_by_two_pixels_at_a_time_are_keras_convolution_in_the_inputs_dtype(dtype, tolerance):
+def test_the_convolution_of_2x2_pixels_at_a_time_equals_keras_in_the_inputs_dtype(dtype, tolerance):
     x = tf.cast(_random(2, 12, 6, 5), dtype)
     weights = [_random(9, 9, 5, 3) / 20, _random(3)]
     ours, theirs = (

@@ -16,7 +16,7 @@ def _cubic(x):
 
 
 @pytest.mark.parametrize(("size_in", "size_out"), [(96, 24), (24, 96), (20, 7), (5, 13), (8, 8)])
-def test_the_matrix_is_the_antialiased_cubic_with_the_border_repeated(size_in, size_out):
+def test_the_matrix_is_the_antialiased_cubic_with_a_repeated_border(size_in, size_out):
     scale = size_out / size_in
     stretch = min(scale, 1)
     expected = np.zeros((size_out, size_in))
@@ -35,7 +35,7 @@ def test_weights_of_a_shrink_by_4_are_exact_in_float32():
     np.testing.assert_array_equal(weights, np.round(weights))
 
 
-def test_the_benchmarks_lr_files_come_out_exactly(shared):
+def test_the_benchmarks_lr_files_are_reproduced_exactly(shared):
     for hr_path in sorted((shared / "data" / "eval").glob("*/HR/*.png")):
         hr = np.asarray(Image.open(hr_path))
         lr = np.asarray(Image.open(hr_path.parents[1] / "LR_x4" / hr_path.name))
@@ -57,7 +57,7 @@ def test_overshoot_is_clipped():
     assert enlarged[:, :56].max() == 0 and enlarged[:, 72:].min() == 255
 
 
-def test_a_shrink_of_unequal_sides_begins_with_the_side_that_shrinks_most():
+def test_the_axis_that_shrinks_more_is_resized_first():
     picture = photograph(40, 64)
     columns_first = resize.imresize(resize.imresize(picture, (40, 16)), (20, 16))
     rows_first = resize.imresize(resize.imresize(picture, (20, 64)), (20, 16))
@@ -66,7 +66,7 @@ def test_a_shrink_of_unequal_sides_begins_with_the_side_that_shrinks_most():
     assert (resized != rows_first).any()
 
 
-def test_gray_and_color_are_resized_alike():
+def test_gray_and_color_are_resized_equally():
     picture = photograph(48, 60)
     color = resize.imresize(picture, (12, 15))
     assert color.shape == (12, 15, 3) and color.dtype == np.uint8

@@ -77,11 +77,11 @@ def _levels(generator, lr):
     return np.clip(np.round((sr + 1) * 127.5), 0, 255).astype(np.uint8)
 
 
-def test_the_papers_generator_sees_forty_pixels_around():
+def test_the_papers_generator_has_a_margin_of_forty_pixels():
     assert folding.receptive_field(folding.fold(build_generator(filters=4))) == 40
 
 
-def test_the_receptive_field_is_what_can_change_a_pixel(generator):
+def test_pixels_outside_the_receptive_field_do_not_change_the_result(generator):
     lr = tf.random.stateless_uniform([1, 41, 41, 3], seed=[1, 2])
     with tf.GradientTape() as tape:
         tape.watch(lr)
@@ -107,7 +107,7 @@ def test_a_network_of_unknown_receptive_field_runs_in_one_piece(caplog):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 50), (33, 61), (100, 23)])
-def test_tiles_give_what_one_piece_gives(generator, size):
+def test_tiles_and_one_piece_have_the_same_result(generator, size):
     lr = _picture(*size)
     whole = _levels(generator, lr)
     for tile in (23, 31, 64):
@@ -129,7 +129,7 @@ def test_tiles_of_a_picture_have_one_size_and_fill_it_without_gaps():
                 assert end - last >= 10 or end == length
 
 
-def test_what_a_tail_gets_of_tiles_has_one_size_and_lies_within_them():
+def test_a_tails_tiles_have_one_size_and_lie_within_their_tile():
     for length in range(1, 200):
         spans = upscaling._spans(length, 40, 10)
         windows = upscaling._windows(spans, 3)
@@ -140,7 +140,7 @@ def test_what_a_tail_gets_of_tiles_has_one_size_and_lies_within_them():
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_results_in_any_kind_of_float_become_levels(dtype):
+def test_results_of_every_float_dtype_become_levels(dtype):
     def call(lr):
         return (lr.repeat(4, axis=1).repeat(4, axis=2) / 127.5 - 1).astype(dtype)
 
@@ -160,7 +160,7 @@ def test_one_trace_serves_every_size(generator):
     assert len(traces) == 1
 
 
-def test_a_tile_that_tensorflow_has_no_memory_for_is_a_memory_error():
+def test_a_tile_too_large_for_tensorflow_is_a_memory_error():
     def fail(x):
         raise MemoryError  # TensorFlow makes a ResourceExhaustedError of it, as of its own
 
@@ -171,18 +171,18 @@ def test_a_tile_that_tensorflow_has_no_memory_for_is_a_memory_error():
         upscaling.upscale(network, _picture(5, 7))
 
 
-def test_a_tile_smaller_than_what_the_network_sees_is_refused(generator):
+def test_a_tile_within_the_margin_is_refused(generator):
     with pytest.raises(ValueError, match="a tile of 16 pixels is too small"):
         upscaling.upscale(keras_model.compiled(generator), _picture(20, 20), tile=16)
 
 
-def test_what_is_no_rgb_picture_of_8_or_16_bits_is_refused(generator):
+def test_anything_but_an_8_or_16_bit_rgb_picture_is_refused(generator):
     for picture in (np.zeros([8, 8], np.uint8), np.zeros([8, 8, 3]), np.zeros([0, 8, 3], np.uint8)):
         with pytest.raises(ValueError, match="upscale takes uint8"):
             upscaling.upscale(keras_model.compiled(generator), picture)
 
 
-def test_a_saved_model_gives_what_the_generator_gives(generator, saved_model):
+def test_a_saved_model_and_the_generator_have_the_same_result(generator, saved_model):
     assert exported.is_exported(saved_model)
     network = exported.load(saved_model)
     assert network.margin is None
@@ -192,7 +192,7 @@ def test_a_saved_model_gives_what_the_generator_gives(generator, saved_model):
 
 
 @pytest.mark.parametrize("dtype", [tf.float32, tf.uint8])
-def test_a_tflite_file_gives_what_the_generator_gives(generator, tmp_path, dtype):
+def test_a_tflite_file_and_the_generator_have_the_same_result(generator, tmp_path, dtype):
     pytest.importorskip("ai_edge_litert")
     path = _tflite(generator, tmp_path / "generator.tflite", dtype)
     assert exported.is_exported(path)
@@ -204,7 +204,7 @@ def test_a_tflite_file_gives_what_the_generator_gives(generator, tmp_path, dtype
         assert _largest_difference(sr, _levels(generator, lr)) <= 1
 
 
-def test_a_tile_that_litert_has_no_memory_for_is_a_memory_error(generator, tmp_path):
+def test_a_tile_too_large_for_litert_is_a_memory_error(generator, tmp_path):
     pytest.importorskip("ai_edge_litert")
     network = exported.load(_tflite(generator, tmp_path / "net.tflite", tf.float32))
     lr = _picture(12, 9)
@@ -233,7 +233,7 @@ print(network.call(np.zeros([1, 5, 5, 3], np.uint8)).shape)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
-def test_a_tile_that_onnx_runtime_has_no_memory_for_is_a_memory_error(generator, tmp_path):
+def test_a_tile_too_large_for_onnx_runtime_is_a_memory_error(generator, tmp_path):
     pytest.importorskip("onnxruntime")
     path = onnx_file.write_onnx(generator, tmp_path / "net.onnx")
     command = [sys.executable, "-c", _SHORT_OF_MEMORY, path]
@@ -241,7 +241,7 @@ def test_a_tile_that_onnx_runtime_has_no_memory_for_is_a_memory_error(generator,
     assert done.stdout == f"{path}: no memory for 2500x2500\n(1, 20, 20, 3)\n", done.stderr
 
 
-def test_what_is_no_exported_generator_is_refused_in_one_line(tmp_path):
+def test_a_file_that_is_not_an_exported_generator_is_refused_in_one_line(tmp_path):
     with pytest.raises(FileNotFoundError, match="missing.tflite: no such file"):
         exported.load(tmp_path / "missing.tflite")
     pytest.importorskip("ai_edge_litert")

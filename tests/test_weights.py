@@ -17,7 +17,7 @@ def generator():
 
 
 @pytest.mark.parametrize("name", ["any.weights.h5", "any.keras"])
-def test_a_file_is_enough_whatever_the_number_of_blocks(generator, tmp_path, name):
+def test_a_weights_file_alone_determines_blocks_and_filters(generator, tmp_path, name):
     path = tmp_path / name
     if name.endswith(".keras"):
         generator.save(path)
@@ -30,7 +30,7 @@ def test_a_file_is_enough_whatever_the_number_of_blocks(generator, tmp_path, nam
 
 
 @pytest.mark.parametrize("name", ["any.weights.h5", "any.keras"])
-def test_convolutions_alone_are_those_of_the_generator(tmp_path, name):
+def test_layers_loaded_without_keras_equal_the_generators(tmp_path, name):
     generator = networks.build_generator(residual_blocks=11, filters=4, init="random")
     rng = np.random.default_rng(0)
     generator.set_weights([rng.uniform(0.5, 1.5, w.shape) for w in generator.get_weights()])
@@ -46,7 +46,7 @@ def test_convolutions_alone_are_those_of_the_generator(tmp_path, name):
             np.testing.assert_array_equal(array, right)
 
 
-def test_a_run_folder_gives_its_last_weights_and_says_what_they_saw(generator, tmp_path):
+def test_a_run_folder_loads_its_last_weights_with_variant_steps_and_vgg(generator, tmp_path):
     run = tmp_path / "my_run"
     run.mkdir()
     generator.save_weights(run / "generator.best.weights.h5")
@@ -61,7 +61,7 @@ def test_a_run_folder_gives_its_last_weights_and_says_what_they_saw(generator, t
     assert {key: card[key] for key in expected} == expected
 
 
-def test_files_of_others_beside_weights_are_none_of_theirs(generator, tmp_path, monkeypatch):
+def test_unrelated_files_beside_weights_are_ignored(generator, tmp_path, monkeypatch):
     generator.save_weights(tmp_path / "any.weights.h5")
     for name in ("any.json", "run.json"):
         (tmp_path / name).write_text('{"class_name": "Functional"}')
@@ -72,7 +72,7 @@ def test_files_of_others_beside_weights_are_none_of_theirs(generator, tmp_path, 
     assert weights.read_card("srresnet_mse")["steps"] == 24000
 
 
-def test_what_cannot_be_loaded_is_named_in_one_line(generator, tmp_path):
+def test_weights_that_cannot_be_loaded_are_named_in_one_line(generator, tmp_path):
     (tmp_path / "noise.weights.h5").write_bytes(b"nothing of the kind")
     networks.build_discriminator(16, filters=4).save_weights(tmp_path / "other.weights.h5")
     (tmp_path / "noise.keras").write_bytes(b"nothing of the kind")
@@ -116,7 +116,7 @@ def test_arrays_of_another_network_are_refused(generator, tmp_path, array, shape
             load(str(path))
 
 
-def test_a_keras_file_needs_nothing_imported_before(generator, tmp_path):
+def test_a_keras_file_loads_without_other_imports(generator, tmp_path):
     generator.save(tmp_path / "any.keras")
     code = "import sys; from srgan_tf import weights; weights.load_generator(sys.argv[1])"
     command = [sys.executable, "-c", code, tmp_path / "any.keras"]

@@ -32,7 +32,7 @@ def contender(tmp_path):
     return command
 
 
-def test_contenders_take_turns_and_each_round_begins_with_the_next(turns, contender, tmp_path):
+def test_contenders_take_turns_and_each_round_starts_with_the_next_one(turns, contender, tmp_path):
     commands = {name: contender(name, [float(ord(name))]) for name in "ABC"}
     results = turns.compare(commands, rounds=4)
     assert (tmp_path / "order").read_text() == "ABC" + "BCA" + "CAB" + "ABC"
@@ -43,7 +43,7 @@ def test_contenders_take_turns_and_each_round_begins_with_the_next(turns, conten
         assert 1 < result.megabytes < 1000
 
 
-def test_a_turn_of_several_times_gives_the_seconds_of_one(turns, contender, tmp_path):
+def test_a_turn_of_several_repeats_reports_the_seconds_of_one(turns, contender, tmp_path):
     slow = contender("A", work="time.sleep(0.1)", serve="times=3, gflop=2.5")
     results = turns.compare({"A": slow}, rounds=2)
     assert (tmp_path / "order").read_text() == "A" * 6
@@ -59,7 +59,9 @@ def test_work_beside_another_takes_turns_with_it_in_one_process(turns, contender
     assert max(results["A"].seconds) < 0.3 <= min(results["A"].beside)
 
 
-def test_one_that_fails_is_named_with_its_last_words_and_stops_no_other(turns, contender, tmp_path):
+def test_a_failed_contender_is_named_with_its_last_line_and_the_others_continue(
+    turns, contender, tmp_path
+):
     commands = {
         "at once": contender("X", before="raise ValueError('no weights')"),
         "later": contender("L", work="len(open(sys.path[0] + '/none'))"),
@@ -79,7 +81,7 @@ def test_one_that_fails_is_named_with_its_last_words_and_stops_no_other(turns, c
     )
 
 
-def test_a_wrong_answer_is_told_from_a_right_one(turns, contender):
+def test_a_wrong_answer_is_recognized(turns, contender):
     commands = {
         "ours": contender("O", [1.0, 2.0]),
         "near": contender("N", [1.0, 2.001]),
@@ -109,7 +111,7 @@ def test_answers_are_compared_element_by_element(turns, own, answer, tolerance, 
     assert len(wrong) == (not agrees)
 
 
-def test_nothing_agrees_with_ours_where_ours_failed(turns):
+def test_no_answer_agrees_if_ours_failed(turns):
     results = {"ours": "no word", "it": turns.Result([1.0], 1, np.ones(1), {})}
     assert turns.compared(results, "ours", 1) == ([], ["ours: not compared", "it: not compared"])
     assert "failed: no word" in turns.table(results, "ours")
@@ -127,7 +129,7 @@ def test_the_table_has_medians_ratios_and_the_share_of_the_peak(turns):
     assert header.index("MB") + 2 == len(header) == len(own) == len(other)
 
 
-def test_work_is_counted_at_the_size_where_it_is_done(load_script, monkeypatch):
+def test_operations_are_counted_at_the_size_of_each_layer(load_script, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     upscaling = load_script("benchmarks/upscaling.py")
     from srgan_tf import networks

@@ -20,7 +20,7 @@ def bundle_weights(load_script):
     return load_script("tools/bundle_weights.py")
 
 
-def test_halved_weights_load_and_differ_only_by_float16_rounding(bundle_weights, tmp_path):
+def test_bundled_float16_weights_differ_only_by_rounding(bundle_weights, tmp_path):
     generator = networks.build_generator(residual_blocks=2, filters=16)
     generator.save_weights(tmp_path / "full.weights.h5")
     half = bundle_weights.halve(tmp_path / "full.weights.h5", tmp_path / "half.weights.h5")
