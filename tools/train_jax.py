@@ -42,7 +42,6 @@ _FIXED = {
     "keep_checkpoints": 3, "val_data": "", "validate_lpips": None,
 }  # fmt: skip
 _SCRIPT = "tools/train_jax.py"
-_BATCHES = 100  # that the averaged network's batch statistics are measured on
 _VALIDATION_SIZE = 256  # pixels of hr; one size, so that it is compiled once
 
 
@@ -220,12 +219,15 @@ def averages(config, model: "Model", draw: Callable) -> Callable:
     """
     import jax
 
+    from srgan_tf.training import recipe
+
     if not config.ema:
         return lambda state, pixels, step: state
     lr = jax.jit(lambda pixels, step: draw(pixels, step)[0])
 
     def averaged(state, pixels, step):
-        return model.averaged(state, [lr(pixels, i) for i in range(step, step + _BATCHES)])
+        steps = range(step, step + recipe.AVERAGING_BATCHES)
+        return model.averaged(state, [lr(pixels, i) for i in steps])
 
     return averaged
 

@@ -8,14 +8,11 @@ import numpy as np
 import tensorflow as tf
 
 from srgan_tf import data, gan, layers, networks
-from srgan_tf.training.recipe import Config
-
-# Training batches that the averaged network's batch statistics are measured on.
-_BATCHES = 100
+from srgan_tf.training import recipe
 
 
 def generator_at_step(
-    config: Config, model: gan.SRGAN, source: data.Source
+    config: recipe.Config, model: gan.SRGAN, source: data.Source
 ) -> Callable[[int], keras.Model]:
     """Makes the function that returns the generator to validate and to write.
 
@@ -60,7 +57,7 @@ def generator_at_step(
             augment=config.augment,
             sample_by_area=config.sample_by_area,
         )
-        measured = [batch_statistics(lr) for lr, _ in batches.take(_BATCHES)]
+        measured = [batch_statistics(lr) for lr, _ in batches.take(recipe.AVERAGING_BATCHES)]
         statistics = zip(*measured, strict=True)
         for variable, values in zip(averaged.non_trainable_variables, statistics, strict=True):
             variable.assign(np.mean([value.numpy() for value in values], axis=0))

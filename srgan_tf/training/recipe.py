@@ -13,6 +13,9 @@ from srgan_tf import losses, networks, vgg, weights
 # 5: it computes in bfloat16 or float16, too, under a mixed policy.
 VERSION = 5
 
+# Training batches that the averaged network's batch statistics are measured on, see --ema.
+AVERAGING_BATCHES = 100
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:

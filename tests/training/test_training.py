@@ -124,9 +124,9 @@ def test_a_killed_run_ends_with_the_same_bytes(family, photo_folder, tmp_path):
 def test_averaged_weights_leave_the_training_alone_and_resume_to_the_same_bytes(
     config, photo_folder, tmp_path, monkeypatch
 ):
-    from srgan_tf.training import averaging, loop
+    from srgan_tf.training import loop, recipe
 
-    monkeypatch.setattr(averaging, "_BATCHES", 5)
+    monkeypatch.setattr(recipe, "AVERAGING_BATCHES", 5)
     options = {"train_data": str(photo_folder), "crop_size": 32, "batch_size": 4, "filters": 8}
     options |= {"residual_blocks": 1, "val_pictures": 1, "validate_every": 2, "checkpoint_every": 2}
     plain, whole, resumed = (tmp_path / name for name in ("plain", "whole", "resumed"))
