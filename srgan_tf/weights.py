@@ -46,8 +46,8 @@ def load_generator(spec: str) -> tuple[keras.Model, dict]:
             filters; or a .keras file.
 
     Returns:
-        The generator, and its card: name, path, sha256 of the file, variant, steps and vgg, each
-        None where unknown.
+        The generator, and its card: name, path, sha256 of the file, variant, steps, vgg and ema
+        (the momentum of `train.py --ema`), each None if unknown.
 
     Raises:
         FileNotFoundError, ValueError: Nothing has this name, or it is no generator; one line.
@@ -128,6 +128,7 @@ def read_card(spec: str) -> dict:
         "variant": None,
         "steps": None,
         "vgg": None,
+        "ema": None,
     }
     run = path.parent / "run.json"
     beside = path.with_name(f"{card['name']}.json")
@@ -135,6 +136,7 @@ def read_card(spec: str) -> dict:
         if beside.is_file():
             known = json.loads(beside.read_text())
             card |= {key: known[key] for key in ("variant", "steps", "vgg")}
+            card["ema"] = known.get("ema")  # older cards have none
         elif run.is_file():
             record = json.loads(run.read_text())
             card |= {
@@ -142,6 +144,7 @@ def read_card(spec: str) -> dict:
                 "variant": record["variant"],
                 "steps": record["config"]["steps"] if card["name"] == "generator" else None,
                 "vgg": record["vgg"],
+                "ema": record["config"].get("ema"),
             }
     return card
 

@@ -46,18 +46,18 @@ def test_layers_loaded_without_keras_equal_the_generators(tmp_path, name):
             np.testing.assert_array_equal(array, right)
 
 
-def test_a_run_folder_loads_its_last_weights_with_variant_steps_and_vgg(generator, tmp_path):
+def test_a_run_folder_loads_its_last_weights_with_variant_steps_vgg_and_ema(generator, tmp_path):
     run = tmp_path / "my_run"
     run.mkdir()
     generator.save_weights(run / "generator.best.weights.h5")
-    record = {"variant": "SRGAN-VGG54", "vgg": "hed", "config": {"steps": 500}}
+    record = {"variant": "SRGAN-VGG54", "vgg": "hed", "config": {"steps": 500, "ema": 0.9}}
     (run / "run.json").write_text(json.dumps(record))
     _, card = weights.load_generator(str(run))
     assert card["path"].endswith("generator.best.weights.h5") and card["steps"] is None
     generator.save_weights(run / "generator.weights.h5")
     _, card = weights.load_generator(str(run))
     assert card["path"].endswith("generator.weights.h5")
-    expected = {"name": "my_run", "variant": "SRGAN-VGG54", "steps": 500, "vgg": "hed"}
+    expected = {"name": "my_run", "variant": "SRGAN-VGG54", "steps": 500, "vgg": "hed", "ema": 0.9}
     assert {key: card[key] for key in expected} == expected
 
 

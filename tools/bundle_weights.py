@@ -128,6 +128,7 @@ def make_card(record: dict, scores: dict, final: Path) -> dict:
         "variant": record["variant"],
         "steps": config["steps"],
         "vgg": record["vgg"],
+        "ema": config.get("ema"),
         "flagfile": flagfiles[0] if flagfiles else None,
         "command": " ".join([f"python {script} --train_data=FOLDER", *flags_given]),
         "commit": record["commit"],

@@ -68,7 +68,7 @@ def measure_lines(results: scoring.Results) -> list[str]:
 
 
 def method_lines(results: scoring.Results) -> list[str]:
-    """A line for each set of weights (variant, steps, VGG, hash, path) or blend (its parts)."""
+    """A line for each set of weights (how it was trained, hash, path) or blend (its parts)."""
     lines = []
     for method in results.methods:
         card = method.card
@@ -83,6 +83,7 @@ def method_lines(results: scoring.Results) -> list[str]:
                 card.get("variant") or "variant unknown",
                 "steps unknown" if steps is None else f"{steps:,} steps",
                 _vgg_text(card),
+                *([f"averaged with ema {card['ema']}"] if card.get("ema") else []),
                 f"sha256 {method.sha256[:12]}",
                 str(card["path"]),
             ]

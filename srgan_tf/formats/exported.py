@@ -59,17 +59,17 @@ def read_card(spec: str) -> dict:
 
     Returns:
         A card like that of `weights.load_generator`, with the sha256 of the file itself. variant,
-        steps and vgg are those of the exported weights; None if the card is missing or belongs to
-        another file.
+        steps, vgg and ema are those of the exported weights; None if the card is missing or belongs
+        to another file.
     """
     path = Path(spec)
     name = path.resolve().name
     if name.isdecimal():  # a SavedModel's version; the folder above has the name
         name = f"{path.resolve().parent.name}/{name}"
     card = {"name": name, "path": spec, "sha256": weights.file_sha256(path)}
-    facts = dict.fromkeys(("variant", "steps", "vgg"))
+    facts = dict.fromkeys(("variant", "steps", "vgg", "ema"))
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         known = json.loads(card_path(path).read_text())
         if path.is_dir() or known["megabytes"] == round(path.stat().st_size / 1e6, 3):
-            facts = {key: known["weights"][key] for key in facts}
+            facts = {key: known["weights"].get(key) for key in facts}
     return card | facts

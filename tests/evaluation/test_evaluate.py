@@ -288,11 +288,12 @@ def test_scores_are_written_with_their_metadata(evaluate, flat_set, tiny, tmp_pa
         (None, "none"),
     ],
 )
-def test_tables_name_the_vgg_of_the_weights(vgg, text):
-    card = {"path": "somewhere", "variant": "SRGAN-VGG54", "steps": 5, "vgg": vgg}
+def test_tables_name_the_vgg_and_the_averaging_of_the_weights(vgg, text):
+    card = {"path": "somewhere", "variant": "SRGAN-VGG54", "steps": 5, "vgg": vgg, "ema": 0.99}
     results = scoring.Results([], [Method("mine", nearest, "0" * 64, card)], [], [], {})
     [line] = tables.method_lines(results)
-    assert line == f"mine: SRGAN-VGG54, 5 steps, VGG: {text}, sha256 {'0' * 12}, somewhere"
+    facts = f"SRGAN-VGG54, 5 steps, VGG: {text}, averaged with ema 0.99"
+    assert line == f"mine: {facts}, sha256 {'0' * 12}, somewhere"
 
 
 def test_an_interrupted_evaluation_resumes(flat_set, tmp_path, tiny):
