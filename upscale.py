@@ -32,7 +32,7 @@ flags.DEFINE_float(
     "detail",
     None,
     "From 0, SRResNet-MSE, faithful and smooth, to 1, SRGAN-VGG54, with invented detail; between "
-    "them a blend of both pictures, which takes twice the time. Default: 0.65.",
+    "them a blend of both pictures, which takes twice the time. Default: 0.5.",
     lower_bound=0,
     upper_bound=1,
 )

@@ -19,7 +19,7 @@ from srgan_tf.formats import exported
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")
 # Of the dial between faithful and detailed; docs/upscaling.md has the figures behind it.
-DEFAULT_DETAIL = 0.65
+DEFAULT_DETAIL = 0.5
 # What a faster form may cost, in PSNR on photographs: far less than can be seen.
 MOST_LOSS = 0.05  # dB
 
