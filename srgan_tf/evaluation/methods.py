@@ -33,6 +33,11 @@ class Method:
     detail: float = 0.0
     parts: tuple["Method", ...] = ()
 
+    @property
+    def variant(self) -> str | None:
+        """What the paper calls this method; None where its training is unknown or a blend."""
+        return self.card.get("variant") if self.card else self.name
+
 
 def nearest(lr: np.ndarray) -> np.ndarray:
     """Repeats each pixel of lr, uint8 [h, w] or [h, w, 3], four by four."""

@@ -84,7 +84,7 @@ def _tables_html(results: scoring.Results) -> str:
     for i, (name, by_method) in enumerate(means.items()):
         rows = []
         for method in results.methods:
-            paper = tables.paper_scores(name, method)
+            paper = tables.paper_scores(name, method.variant)
             cells = "".join(
                 f"<td>{tables.format_score(m, value)}"
                 + (f" <i>({tables.format_score(m, paper[m])})</i>" if m in paper else "")

@@ -10,33 +10,36 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from srgan_tf import files, provenance
-from srgan_tf.evaluation import methods, scoring
+from srgan_tf.evaluation import scoring
 
-# The paper's tables 1 to 3 (arXiv 1609.04802v5): PSNR and SSIM at x4.
+# The paper's tables 1 and 2 (arXiv 1609.04802v5) at x4: PSNR, SSIM and MOS.
 PAPER = {
     "Set5": {
-        "nearest": (26.26, 0.7552),
-        "bicubic": (28.43, 0.8211),
-        "SRResNet-MSE": (32.05, 0.9019),
-        "SRResNet-VGG22": (30.51, 0.8803),
-        "SRGAN-MSE": (30.64, 0.8701),
-        "SRGAN-VGG22": (29.84, 0.8468),
-        "SRGAN-VGG54": (29.40, 0.8472),
+        "nearest": (26.26, 0.7552, 1.28),
+        "bicubic": (28.43, 0.8211, 1.97),
+        "SRResNet-MSE": (32.05, 0.9019, 3.37),
+        "SRResNet-VGG22": (30.51, 0.8803, 3.46),
+        "SRGAN-MSE": (30.64, 0.8701, 3.77),
+        "SRGAN-VGG22": (29.84, 0.8468, 3.78),
+        "SRGAN-VGG54": (29.40, 0.8472, 3.58),
+        "original": (math.inf, 1.0, 4.32),
     },
     "Set14": {
-        "nearest": (24.64, 0.7100),
-        "bicubic": (25.99, 0.7486),
-        "SRResNet-MSE": (28.49, 0.8184),
-        "SRResNet-VGG22": (27.19, 0.7807),
-        "SRGAN-MSE": (26.92, 0.7611),
-        "SRGAN-VGG22": (26.44, 0.7518),
-        "SRGAN-VGG54": (26.02, 0.7397),
+        "nearest": (24.64, 0.7100, 1.20),
+        "bicubic": (25.99, 0.7486, 1.80),
+        "SRResNet-MSE": (28.49, 0.8184, 2.98),
+        "SRResNet-VGG22": (27.19, 0.7807, 3.15),
+        "SRGAN-MSE": (26.92, 0.7611, 3.43),
+        "SRGAN-VGG22": (26.44, 0.7518, 3.57),
+        "SRGAN-VGG54": (26.02, 0.7397, 3.72),
+        "original": (math.inf, 1.0, 4.32),
     },
     "BSD100": {
-        "nearest": (25.02, 0.6606),
-        "bicubic": (25.94, 0.6935),
-        "SRResNet-MSE": (27.58, 0.7620),
-        "SRGAN-VGG54": (25.16, 0.6688),
+        "nearest": (25.02, 0.6606, 1.11),
+        "bicubic": (25.94, 0.6935, 1.47),
+        "SRResNet-MSE": (27.58, 0.7620, 2.29),
+        "SRGAN-VGG54": (25.16, 0.6688, 3.56),
+        "original": (math.inf, 1.0, 4.46),
     },
 }
 
@@ -48,11 +51,10 @@ _VGG_NAMES = {
 }
 
 
-def paper_scores(set_name: str, method: methods.Method) -> dict[str, float]:
-    """The paper's PSNR and SSIM of a method on a set, as {measure: value}; may be empty."""
+def paper_scores(set_name: str, variant: str | None) -> dict[str, float]:
+    """The paper's PSNR, SSIM and MOS of a `Method.variant` or "original" on a set; may be empty."""
     known = {name.lower(): figures for name, figures in PAPER.items()}.get(set_name.lower(), {})
-    variant = method.card.get("variant") if method.card else method.name
-    return dict(zip(("psnr", "ssim"), known.get(variant, ()), strict=False))
+    return dict(zip(("psnr", "ssim", "mos"), known.get(variant, ()), strict=False))
 
 
 def format_score(measure: str, value: float) -> str:
@@ -133,7 +135,7 @@ def terminal_table(results: scoring.Results) -> str:
     lines = [" " * first + heads, line("", [scoring.MEASURES] * len(names))]
     for method in results.methods:
         lines.append(line(method.name, [formatted(means[name][method.name]) for name in names]))
-        theirs = [formatted(paper_scores(name, method)) for name in names]
+        theirs = [formatted(paper_scores(name, method.variant)) for name in names]
         if any(theirs):
             lines.append(line(paper, theirs))
     lines += ["", *measure_lines(results), *set_lines(results), *method_lines(results)]
@@ -170,7 +172,9 @@ def write_scores(results: scoring.Results, out_dir: str | os.PathLike, flags: di
         "methods": {method.name: method.card for method in results.methods},
         "means": means,
         "paper": {
-            s.name: {m.name: paper for m in results.methods if (paper := paper_scores(s.name, m))}
+            s.name: {
+                m.name: paper for m in results.methods if (paper := paper_scores(s.name, m.variant))
+            }
             for s in results.sets
         },
         "left_out": results.skipped,
