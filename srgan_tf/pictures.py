@@ -2,6 +2,7 @@
 
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,8 +80,11 @@ def is_picture_name(name: str) -> bool:
     return name.lower().endswith(_ENDINGS) and not name.startswith(".")
 
 
-def sample_pictures() -> list[Path]:
-    """Lists the color photographs that scikit-image's wheel carries; nothing is downloaded.
+def sample_pictures(names: Sequence[str] = _SAMPLES) -> list[Path]:
+    """Lists photographs that scikit-image's wheel carries; nothing is downloaded.
+
+    Args:
+        names: Their files, by default the color photographs.
 
     Raises:
         ValueError: scikit-image is not installed, or has none of them.
@@ -92,7 +96,7 @@ def sample_pictures() -> list[Path]:
             "sample pictures come with scikit-image: pip install scikit-image"
         ) from error
     folder = Path(skimage.__file__).parent / "data"
-    found = [folder / name for name in _SAMPLES if (folder / name).is_file()]
+    found = [folder / name for name in names if (folder / name).is_file()]
     if not found:
         raise ValueError(f"{folder}: this scikit-image carries no sample photographs")
     return found
