@@ -3,15 +3,23 @@
   python evaluate.py
   python evaluate.py --data=Set5 --data=Set14 --data=BSD100 --weights=runs/mine --out_dir=scores
 
-Nearest, bicubic and every --weights are scored on every --data. Exit code: 0 if all pictures were
-scored, 2 if some were skipped (each is named), 1 if none could be scored.
+Nearest, bicubic and every --weights are scored on every --data. With --mos, people can rate them
+too:
+
+  python evaluate.py --data=Set5 --weights=runs/mine --mos=kit
+  python evaluate.py --mos_ratings=kit/ratings --out_dir=scores
+
+Exit code: 0 if all pictures or rating files were counted, 2 if some were skipped (each is named),
+1 if none could be counted.
 """
 
 import sys
+import tempfile
+from pathlib import Path
 
 from absl import app, flags
 
-from srgan_tf import command_line
+from srgan_tf import command_line, files
 
 FLAGS = flags.FLAGS
 
@@ -55,20 +63,66 @@ flags.DEFINE_integer(
     "memory. Default: 512.",
     lower_bound=1,
 )
+flags.DEFINE_string(
+    "mos",
+    None,
+    "Write a rating kit to this new folder: a page on which people rate all versions of all "
+    "pictures blind, from 1 to 5. With --mos_ratings: the kit that was rated.",
+)
+flags.DEFINE_integer(
+    "mos_pictures",
+    None,
+    "Number of pictures to rate in all versions, drawn evenly from the sets, the same for all "
+    "raters. Default: all.",
+    lower_bound=1,
+)
+flags.DEFINE_string(
+    "mos_calibration",
+    None,
+    "Folder of pictures to calibrate raters on, of which up to 20 are used; the paper took them "
+    "from BSD300's training set. Default: photographs that come with scikit-image.",
+)
+flags.DEFINE_multi_string(
+    "mos_ratings",
+    None,
+    "Count ratings instead of scoring, repeatable: a rating file, or a folder of them. The results "
+    "are printed and, with --out_dir, written to mos.csv, mos.json and report.html.",
+)
+flags.DEFINE_bool(
+    "mos_calibrated", False, "With --mos_ratings: exclude raters who failed calibration."
+)
+
+_FLAGS_OF_COUNTING = ("mos", "mos_ratings", "mos_calibrated", "out_dir")
 
 
 def main(argv):
-    """Scores, prints the table and writes the report."""
+    """Scores pictures or counts ratings."""
     if argv[1:]:
         raise ValueError(
             f"unexpected argument {argv[1]!r}: use --data for pictures, --weights for weights"
         )
-    if FLAGS.fresh and not FLAGS.out_dir:
-        raise ValueError("--fresh needs --out_dir: nothing is kept without it")
+    for flag, needed in (
+        ("fresh", "out_dir"),
+        ("mos_pictures", "mos"),
+        ("mos_calibration", "mos"),
+        ("mos_calibrated", "mos_ratings"),
+    ):
+        if FLAGS[flag].value and not FLAGS[needed].value:
+            raise ValueError(f"--{flag} needs --{needed}")
+    if not FLAGS.mos_ratings:
+        return score()
+    unused = [flag for flag in flag_values() if FLAGS[flag].present]
+    unused = [f"--{flag}" for flag in unused if flag not in _FLAGS_OF_COUNTING]
+    if unused:
+        raise ValueError(f"--mos_ratings only counts ratings, without {', '.join(unused)}")
+    return count_ratings()
 
+
+def score() -> int:
+    """Scores, prints the table, and writes the report and the rating kit."""
     # Imported here so that --help is fast.
     from srgan_tf import lpips, weights
-    from srgan_tf.evaluation import methods, report, scoring, sets, tables
+    from srgan_tf.evaluation import methods, mos_kit, report, scoring, sets, tables
 
     opened = sets.open_sets(FLAGS.data, FLAGS.out_dir)
     specs = weights.bundled() if FLAGS.weights is None else list(filter(None, FLAGS.weights))
@@ -76,24 +130,55 @@ def main(argv):
     with command_line.native_logs_hidden():
         distance = lpips.load() if FLAGS.lpips else None
         loaded = methods.load_methods(specs, tile=FLAGS.tile)
-    results = scoring.evaluate(
-        opened,
-        loaded,
-        out_dir=FLAGS.out_dir,
-        fresh=FLAGS.fresh,
-        lpips=distance,
-        progress=command_line.progress_bar(),
-    )
-    for line in results.skipped:
-        print(f"skipped: {line}", file=sys.stderr)
-    if not results.rows:
-        raise ValueError("none of the pictures could be scored")
-    print(tables.terminal_table(results))
-    if FLAGS.out_dir:
-        tables.write_scores(results, FLAGS.out_dir, flag_values())
-        page = report.write_report(results, FLAGS.out_dir)
-        print(f"Open {page} in a browser to see the pictures.")
+    if FLAGS.mos:
+        mos_kit.check_folder(FLAGS.mos, loaded)
+        calibration = mos_kit.calibration_pictures(FLAGS.mos_calibration, opened)
+    with tempfile.TemporaryDirectory() as temporary:
+        # A kit is made of kept pictures.
+        out_dir = FLAGS.out_dir or (temporary if FLAGS.mos else None)
+        results = scoring.evaluate(
+            opened,
+            loaded,
+            out_dir=out_dir,
+            fresh=FLAGS.fresh,
+            lpips=distance,
+            progress=command_line.progress_bar(),
+        )
+        for line in results.skipped:
+            print(f"skipped: {line}", file=sys.stderr)
+        if not results.rows:
+            raise ValueError("none of the pictures could be scored")
+        print(tables.terminal_table(results))
+        if FLAGS.out_dir:
+            tables.write_scores(results, FLAGS.out_dir, flag_values())
+            page = report.write_report(results, FLAGS.out_dir)
+            print(f"Open {page} in a browser to see the pictures.")
+        if FLAGS.mos:
+            page = mos_kit.write_kit(results, out_dir, FLAGS.mos, calibration, FLAGS.mos_pictures)
+            print(f"Open {page} in a browser to rate the pictures. Give raters no {mos_kit.KEY}.")
     return 2 if results.skipped else 0
+
+
+def count_ratings() -> int:
+    """Counts ratings, prints the mean opinion scores, and writes them into the report."""
+    from srgan_tf.evaluation import mos, mos_kit, mos_tables, ratings, report
+
+    paths = ratings.find_files(FLAGS.mos_ratings)
+    kit = mos_kit.read_kit(FLAGS.mos or mos_kit.find_kit(FLAGS.mos_ratings))
+    counted, skipped = ratings.read_files(paths, kit)
+    for line in skipped:
+        print(f"skipped: {line}", file=sys.stderr)
+    excluded = [r for r in counted if FLAGS.mos_calibrated and not r.is_calibrated(kit)]
+    counted = [r for r in counted if r not in excluded]
+    if not counted:
+        raise ValueError("none of the rating files could be counted")
+    summary = mos.summarize(kit, counted) | {"excluded": [r.alias for r in excluded]}
+    print(mos_tables.terminal_tables(summary))
+    if FLAGS.out_dir:
+        files.make_folder(Path(FLAGS.out_dir))
+        mos_tables.write(summary, skipped, FLAGS.out_dir)
+        print(f"Open {report.write_opinions(FLAGS.out_dir)} in a browser to see the figures.")
+    return 2 if skipped else 0
 
 
 def flag_values() -> dict:

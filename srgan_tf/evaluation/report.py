@@ -4,13 +4,17 @@ import base64
 import html
 import json
 import os
+import re
 from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
 
 from srgan_tf import files, pictures
-from srgan_tf.evaluation import plane, scoring, tables
+from srgan_tf.evaluation import mos_tables, plane, scoring, tables
+
+PAGE = "report.html"
+_OPINIONS = re.compile("(<!-- opinions -->).*?(<!-- /opinions -->)", re.DOTALL)
 
 # Above this size the page links to the pictures in the folder beside it; below it embeds them.
 SELF_CONTAINED_BYTES = 30_000_000
@@ -52,9 +56,42 @@ def write_report(results: scoring.Results, out_dir: str | os.PathLike) -> Path:
     }
     for name, text in parts.items():
         page = page.replace(f"<!-- {name} -->", text)
-    path = out_dir / "report.html"
-    files.write_text(path, page)
+    path = out_dir / PAGE
+    files.write_text(path, _with_opinions(page, out_dir))
     return path
+
+
+def write_opinions(out_dir: str | os.PathLike) -> Path:
+    """Puts the mean opinion scores of `mos.json` into the report, or into a page of their own.
+
+    Args:
+        out_dir: Holds `mos.json` and perhaps the report of an evaluation.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        ValueError: An older version wrote the report there.
+    """
+    path = Path(out_dir, PAGE)
+    if path.is_file():
+        page = path.read_text(encoding="utf-8")
+        if not _OPINIONS.search(page):
+            raise ValueError(f"{path}: older than this version; run the evaluation again")
+    else:
+        template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
+        page = re.sub("<!-- scores -->.*?<!-- /scores -->", "", template, flags=re.DOTALL)
+    files.write_text(path, _with_opinions(page, out_dir))
+    return path
+
+
+def _with_opinions(page: str, out_dir: str | os.PathLike) -> str:
+    """Replaces a page's section of mean opinion scores by that of `mos.json`, if there is one."""
+    path = Path(out_dir, mos_tables.FILE)
+    if not path.is_file():
+        return page
+    section = mos_tables.section_html(json.loads(path.read_text(encoding="utf-8")))
+    return _OPINIONS.sub(lambda found: f"{found[1]}{section}{found[2]}", page, count=1)
 
 
 def _base64(path: Path) -> str:

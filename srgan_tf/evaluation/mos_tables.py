@@ -1,0 +1,213 @@
+"""Mean opinion scores as text, CSV, JSON and a section of the report."""
+
+import csv
+import datetime
+import html
+import io
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from srgan_tf import files, provenance
+from srgan_tf.evaluation import tables
+from srgan_tf.evaluation.mos_kit import BEST, WORST
+
+FILE = "mos.json"
+_SIGNIFICANT = 0.05  # the paper's level
+
+
+def method_note() -> str:
+    """What the figures are, in words."""
+    return (
+        "Intervals: 95 %, bootstrap over raters and pictures. Tests: two-sided Wilcoxon "
+        "signed-rank, paired by rater and picture, with Holm's correction for all pairs of a set."
+    )
+
+
+def rater_lines(summary: dict) -> list[str]:
+    """Lines about the raters: number, agreement, and who failed calibration."""
+    alpha = summary["alpha"]
+    lines = [
+        _count(len(summary["raters"]), "rater"),
+        "Agreement: Krippendorff's alpha, ordinal: "
+        + ("undefined" if alpha is None else f"{alpha:.3f}"),
+    ]
+    if summary["uncalibrated"]:
+        lines.append(f"Failed calibration: {', '.join(summary['uncalibrated'])}")
+    if summary["excluded"]:
+        lines.append(f"Excluded, because they failed calibration: {', '.join(summary['excluded'])}")
+    return lines
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _interval(interval: list[float] | None) -> str:
+    return "" if interval is None else f"{interval[0]:.2f} to {interval[1]:.2f}"
+
+
+def _paper(mos: float | None) -> str:
+    return "" if mos is None else f"{mos:.2f}"
+
+
+def _p(value: float) -> str:
+    return "< 0.0001" if value < 0.0001 else f"{value:.4f}"
+
+
+def terminal_tables(summary: dict) -> str:
+    """Lays a summary out for a terminal: for each set its scores and its tests.
+
+    Args:
+        summary: From `mos.summarize`, with "excluded", the aliases that were not counted.
+
+    Returns:
+        Lines without a newline at the end.
+    """
+    lines = []
+    for name, results in summary["sets"].items():
+        first = max(len(method) for method in results["methods"])
+        lines.append(
+            f"{tables.heading(name, results['pictures'])}, "
+            f"{_count(len(summary['raters']), 'rater')}"
+        )
+        scale = "".join(f"{score:>6}" for score in range(WORST, BEST + 1))
+        lines.append(f"{'':{first}}   MOS  95 % interval  ratings{scale}  (paper)")
+        for method, row in results["methods"].items():
+            counts = "".join(f"{count:>6}" for count in row["counts"])
+            lines.append(
+                f"{method:{first}}  {row['mos']:.2f}  {_interval(row['interval']):13}"
+                f"{row['ratings']:>9}{counts}  {_paper(row['paper']):>7}"
+            )
+        lines.append("")
+        pairs = [" - ".join(reversed(test["methods"])) for test in results["tests"]]
+        first = max(map(len, pairs))
+        lines.append(f"{'':{first}}  difference         p      Holm")
+        for pair, test in zip(pairs, results["tests"], strict=True):
+            mark = " *" if test["holm"] < _SIGNIFICANT else ""
+            lines.append(
+                f"{pair:{first}}  {test['difference']:>+10.2f}{_p(test['p']):>10}"
+                f"{_p(test['holm']):>10}{mark}"
+            )
+        lines.append("")
+    note = f"{method_note()} *: Holm's p < {_SIGNIFICANT}"
+    return "\n".join(text.rstrip() for text in [*lines, note, *rater_lines(summary)])
+
+
+def write(summary: dict, skipped: Sequence[str], out_dir: str | os.PathLike) -> None:
+    """Writes `mos.csv` (a line per set and method) and `mos.json` (everything).
+
+    Args:
+        summary: As in `terminal_tables`.
+        skipped: A line for each rating file that was not counted.
+        out_dir: An existing folder.
+    """
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    scale = [f"scored_{score}" for score in range(WORST, BEST + 1)]
+    writer.writerow(["set", "method", "mos", "low", "high", "ratings", *scale, "paper"])
+    for name, results in summary["sets"].items():
+        for method, row in results["methods"].items():
+            low, high = row["interval"] or ("", "")
+            paper = "" if row["paper"] is None else row["paper"]
+            values = [row["mos"], low, high, row["ratings"], *row["counts"], paper]
+            writer.writerow([name, method, *values])
+    files.write_text(Path(out_dir, "mos.csv"), table.getvalue())
+    document = {
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": provenance.versions(),
+        **summary,
+        "skipped": list(skipped),
+    }
+    files.write_text(Path(out_dir, FILE), json.dumps(document, indent=2) + "\n")
+
+
+def section_html(document: dict) -> str:
+    """The report's section: for each set a table, the distribution (figure 5) and the tests.
+
+    Args:
+        document: From `mos.json`.
+    """
+    lines = [method_note(), *rater_lines(document)]
+    if document["skipped"]:
+        lines.append(f"Rating files that are not counted: {len(document['skipped'])}")
+    parts = [
+        "<h2>Mean opinion scores</h2>",
+        "<p>People rated the pictures blind, from 1 (bad) to 5 (excellent). The paper's scores are "
+        "in parentheses.</p>",
+    ]
+    for name, results in document["sets"].items():
+        table = _table_html(name, results)
+        distribution = _distribution_html(name, results["methods"])
+        parts.append(f'<div class="opinions">{table}{distribution}</div>')
+        parts.append(_tests_html(results))
+    items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
+    return "\n".join([*parts, f"<ul>{items}</ul>"])
+
+
+def _table_html(name: str, results: dict) -> str:
+    rows = []
+    for method, row in results["methods"].items():
+        paper = f" <i>({_paper(row['paper'])})</i>" if row["paper"] is not None else ""
+        rows.append(
+            f'<tr><th scope="row">{html.escape(method)}</th><td>{row["mos"]:.2f}{paper}</td>'
+            f"<td>{_interval(row['interval'])}</td><td>{row['ratings']}</td></tr>"
+        )
+    heads = "".join(f'<th scope="col">{head}</th>' for head in ("MOS", "95 % interval", "Ratings"))
+    caption = html.escape(tables.heading(name, results["pictures"]))
+    return (
+        f"<table><caption>{caption}</caption><thead><tr><td></td>{heads}</tr></thead>"
+        f"<tbody>{''.join(rows)}</tbody></table>"
+    )
+
+
+def _distribution_html(name: str, methods: dict) -> str:
+    """Figure 5: a strip per method with a cell for each score, the mean marked."""
+    strips = []
+    for method, row in methods.items():
+        cells = []
+        for score, count in enumerate(row["counts"], WORST):
+            share = count / row["ratings"]
+            title = f"{score}: {_count(count, 'rating')}, {share:.0%}"
+            # At half strength, so that the text on the cell can be read.
+            cells.append(f'<i style="--share:{50 * share:.1f}%" title="{title}">{share:.0%}</i>')
+        spread = ""
+        if row["interval"]:
+            low, high = map(_position, row["interval"])
+            spread = f'<u style="left:{low:.2f}%;width:{high - low:.2f}%"></u>'
+        mean = f'<b style="left:{_position(row["mos"]):.2f}%" title="MOS {row["mos"]:.2f}"></b>'
+        strips.append(
+            f"<span>{html.escape(method)}</span>"
+            f'<div class="cells">{"".join(cells)}{spread}{mean}</div>'
+        )
+    axis = "".join(f"<span>{score}</span>" for score in range(WORST, BEST + 1))
+    return (
+        f'<figure><div class="strip" role="img" aria-label="Distribution of the scores on '
+        f'{html.escape(name)}">{"".join(strips)}<span></span><div class="scale">{axis}</div></div>'
+        "<p>Shares of the scores. The red line is the mean, the bar its interval.</p></figure>"
+    )
+
+
+def _position(mos: float) -> float:
+    """Where a score lies on a strip of cells centered on 1 to 5, in percent."""
+    return 100 * (mos - WORST + 0.5) / (BEST - WORST + 1)
+
+
+def _tests_html(results: dict) -> str:
+    rows = []
+    for test in results["tests"]:
+        first, second = map(html.escape, test["methods"])
+        strong = test["holm"] < _SIGNIFICANT
+        difference = f"{test['difference']:+.2f}".replace("-", "&minus;")
+        corrected = f"<b>{html.escape(_p(test['holm']))}</b>" if strong else _p(test["holm"])
+        rows.append(
+            f'<tr><th scope="row">{second} &minus; {first}</th><td>{difference}</td>'
+            f"<td>{html.escape(_p(test['p']))}</td><td>{corrected}</td></tr>"
+        )
+    heads = "".join(f'<th scope="col">{head}</th>' for head in ("Difference", "p", "Holm's p"))
+    return (
+        f"<details><summary>Differences between methods; bold: Holm's p &lt; {_SIGNIFICANT}"
+        f"</summary><table><thead><tr><td></td>{heads}</tr></thead>"
+        f"<tbody>{''.join(rows)}</tbody></table></details>"
+    )
