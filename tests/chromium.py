@@ -66,6 +66,15 @@ class Chromium(webdriver.Chrome):
         """Presses keys, characters or constants of Selenium's `Keys`, one after the other."""
         ActionChains(self).send_keys(*keys).perform()
 
+    def tap(self, selector: str) -> None:
+        """Taps the middle of an element with a finger, once it is scrolled into view."""
+        self.js(f"document.querySelector({selector!r}).scrollIntoView({{block: 'nearest'}})")
+        x, y, width, height = self.js(
+            "(r => [r.x, r.y, r.width, r.height])"
+            f"(document.querySelector({selector!r}).getBoundingClientRect())"
+        )
+        self.drag((x + width / 2, y + height / 2), (x + width / 2, y + height / 2), touch=True)
+
     def drag(self, start: tuple[float, float], end: tuple[float, float], touch=False) -> None:
         """Drags from start to end, (x, y) in the window, with the left button or a finger."""
         kind = "touch" if touch else "mouse"

@@ -1,7 +1,9 @@
 """Pictures to test with: made up, small, and the same in every run."""
 
 import dataclasses
+import hashlib
 import importlib.util
+import json
 import os
 import sys
 
@@ -15,6 +17,7 @@ from absl import flags
 from PIL import Image
 
 from srgan_tf import upscaling
+from srgan_tf.evaluation import mos_kit, ratings
 
 ROOT = Path(__file__).parents[1]
 
@@ -40,6 +43,20 @@ def save_photograph(path: Path, height: int, width: int, seed: int = 0, **option
     picture = photograph(height, width, seed)
     Image.fromarray(picture).save(path, **options)
     return picture
+
+
+def rating_file(kit: mos_kit.Kit, alias: str, score, /, **changes) -> bytes:
+    """What a kit's page saves for a rater who scores each `mos_kit.Item` as a function does."""
+    document = {
+        "format": 1,
+        "kit": kit.id,
+        "alias": alias,
+        "seed": hashlib.md5(alias.encode()).hexdigest(),
+        "calibration": list(kit.calibration.items()),
+        "ratings": [[file, int(score(item))] for file, item in kit.items.items()],
+        **changes,
+    }
+    return json.dumps({**document, "checksum": ratings.checksum(document)}).encode()
 
 
 @pytest.fixture
