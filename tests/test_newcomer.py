@@ -13,8 +13,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, save_photograph
+from conftest import ROOT, rating_file, save_photograph
 from PIL import Image
+
+from srgan_tf.evaluation import mos_kit
 
 pytestmark = pytest.mark.slow
 
@@ -122,7 +124,16 @@ def test_a_newcomer_can_paste_every_command_of_the_readme(clone, pictures, tmp_p
     assert " passed" in paste(tests.replace('-m "not slow"', "tests/test_losses.py"))
     short = "--train_data=FOLDER --steps=2 --batch_size=1 --crop_size=32"
     for block in others:
-        if "docker" not in block:
+        if "collect --kit" in block:
+            make, collect, count = block.splitlines()
+            paste(make)
+            kit = mos_kit.read_kit(clone / "kit")
+            # The collector runs until it is stopped; a rater saves ratings meanwhile.
+            (clone / "kit" / "ann.json").write_bytes(rating_file(kit, "Ann", lambda item: 3))
+            send = "curl -sf --data-binary @kit/ann.json localhost:8000/ratings"
+            paste(f"{collect} & until {send}; do sleep 1; done; kill $!")
+            paste(count)
+        elif "docker" not in block:
             paste(block.replace("--train_data=FOLDER", short))
     for block in _readme("python"):
         subprocess.run([clone / ".venv" / "bin" / "python", "-c", block], cwd=clone, check=True)
@@ -131,6 +142,7 @@ def test_a_newcomer_can_paste_every_command_of_the_readme(clone, pictures, tmp_p
     for name in (
         "runs/srgan-vgg54/generator.weights.h5",
         "scores/report.html",
+        "scores/mos.json",
         "large/0_x4.png",
         "large/more_x4.png",
         "export/srresnet_mse/1/saved_model.pb",
