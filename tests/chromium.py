@@ -51,6 +51,9 @@ class Chromium(webdriver.Chrome):
         }.items():  # fmt: skip
             self.execute_cdp_cmd(f"Emulation.{command}", parameters)
         self.get(page.resolve().as_uri() if isinstance(page, Path) else page)
+        # On a busy machine the new size can come after the page, and taps would miss.
+        self.wait(f"innerWidth === {width} && document.readyState === 'complete'")
+        self.js("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
     def js(self, expression: str):
         """The value of a JavaScript expression; promises are awaited."""

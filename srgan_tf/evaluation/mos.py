@@ -1,10 +1,8 @@
 """Mean opinion scores, their intervals, tests and agreement (paper section 3.3)."""
 
 import itertools
-import math
 from collections.abc import Sequence
 
-import krippendorff
 import numpy as np
 from scipy import stats
 
@@ -24,7 +22,7 @@ def summarize(kit: Kit, counted: Sequence[Ratings]) -> dict:
 
     Returns:
         What `json.dumps` takes: kit; raters, their aliases; uncalibrated, the aliases of those who
-        failed calibration; alpha, Krippendorff's for ordinal scores, None if it is undefined; and
+        failed calibration; alpha, Krippendorff's, None if it is undefined; and
         sets, by name: pictures, their number; methods, see `_describe`; tests, see `_compare`.
     """
     sets = {}
@@ -145,15 +143,21 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def agreement(kit: Kit, counted: Sequence[Ratings]) -> float | None:
-    """Krippendorff's alpha of all ratings, as ordinal data: 1 is perfect, 0 is chance.
+    """Krippendorff's alpha of all ratings, on the interval scale: 1 is perfect, 0 is chance.
+
+    A mean of scores takes the steps between them as equal, and so does this scale.
 
     Returns:
         None if there is only one rater, or all scores are the same.
     """
     if len(counted) < 2:
         return None
-    scores = [[ratings.scores[file] for file in kit.items] for ratings in counted]
-    if len(np.unique(scores)) < 2:
+    scores = [
+        (ratings.alias, file, ratings.scores[file]) for ratings in counted for file in kit.items
+    ]
+    if len({score for _, _, score in scores}) < 2:
         return None
-    alpha = float(krippendorff.alpha(scores, level_of_measurement="ordinal"))
-    return alpha if math.isfinite(alpha) else None
+    from nltk.metrics import interval_distance  # takes a second to load
+    from nltk.metrics.agreement import AnnotationTask
+
+    return float(AnnotationTask(scores, distance=interval_distance).alpha())

@@ -30,7 +30,7 @@ def rater_lines(summary: dict) -> list[str]:
     alpha = summary["alpha"]
     lines = [
         _count(len(summary["raters"]), "rater"),
-        "Agreement: Krippendorff's alpha, ordinal: "
+        "Agreement: Krippendorff's alpha, interval scale: "
         + ("undefined" if alpha is None else f"{alpha:.3f}"),
     ]
     if summary["uncalibrated"]:

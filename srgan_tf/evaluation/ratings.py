@@ -158,5 +158,5 @@ def read_files(paths: Sequence[str | os.PathLike], kit: Kit) -> tuple[list[Ratin
 
 
 def is_same_alias(one: str, other: str) -> bool:
-    """Tells whether two aliases are the same but for case: one person who rated twice."""
+    """Tells whether two aliases are the same except for case: one person who rated twice."""
     return one.casefold() == other.casefold()
