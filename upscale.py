@@ -33,8 +33,6 @@ flags.DEFINE_float(
     None,
     "From 0, SRResNet-MSE, faithful and smooth, to 1, SRGAN-VGG54, with invented detail; between "
     "them a blend of both pictures, which takes twice the time. Default: 0.5.",
-    lower_bound=0,
-    upper_bound=1,
 )
 flags.DEFINE_enum(
     "format",
@@ -76,12 +74,17 @@ def main(argv):
         raise ValueError(f"--quality is for --format=jpg and webp, .{FLAGS.format} has none")
     if FLAGS.detail is not None and FLAGS.weights is not None:
         raise ValueError("--detail blends the bundled pair: leave out --weights or --detail")
+    if FLAGS.detail is not None and not 0 <= FLAGS.detail <= 1:
+        raise ValueError(f"--detail={FLAGS.detail:g} must be from 0 to 1")
 
     # Here, so that --help need not wait for these imports.
     from PIL import Image
 
-    from srgan_tf import files
+    from srgan_tf import files, weights
     from srgan_tf.photos import enlarge, fastest, photographs
+
+    spec = fastest.chosen(FLAGS.weights, FLAGS.detail)
+    weights.parse_blend(spec)  # a misspelled one is refused before any work
 
     # Pillow warns above this number and refuses above twice of it.
     Image.MAX_IMAGE_PIXELS = int(FLAGS.max_megapixels * 1e6 / 2)
@@ -107,7 +110,7 @@ def main(argv):
     def load(bits):
         with command_line.native_logs_hidden():
             return fastest.load_network(
-                fastest.chosen(FLAGS.weights, FLAGS.detail),
+                spec,
                 precision=FLAGS.precision,
                 bits=bits,
                 say=lambda text: line(text, sys.stderr),

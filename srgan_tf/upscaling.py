@@ -143,6 +143,22 @@ def checked_tile(network: Upscaler, tile: int | None, name: str = "this network"
     return tile
 
 
+def check_scale(network: Upscaler, name: str | os.PathLike) -> None:
+    """Refuses a network that does not upscale by 4, by its result for a tiny picture.
+
+    Raises:
+        ValueError: It does not; one line with its name.
+    """
+    try:
+        sr = network.call(np.zeros([1, 8, 8, 3], np.uint8))
+    except Exception:  # it takes pictures of another size, so nothing is known yet
+        return
+    if sr.shape[1:3] != (32, 32):
+        raise ValueError(
+            f"{name}: does not upscale by 4: it makes {sr.shape[2]}x{sr.shape[1]} of 8x8"
+        )
+
+
 def upscaled_pieces(
     network: Upscaler, lr: np.ndarray, *, tile: int | None = None
 ) -> Iterator[tuple[int, int, np.ndarray]]:

@@ -23,11 +23,18 @@ def load(path: str | os.PathLike) -> upscaling.Upscaler:
 
     Raises:
         FileNotFoundError: There is no such file or folder.
-        ValueError: It holds no generator, or the package that runs it is missing; one line.
+        ValueError: It holds no generator that upscales by 4, or the package that runs it is
+            missing; one line.
     """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
+    network = _load(path)
+    upscaling.check_scale(network, path)
+    return network
+
+
+def _load(path: Path) -> upscaling.Upscaler:
     # Each format's package is imported only where it is used: TensorFlow takes seconds.
     if path.is_dir():
         from srgan_tf.formats import saved_model
