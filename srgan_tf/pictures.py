@@ -1,18 +1,34 @@
-"""Picture files in the shapes people keep them, read as 8-bit RGB. Pillow and NumPy only."""
+"""Picture files in the shapes people keep them, read as 8-bit RGB. No TensorFlow."""
 
+import collections
+import contextlib
+import functools
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from absl import logging
 from PIL import Image, ImageOps
+
+from srgan_tf import png
 
 # fmt: off
 _ENDINGS = (
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".dib", ".tif",
-    ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".avif", ".tga",
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".dib", ".tif",
+    ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".jp2", ".j2k", ".j2c", ".jpc",
+    ".jpf", ".jpx", ".avif", ".avifs", ".tga", ".icb", ".vda", ".vst", ".psd", ".qoi", ".pcx",
+    ".sgi", ".ras", ".dds", ".ico", ".icns", ".cur", ".xbm", ".xpm",
+)
+# Of pictures that Pillow does not read: phones' and cameras', drawings, and those of few programs.
+_UNREAD_ENDINGS = (
+    ".heic", ".heif", ".hif", ".heics", ".jxl", ".jxr", ".wdp", ".hdp", ".bpg", ".flif",
+    ".dng", ".gpr", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".srw",
+    ".orf", ".rw2", ".raf", ".pef", ".raw", ".rwl", ".3fr", ".fff", ".iiq", ".erf", ".kdc",
+    ".dcr", ".mrw", ".mef", ".mos", ".x3f", ".svg", ".svgz", ".eps", ".ai", ".wmf", ".emf",
+    ".psb", ".xcf", ".kra", ".exr", ".hdr", ".fits", ".fit", ".dcm", ".djvu",
 )
 # fmt: on
 
@@ -29,6 +45,9 @@ _SAMPLES = (
 )
 
 _EXIF_ORIENTATION = 0x0112
+# Of a TIFF: whether it is a reduced copy, bits, further pictures below, kind of numbers.
+_NEW_SUBFILE_TYPE, _BITS, _SUB_IFDS, _SAMPLE_FORMAT = 254, 258, 330, 339
+_SIGNED = 2
 
 
 class Header(NamedTuple):
@@ -48,15 +67,19 @@ class Header(NamedTuple):
     coding: str
 
 
-def find_pictures(folder: str | os.PathLike) -> list[Path]:
+def find_pictures(
+    folder: str | os.PathLike, say: Callable[[str], None] = logging.warning
+) -> list[Path]:
     """Lists the pictures in a folder and in all folders below it, following links.
 
     Args:
         folder: The folder.
+        say: Receives a line that counts, by their endings, the files that look like pictures but
+            are skipped: Pillow cannot read their format, or they are no regular files.
 
     Returns:
         Sorted paths of the files whose name ends like a picture's, whatever its case. Hidden files
-        and folders (a name that begins with a dot) are passed over.
+        and folders (a name that begins with a dot) are skipped.
 
     Raises:
         FileNotFoundError: There is no such folder.
@@ -64,6 +87,7 @@ def find_pictures(folder: str | os.PathLike) -> list[Path]:
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"{folder}: no such folder")
     found, visited = [], set()
+    skipped = collections.defaultdict(list)
     for parent, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
         if real in visited:  # a link that leads back up would be walked for ever
@@ -71,7 +95,18 @@ def find_pictures(folder: str | os.PathLike) -> list[Path]:
             continue
         visited.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(parent, name) for name in files if is_picture_name(name)]
+        for name in files:
+            path = Path(parent, name)
+            if is_picture_name(name):
+                if path.is_file():  # reading a pipe would wait for ever
+                    found.append(path)
+                else:
+                    skipped["no regular file"].append(path)
+            elif name.lower().endswith(_UNREAD_ENDINGS) and not name.startswith("."):
+                skipped[f"{path.suffix.lower()} is not read"].append(path)
+    for reason, paths in sorted(skipped.items()):
+        count = f"{len(paths)} files, such as " if len(paths) > 1 else ""
+        say(f"skipped {count}{min(paths)}: {reason}")
     return sorted(found)
 
 
@@ -102,35 +137,86 @@ def sample_pictures(names: Sequence[str] = _SAMPLES) -> list[Path]:
     return found
 
 
+def is_deep_gray(image: Image.Image) -> bool:
+    """Tells whether a picture is gray with more than 8 bits: of mode I, F or I;16."""
+    return image.mode in ("I", "F") or image.mode.startswith("I;16")
+
+
+def white_level(image: Image.Image, values: np.ndarray) -> tuple[float, str]:
+    """Finds the value of white in a gray picture of more than 8 bits.
+
+    Unsigned integers of 12 and 16 bits, and PGM, state it. Signed and 32-bit integers and floats
+    do not: the smallest usual range that holds the values is assumed.
+
+    Args:
+        image: The picture as it was opened, of a mode with `is_deep_gray`.
+        values: Its values.
+
+    Returns:
+        The value of white, and a sentence about it where it is assumed.
+
+    Raises:
+        ValueError: The values have no sensible reading as a picture.
+    """
+    bits, signed = 32, True
+    if image.format == "TIFF":
+        bits = image.tag_v2.get(_BITS, (32,))[0]
+        signed = image.tag_v2.get(_SAMPLE_FORMAT, (1,))[0] == _SIGNED
+    if image.mode.startswith("I;16"):
+        return (4095 if bits == 12 else 65535), ""
+    if image.mode == "I" and image.format == "PPM":
+        return 65535, ""
+    if not np.isfinite(values).all():
+        raise ValueError("its values include NaN or infinity")
+    least, most = values.min(), values.max()
+    if least < 0:
+        raise ValueError(f"its values begin at {least:g}, below black")
+    if image.mode == "F":
+        whites = 1, 255, 65535
+    else:
+        whites = (255, 32767) if signed and bits == 16 else (255, 65535, 2**31 - 1)
+    white = next((white for white in whites if most <= white), None)
+    # Values just above the next smaller white, such as 1.02, are of that range and a little more,
+    # and would make a black picture.
+    if white is None or (white > whites[0] and most < white / 16):
+        usual = ", ".join(map(str, whites))
+        raise ValueError(f"its values reach {most:g}: white is none of the usual {usual}")
+    kind = "float" if image.mode == "F" else "integer"
+    return white, f"its {kind} values are read as 0 to {white}"
+
+
 def _upright_8_bits(image: Image.Image) -> Image.Image:
-    """Turns a picture upright and reduces it to mode L (true grayscale) or RGB."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode in ("RGB", "L") and "transparency" not in image.info:
-        return image
-    if image.mode == "1":
-        return image.convert("L")
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        values = np.asarray(image, np.float64)
-        # I;16 is always the full 16 bits. I and F are any range: the smallest usual one that
-        # holds the values.
-        if image.mode.startswith("I;16") or values.max() > 255:
-            values = values / 257
-        elif image.mode == "F" and values.max() <= 1:
-            values = values * 255
-        return Image.fromarray(np.clip(np.floor(values + 0.5), 0, 255).astype(np.uint8))
-    if "transparency" in image.info or image.mode in ("RGBA", "RGBa", "LA", "La", "PA"):
-        image = image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")  # P, CMYK, YCbCr, HSV
+    """Orients a picture and reduces it to mode L (true grayscale) or RGB."""
+    upright = ImageOps.exif_transpose(image)
+    if is_deep_gray(upright):
+        values = np.asarray(upright, np.float64)
+        white, assumed = white_level(image, values)
+        if assumed:
+            _warn_once(f"{getattr(image, 'filename', 'picture')}: {assumed}")
+        gray = np.clip(np.floor(values * (255 / white) + 0.5), 0, 255).astype(np.uint8)
+        if isinstance(key := image.info.get("transparency"), int):  # PNG's one transparent gray
+            gray[values == key] = 255
+        return Image.fromarray(gray)
+    if upright.has_transparency_data or upright.mode in ("La", "RGBa"):
+        mode = "LA" if upright.mode == "La" else "RGBA"
+        upright = upright.convert(mode).convert("RGBA")
+        white = Image.new("RGBA", upright.size, "white")
+        return Image.alpha_composite(white, upright).convert("RGB")
+    if upright.mode in ("1", "L"):
+        return upright.convert("L")
+    return upright.convert("RGB")  # P, CMYK, YCbCr, HSV
+
+
+# Training reads a picture many times.
+_warn_once = functools.cache(logging.warning)
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:
     """Converts any picture to RGB as a person would expect to see it.
 
-    The EXIF turn is applied, a palette looked up, transparency laid over white, CMYK and
-    grayscale converted, 16 bits scaled to 8. Of an animation the first frame is taken. Color
-    profiles are ignored, as the field does.
+    The EXIF orientation is applied, a palette looked up, transparency laid over white, CMYK and
+    grayscale converted, more than 8 bits scaled to 8 (see `white_level`). Of an animation the first
+    frame is taken. Color profiles are ignored, as the field does.
 
     Args:
         image: A Pillow image in any mode.
@@ -139,20 +225,78 @@ def to_rgb(image: Image.Image) -> np.ndarray:
         uint8 [H, W, 3].
 
     Raises:
-        ValueError, OSError: Pillow cannot decode or convert it.
+        ValueError, OSError: Pillow cannot decode or convert it, or its numbers have no sensible
+            reading.
     """
     return np.asarray(_upright_8_bits(image).convert("RGB"))
 
 
-def _open(file, name: str | None, use):
-    """Opens a picture and returns use(image); any failure becomes one line with its name."""
+def open_picture(file, name: str | None, use: Callable) -> tuple:
+    """Opens a picture and uses it; any failure becomes one line with its name.
+
+    Metadata that Pillow refuses a PNG for is skipped: large texts and damaged ancillary chunks.
+
+    Args:
+        file: A path or an open binary file.
+        name: What to call it in errors; None for the file's own name.
+        use: Receives the open `PIL.Image.Image`.
+
+    Returns:
+        What `use` returns, and sentences about what was skipped.
+
+    Raises:
+        ValueError: It cannot be read; `error.__cause__` is the reason.
+    """
+    named = isinstance(file, str | os.PathLike)
     if name is None:
-        name = str(file if isinstance(file, str | os.PathLike) else getattr(file, "name", file))
+        name = str(file if named else getattr(file, "name", file))
     try:
-        with Image.open(file) as image:
-            return use(image)
+        if named and os.path.exists(file) and not os.path.isfile(file):
+            raise ValueError("no regular file")  # reading a pipe would wait for ever
+        try:
+            return _opened(file, use), ()
+        except Exception:
+            with open(file, "rb") if named else contextlib.nullcontext(file) as stream:
+                rest = png.without_metadata(stream)
+            if rest is None:
+                raise
+        copy, icc, skipped = rest
+        result = _opened(copy, use, icc)
     except Exception as error:
         raise unreadable(name, error) from error
+    chunks = ", ".join(dict.fromkeys(skipped))
+    return result, ((f"damaged or large metadata is skipped ({chunks})",) if chunks else ())
+
+
+def _opened(file, use: Callable, icc: bytes = b""):
+    with Image.open(file) as image:
+        if icc:
+            image.info["icc_profile"] = icc
+        correct(image)
+        return use(image)
+
+
+def correct(image: Image.Image) -> None:
+    """Corrects what Pillow misunderstands in an open picture that is not loaded yet.
+
+    Raises:
+        ValueError: It is only the preview of a camera's raw picture.
+    """
+    if image.format == "TIFF":
+        reduced = image.tag_v2.get(_NEW_SUBFILE_TYPE, 0) & 1
+        if reduced and (_SUB_IFDS in image.tag_v2 or image.n_frames > 1):
+            raise ValueError(
+                "only the preview of a camera raw file can be read: convert it to TIFF or PNG first"
+            )
+        if image.mode == "L" and image.tag_v2.get(_SAMPLE_FORMAT, (1,))[0] == _SIGNED:
+            raise ValueError("its values are signed 8-bit integers, below black")
+    key = image.info.get("transparency")
+    if image.format == "PNG" and key is not None and image.tile:
+        arguments = image.tile[0].args  # Pillow scales the pixels by this, but not the value
+        if arguments in ("L;2", "L;4"):
+            image.info["transparency"] = key * 255 // (2 ** int(arguments[-1]) - 1)
+        elif arguments == "RGB;16B":
+            image.info["transparency"] = tuple(value >> 8 for value in key)
 
 
 def unreadable(name: str | os.PathLike, error: Exception) -> ValueError:
@@ -192,7 +336,14 @@ def read_rgb(file: str | os.PathLike | io.IOBase, name: str | None = None) -> np
     Raises:
         ValueError: The file is missing, no picture, damaged or cut short.
     """
-    return _open(file, name, to_rgb)
+    return _read(file, name, to_rgb)
+
+
+def _read(file, name: str | None, use: Callable) -> np.ndarray:
+    picture, notes = open_picture(file, name, use)
+    for note in notes:
+        _warn_once(f"{name or file}: {note}")
+    return picture
 
 
 def read_scoring(path: str | os.PathLike) -> np.ndarray:
@@ -204,7 +355,7 @@ def read_scoring(path: str | os.PathLike) -> np.ndarray:
     Raises:
         ValueError: The file is missing, no picture, damaged or cut short.
     """
-    return _open(path, None, lambda image: np.asarray(_upright_8_bits(image)))
+    return _read(path, None, lambda image: np.asarray(_upright_8_bits(image)))
 
 
 def read_header(file: str | os.PathLike | io.IOBase, name: str | None = None) -> Header:
@@ -213,7 +364,7 @@ def read_header(file: str | os.PathLike | io.IOBase, name: str | None = None) ->
     Raises:
         ValueError: The file is missing or its header is not a picture's.
     """
-    return _open(file, name, _header)
+    return open_picture(file, name, _header)[0]
 
 
 def count_pixels(path: str | os.PathLike) -> int:

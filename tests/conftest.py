@@ -3,9 +3,12 @@
 import dataclasses
 import hashlib
 import importlib.util
+import io
 import json
 import os
+import struct
 import sys
+import zlib
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -57,6 +60,34 @@ def rating_file(kit: mos_kit.Kit, alias: str, score, /, **changes) -> bytes:
         **changes,
     }
     return json.dumps({**document, "checksum": ratings.checksum(document)}).encode()
+
+
+def with_chunk(png: bytes | Image.Image, kind: bytes, data: bytes) -> bytes:
+    """Inserts a chunk into a PNG file, or the PNG of an image, before its pixels."""
+    if isinstance(png, Image.Image):
+        file = io.BytesIO()
+        png.save(file, "PNG")
+        png = file.getvalue()
+    head = struct.pack(">I", len(data)) + kind + data
+    return png[:33] + head + struct.pack(">I", zlib.crc32(kind + data)) + png[33:]
+
+
+def tiff(*images: dict, pixels: bytes) -> bytes:
+    """Makes a TIFF of LONG tags {tag: value}, one picture for each, all with the same pixels.
+
+    A value of "next" is the place of the next picture, which is then no further page.
+    """
+    file, start = b"II*\0" + struct.pack("<I", 8 + len(pixels)) + pixels, 8 + len(pixels)
+    for number, tags in enumerate(images):
+        tags = dict(sorted((tags | {259: 1, 273: 8, 279: len(pixels)}).items()))
+        end = start + 2 + 12 * len(tags) + 4
+        file += struct.pack("<H", len(tags))
+        for tag, value in tags.items():
+            file += struct.pack("<HHII", tag, 4, 1, end if value == "next" else value)
+        is_last = number == len(images) - 1 or "next" in tags.values()
+        file += struct.pack("<I", 0 if is_last else end)
+        start = end
+    return file
 
 
 @pytest.fixture

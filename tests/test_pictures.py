@@ -1,11 +1,15 @@
 import io
+import os
+import struct
+import zlib
 
 import numpy as np
 import pytest
-from conftest import photograph, save_photograph
-from PIL import Image
+from conftest import photograph, save_photograph, tiff, with_chunk
+from PIL import Image, PngImagePlugin
 
 from srgan_tf import pictures
+from srgan_tf.photos import photographs
 
 ORIENTATION = 0x0112
 
@@ -31,6 +35,35 @@ def test_links_to_folders_are_followed(tmp_path):
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "link").symlink_to(tmp_path / "store", target_is_directory=True)
     assert pictures.find_pictures(tmp_path / "train") == [tmp_path / "train" / "link" / "a.png"]
+
+
+def test_skipped_files_that_look_like_pictures_are_counted_by_their_ending(tmp_path):
+    names = ("a.HEIC", "b.heic", "c.dng", "d.apng", "e.PSD", ".f.heic", "g.txt", "h.heic.txt")
+    for name in names:
+        (tmp_path / name).touch()
+    said = []
+    found = pictures.find_pictures(tmp_path, said.append)
+    assert [path.name for path in found] == ["d.apng", "e.PSD"]
+    assert said == [
+        f"skipped {tmp_path / 'c.dng'}: .dng is not read",
+        f"skipped 2 files, such as {tmp_path / 'a.HEIC'}: .heic is not read",
+    ]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes")
+def test_named_pipes_are_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    save_photograph(tmp_path / "a.png", 8, 8)
+    (tmp_path / "link.png").symlink_to(tmp_path / "a.png")
+    (tmp_path / "to pipe.png").symlink_to(tmp_path / "pipe.png")
+    said = []
+    found = pictures.find_pictures(tmp_path, said.append)
+    assert [path.name for path in found] == ["a.png", "link.png"]
+    pipe = tmp_path / "pipe.png"
+    assert said == [f"skipped 2 files, such as {pipe}: no regular file"]
+    for read in (pictures.read_rgb, pictures.read_header, photographs.read_photograph):
+        with pytest.raises(ValueError, match=r"pipe\.png: cannot be read \(no regular file\)"):
+            read(pipe)
 
 
 def test_a_missing_folder_is_named(tmp_path):
@@ -137,11 +170,138 @@ def test_16_bits_are_scaled_to_8(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "values", [np.float32([[0, 0.2, 1]]), np.float32([[0, 51, 255]]), np.int32([[0, 51, 255]])]
-)
-def test_numbers_of_another_range_become_8_bits(values, tmp_path):
+    ("values", "white"),
+    [(np.float32([[0, 0.2, 1]]), 1), (np.float32([[0, 51, 255]]), 255),
+     (np.float32([[0, 13107, 65535]]), 65535), (np.int32([[0, 51, 255]]), 255),
+     (np.int32([[0, 13107, 65535]]), 65535), (np.int32([[0, 429496730, 2**31 - 1]]), 2**31 - 1)],
+)  # fmt: skip
+def test_numbers_without_a_stated_white_are_read_in_the_smallest_usual_range(
+    values, white, tmp_path
+):
     path = _written(Image.fromarray(values), ".tif", tmp_path)
     np.testing.assert_array_equal(pictures.read_rgb(path)[0, :, 0], [0, 51, 255])
+    photo = photographs.read_photograph(path)
+    np.testing.assert_array_equal(photo.colors, [[0, 13107, 65535]])
+    kind = "float" if values.dtype == np.float32 else "integer"
+    assert photo.notes == (f"its {kind} values are read as 0 to {white}",)
+
+
+def test_the_white_that_a_format_states_counts_for_dark_pictures(tmp_path):
+    size = {256: 4, 257: 1, 262: 1, 277: 1, 278: 1}
+    twelve = tiff(size | {258: 12}, pixels=bytes([0x00, 0x00, 0x33, 0xFF, 0xF0, 0x00]))
+    sixteen = tiff(size | {258: 16}, pixels=struct.pack("<4H", 0, 3, 200, 257))
+    signed = tiff(size | {258: 16, 339: 2}, pixels=struct.pack("<4h", 0, 3277, 16384, 32767))
+    for name, data, levels in (
+        ("12.tif", twelve, [0, 3, 255, 0]),
+        ("16.tif", sixteen, [0, 0, 1, 1]),
+        ("signed.tif", signed, [0, 26, 128, 255]),
+        ("16.pgm", b"P5 4 1 65535\n" + struct.pack(">4H", 0, 3, 200, 255), [0, 0, 1, 1]),
+        ("10.pgm", b"P5 4 1 1023\n" + struct.pack(">4H", 0, 205, 1023, 0), [0, 51, 255, 0]),
+    ):
+        path = tmp_path / name
+        path.write_bytes(data)
+        np.testing.assert_array_equal(pictures.read_rgb(path)[0, :, 0], levels, name)
+        deep = photographs.read_photograph(path).colors
+        assert np.abs(deep / 257 - levels).max() <= 0.6, name
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [(np.float32([[0, np.nan]]), "include NaN or infinity"),
+     (np.float32([[0, np.inf]]), "include NaN or infinity"),
+     (np.float32([[-1, 1]]), "begin at -1, below black"), (np.float32([[0, 1.02]]), "reach 1.02"),
+     (np.float32([[0, 300]]), "reach 300"), (np.float32([[0, 70000]]), "reach 70000"),
+     (np.int32([[0, 256]]), "reach 256"), (np.int32([[-3, 9]]), "begin at -3"),
+     (np.int32([[0, 70000]]), "reach 70000")],
+)  # fmt: skip
+def test_numbers_without_a_sensible_reading_are_refused(values, reason, tmp_path):
+    path = _written(Image.fromarray(values), ".tif", tmp_path)
+    for read in (pictures.read_rgb, pictures.read_scoring, photographs.read_photograph):
+        with pytest.raises(ValueError, match=rf"picture\.tif: cannot be read \(its .*{reason}"):
+            read(path)
+
+
+def test_signed_bytes_are_refused(tmp_path):
+    tags = {256: 4, 257: 1, 258: 8, 262: 1, 277: 1, 278: 1, 339: 2}
+    (tmp_path / "a.tif").write_bytes(tiff(tags, pixels=bytes([0, 5, 250, 127])))
+    with pytest.raises(ValueError, match="signed 8-bit integers"):
+        pictures.read_rgb(tmp_path / "a.tif")
+
+
+_PREVIEW = {254: 1, 256: 4, 257: 2, 258: 8, 262: 1, 277: 1, 278: 2}
+
+
+@pytest.mark.parametrize("further", [{330: "next"}, {}])
+def test_the_preview_of_a_camera_raw_file_is_refused(tmp_path, further):
+    path = tmp_path / "raw.tif"
+    path.write_bytes(tiff(_PREVIEW | further, _PREVIEW | {254: 0}, pixels=bytes(8)))
+    for read in (pictures.read_rgb, pictures.read_header, photographs.read_photograph):
+        with pytest.raises(ValueError, match="raw.tif: cannot be read .only the preview of a came"):
+            read(path)
+
+
+def test_a_tiff_with_smaller_copies_behind_it_is_read(tmp_path):
+    path = tmp_path / "pyramid.tif"
+    path.write_bytes(tiff(_PREVIEW | {254: 0, 330: "next"}, _PREVIEW, pixels=bytes(8)))
+    assert pictures.read_rgb(path).shape == (2, 4, 3)
+    path.write_bytes(tiff(_PREVIEW, pixels=bytes(8)))  # all that there is
+    assert pictures.read_rgb(path).shape == (2, 4, 3)
+
+
+def _damaged(kind):
+    image = Image.fromarray(photograph(8, 9))
+    if kind == "text":
+        info, file = PngImagePlugin.PngInfo(), io.BytesIO()
+        info.add_text("workflow", "x" * 2_000_000, zip=True)
+        image.save(file, "PNG", pnginfo=info)
+        return file.getvalue()
+    data = bytearray(with_chunk(image, kind, bytes(9)))
+    data[41] ^= 1
+    return bytes(data)
+
+
+@pytest.mark.parametrize("kind", ["text", b"tEXt", b"pHYs", b"eXIf", b"tIME", b"gAMA"])
+def test_metadata_that_is_damaged_or_large_does_not_keep_a_picture_from_being_read(tmp_path, kind):
+    path = tmp_path / "a.png"
+    path.write_bytes(_damaged(kind))
+    np.testing.assert_array_equal(pictures.read_rgb(path), photograph(8, 9))
+    np.testing.assert_array_equal(
+        pictures.read_rgb(io.BytesIO(path.read_bytes())), photograph(8, 9)
+    )
+    assert pictures.read_header(path)[:2] == (8, 9)
+    photo = photographs.read_photograph(path)
+    np.testing.assert_array_equal(photo.colors, photograph(8, 9))
+    named = "zTXt" if kind == "text" else kind.decode()
+    assert photo.notes == (f"damaged or large metadata is skipped ({named})",)
+
+
+def _png_with_a_hidden_value(path, width, bits, color_type, rows, value):
+    head = struct.pack(">IIBBBBB", width, len(rows), bits, color_type, 0, 0, 0)
+    png = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + head
+    png += struct.pack(">I", zlib.crc32(b"IHDR" + head))
+    pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
+    for kind, data in ((b"IEND", b""), (b"IDAT", pixels), (b"tRNS", value)):
+        png = with_chunk(png, kind, data)
+    path.write_bytes(png)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_the_transparent_gray_of_a_png_of_any_depth_is_hidden(tmp_path, bits):
+    path = tmp_path / "a.png"
+    rows = 2 * [bytes(bits) + bytes([255]) * bits]  # eight pixels black, eight white
+    for key, expected in ((0, [255] * 16), (2**bits - 1, [0] * 8 + [255] * 8)):
+        _png_with_a_hidden_value(path, 16, bits, 0, rows, struct.pack(">H", key))
+        np.testing.assert_array_equal(pictures.read_rgb(path)[..., 0], [expected] * 2)
+        photo = photographs.read_photograph(path)
+        alpha = photo.alpha // np.iinfo(photo.alpha.dtype).max
+        np.testing.assert_array_equal(alpha, [[int(key != 0)] * 8 + [int(key == 0)] * 8] * 2)
+
+
+def test_the_transparent_color_of_a_16_bit_png_is_hidden(tmp_path):
+    pixels = struct.pack(">6H", 0x1234, 0x5678, 0x9ABC, 0x1134, 0x5678, 0x9ABC)
+    _png_with_a_hidden_value(tmp_path / "a.png", 2, 16, 2, [pixels], pixels[:6])
+    rgb = pictures.read_rgb(tmp_path / "a.png")
+    np.testing.assert_array_equal(rgb, [[[255] * 3, [0x11, 0x56, 0x9A]]])
 
 
 def test_black_and_white_becomes_black_and_white():

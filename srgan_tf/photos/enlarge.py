@@ -12,7 +12,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from srgan_tf import files, pictures, upscaling
+from srgan_tf import files, pictures, png, upscaling
 from srgan_tf.photos import photographs
 
 _SUFFIX = "_x4"
@@ -43,7 +43,7 @@ def plan(
         inputs: Files, and folders with pictures at any depth.
         out_dir: Where results go; None for the folder of each picture.
         format: The results' ending, one of `photographs.FORMATS`.
-        say: Receives a line that counts the skipped pictures.
+        say: Receives lines that count the skipped pictures.
 
     Raises:
         FileNotFoundError: There is no such file or folder.
@@ -52,7 +52,7 @@ def plan(
     folders: dict[Path, Path] = {}  # from each picture to its result's folder
     for given in map(Path, inputs):
         if given.is_dir():
-            found = pictures.find_pictures(given)
+            found = pictures.find_pictures(given, say)
             results = None if out_dir is None else Path(out_dir).resolve()
             if results and given.resolve() in results.parents:
                 found = [file for file in found if not file.resolve().is_relative_to(results)]
@@ -126,6 +126,8 @@ def run(
         ValueError, FileNotFoundError: `load` fails, or the tile is too small for the network.
     """
     load = functools.cache(load)
+    if jobs:
+        load(8)  # before any picture is read: it may be refused
     pixels = {job: pictures.count_pixels(job.source) for job in jobs}
     total, done, failed, start = sum(pixels.values()), 0, 0, None
     ending: deque[tuple[Job, str, Future]] = deque()
@@ -186,7 +188,10 @@ def run(
                     quality=quality,
                     executor=compressing,
                 )
-                result = _write(job.target, rows, make_writer, closing)
+                check = functools.partial(
+                    photographs.check_result, photograph=photograph, format=format
+                )
+                result = _write(job.target, rows, make_writer, check, closing)
             except MemoryError:
                 remedy = f"give a --tile smaller than {side}" if side else "no tiles are possible"
                 fail(f"{job.source}: not enough memory, {remedy}")
@@ -211,13 +216,15 @@ def run(
 def _write(
     target: Path,
     rows: Iterable[np.ndarray],
-    make_writer: Callable[[BinaryIO], photographs.PngWriter],
+    make_writer: Callable[[BinaryIO], png.PngWriter],
+    check: Callable[[Path], None],
     closing: Executor,
 ) -> Future:
-    """Writes rows as they come; `closing` writes the rest and renames the file to `target`."""
+    """Writes rows as they come; `closing` writes the rest, checks it and renames it to `target`."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        file = stack.enter_context(_opened(stack.enter_context(files.replacing(target))))
+        temporary = stack.enter_context(files.replacing(target))
+        file = stack.enter_context(_opened(temporary))
         writer = make_writer(file)
         for piece in rows:
             writer.write(piece)
@@ -226,6 +233,8 @@ def _write(
     def close() -> None:
         with rest:
             writer.close()
+            file.flush()
+            check(temporary)
 
     return closing.submit(close)
 

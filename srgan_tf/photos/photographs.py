@@ -3,6 +3,7 @@
 import functools
 import io
 import os
+import struct
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from typing import BinaryIO, NamedTuple
@@ -10,9 +11,8 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
-from srgan_tf import pictures, upscaling
-from srgan_tf.photos import fastest
-from srgan_tf.photos.png import PngWriter
+from srgan_tf import pictures, png, upscaling
+from srgan_tf.photos import fastest, transparency
 
 # Pillow's name for each format, and the most pixels that it writes each way.
 FORMATS = {
@@ -29,12 +29,21 @@ DEFAULT_QUALITY = 92
 _ORIENTATION, _EXIF_IFD, _WIDTH, _HEIGHT = 0x0112, 0x8769, 0xA002, 0xA003
 _BITS, _PHOTOMETRIC, _EXTRA_SAMPLES = 258, 262, 338  # of a TIFF
 _PNG_GRAY = 0  # of a PNG's color types the one that Pillow reads with 16 bits
-# A TIFF's tags for how its pixels are stored, and for metadata that is carried apart from EXIF.
+# EXIF for how the file that was read stores its pixels, and for metadata that is carried apart
+# from EXIF. A JPEG may have these tags, too; a writer would believe them.
 _STORAGE_TAGS = (
     *(254, 255, 256, 257, 258, 259, 262, 263, 264, 265, 266, 273, 277, 278, 279, 280, 281, 284),
     *(317, 318, 319, 320, 322, 323, 324, 325, 330, 332, 333, 334, 336, 338, 339, 340, 341, 347),
     *(512, 513, 514, 529, 530, 531, 532, 700, 33723, 34377, 34675),
 )
+_JPEG_CODING = (0x9101, 0x9102)  # components and bits per pixel of the file that was read
+
+# What PNG's chunks hold for an sRGB picture, so that nothing is lost without them.
+_SRGB = {
+    b"gAMA": struct.pack(">I", 45455),
+    b"cHRM": struct.pack(">8I", 31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000),
+}
+_METERS_PER_INCH = 0.0254
 
 
 class Photograph(NamedTuple):
@@ -46,6 +55,7 @@ class Photograph(NamedTuple):
         exif: EXIF of the oriented picture, as TIFF bytes; empty for none.
         icc: ICC profile; empty for none.
         notes: Sentences that name each loss.
+        meaning: PNG chunks for how colors and sizes are meant, as `png.meaning` reads them.
     """
 
     colors: np.ndarray
@@ -53,6 +63,7 @@ class Photograph(NamedTuple):
     exif: bytes
     icc: bytes
     notes: tuple[str, ...] = ()
+    meaning: tuple[tuple[bytes, bytes], ...] = ()
 
 
 def upscale(
@@ -86,6 +97,8 @@ def upscale(
         FileNotFoundError, ValueError: The network cannot be loaded.
     """
     given = isinstance(image, Image.Image)
+    if given:
+        pictures.correct(image)
     # A Pillow image holds what its TIFF does: 16 bits of gray, but not of gray with alpha.
     photograph = fitted(_photograph(image), "tif", 16) if given else _from_array(image)
     spec, bits = fastest.chosen(weights, detail), 8 * photograph.colors.dtype.itemsize
@@ -103,6 +116,9 @@ def upscale(
         result.info["icc_profile"] = photograph.icc
     if photograph.exif:
         result.info["exif"] = b"Exif\0\0" + photograph.exif
+    for key in ("dpi", "gamma", "chromaticity", "srgb"):
+        if key in image.info:
+            result.info[key] = image.info[key]
     return result
 
 
@@ -138,25 +154,43 @@ def read_photograph(path: str | os.PathLike) -> Photograph:
             `PIL.Image.MAX_IMAGE_PIXELS` pixels; one line.
     """
     try:
-        with Image.open(path) as image:
-            deep = _is_deep(image)  # loading forgets it
-            photograph = _photograph(image, _deep_colors(path, image))
-            if deep and photograph.colors.dtype == np.uint8:
-                notes = (*photograph.notes, "only 8 of its bits are read")
-                photograph = photograph._replace(notes=notes)
-            # A phone's MPO holds depth maps and the like behind its picture, not frames.
-            if getattr(image, "is_animated", False) and image.format != "MPO":
-                notes = ("only its first frame is read", *photograph.notes)
-                photograph = photograph._replace(notes=notes)
-            return photograph
-    except Image.DecompressionBombError as error:
+        photograph, notes = pictures.open_picture(path, None, functools.partial(_read, path))
+    except ValueError as error:
+        if not isinstance(error.__cause__, Image.DecompressionBombError):
+            raise
         most = 2 * Image.MAX_IMAGE_PIXELS / 1e6
         raise ValueError(
             f"{path}: more than {most:,.0f} megapixels, which may be an attack by a small file; "
             "if you trust it, allow them by --max_megapixels"
         ) from error
-    except Exception as error:
-        raise pictures.unreadable(path, error) from error
+    return photograph._replace(notes=(*notes, *photograph.notes))
+
+
+def _read(path: str | os.PathLike, image: Image.Image) -> Photograph:
+    """Converts a picture file that is open, but not loaded."""
+    deep = _is_deep(image)  # loading forgets it
+    photograph = _photograph(image, _deep_colors(path, image))
+    notes = photograph.notes
+    if deep and photograph.colors.dtype == np.uint8:
+        notes += ("only 8 of its bits are read",)
+    # A phone's MPO holds depth maps and the like behind its picture, and PSD layers: no frames.
+    if getattr(image, "is_animated", False) and image.format not in ("MPO", "PSD"):
+        notes = ("only its first frame is read", *notes)
+    if image.format == "PNG":
+        with open(path, "rb") as file:
+            meaning = png.meaning(file)
+    else:
+        meaning = _resolution(image.info.get("dpi"))
+    return photograph._replace(notes=notes, meaning=meaning)
+
+
+def _resolution(dpi: tuple[float, float] | None) -> tuple[tuple[bytes, bytes], ...]:
+    """Makes PNG's chunk of a resolution; none of one that is unknown or nonsense."""
+    try:
+        meters = [round(float(each) / _METERS_PER_INCH) for each in dpi]
+        return ((b"pHYs", struct.pack(">IIB", *meters, 1)),) if min(meters) > 0 else ()
+    except (TypeError, ValueError, ArithmeticError, struct.error):
+        return ()
 
 
 def _is_deep(image: Image.Image) -> bool:
@@ -232,8 +266,9 @@ def _photograph(
     icc = image.info.get("icc_profile") or b""
     if deep is not None:
         pixels = deep
-    elif image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        pixels = _deep_gray(upright)
+    elif pictures.is_deep_gray(image):
+        *pixels, assumed = _deep_gray(image, upright)
+        notes += assumed
     else:
         if image.mode == "LAB" or (image.mode == "CMYK" and icc):
             upright = _by_profile(upright, icc)
@@ -254,22 +289,19 @@ def _colors(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
     return (values[..., 0] if gray else values[..., :3]), values[..., -1]
 
 
-def _deep_gray(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
-    """Returns the values of a gray picture of more than 8 bits as uint16, and its alpha."""
-    values = np.asarray(image)
-    if not image.mode.startswith("I;16"):
-        # Any range: the smallest usual one that holds the values, as in `pictures`.
-        values = np.asarray(values, np.float64)
-        if image.mode == "F" and values.max() <= 1:
-            values = values * 65535
-        elif values.max() <= 255:
-            values = values * 257
-        values = np.clip(np.floor(values + 0.5), 0, 65535)
-    values = values.astype(np.uint16)
-    key = image.info.get("transparency")
-    if isinstance(key, int):  # PNG's one transparent gray
-        return values, np.where(values == key, 0, 65535).astype(np.uint16)
-    return values, None
+def _deep_gray(
+    image: Image.Image, upright: Image.Image
+) -> tuple[np.ndarray, np.ndarray | None, tuple[str, ...]]:
+    """Returns gray of more than 8 bits as uint16, its alpha, and what is assumed of its range."""
+    values = np.asarray(upright)
+    white, assumed = pictures.white_level(image, values)
+    gray = values
+    if white != 65535 or values.dtype.kind == "f":
+        gray = np.clip(np.floor(values * (65535 / white) + 0.5), 0, 65535)
+    gray, alpha = gray.astype(np.uint16), None
+    if isinstance(key := image.info.get("transparency"), int):  # PNG's one transparent gray
+        alpha = np.where(values == key, 0, 65535).astype(np.uint16)
+    return gray, alpha, ((assumed,) if assumed else ())
 
 
 def _by_profile(image: Image.Image, icc: bytes) -> Image.Image:
@@ -294,9 +326,11 @@ def _exif(image: Image.Image, size: tuple[int, int]) -> tuple[bytes, tuple[str, 
     try:
         exif = Image.Exif()
         exif.load(image.getexif().tobytes())  # a copy: the caller's picture keeps its own
-        for tag in (_ORIENTATION, *(_STORAGE_TAGS if image.format == "TIFF" else ())):
+        for tag in (_ORIENTATION, *_STORAGE_TAGS):
             exif.pop(tag, None)
         details = exif.get_ifd(_EXIF_IFD) if _EXIF_IFD in exif else {}
+        for tag in _JPEG_CODING:
+            details.pop(tag, None)
         for tag, side in zip((_WIDTH, _HEIGHT), size, strict=True):
             if tag in details:
                 details[tag] = 4 * side
@@ -317,7 +351,8 @@ def upscaled_rows(
     Args:
         network: From `fastest.load_network`.
         photograph: The photograph. Grayscale goes through the network as three equal channels;
-            alpha is upscaled by Pillow's bicubic.
+            alpha is upscaled by Pillow's bicubic, and colors that it hides are replaced by visible
+            ones, which takes a copy of the colors.
         tile: As in `upscaling.upscale`.
         progress: Receives the number of the photograph's pixels upscaled since the last call.
 
@@ -326,6 +361,8 @@ def upscaled_rows(
         alpha) or [n, 4w] (gray).
     """
     lr, alpha = photograph.colors, photograph.alpha
+    if alpha is not None:
+        lr = transparency.filled(lr, alpha)
     height, width = lr.shape[:2]
     gray = lr.ndim == 2
     if gray:
@@ -376,7 +413,7 @@ def fitted(photograph: Photograph, format: str, bits: int) -> Photograph:
     Raises:
         ValueError: The upscaled picture has more pixels than the format allows.
     """
-    colors, alpha, exif, _, notes = photograph
+    colors, alpha, exif, icc, notes, meaning = photograph
     height, width = (4 * side for side in colors.shape[:2])
     most = FORMATS[format][1]
     if max(height, width) > most:
@@ -405,10 +442,72 @@ def fitted(photograph: Photograph, format: str, bits: int) -> Photograph:
                 None if values is None else np.round(values / np.float32(257)).astype(np.uint8)
                 for values in (colors, alpha)
             )
-    if format == "jpg" and len(exif) > 65000:
+    if format != "png":
+        lost = [kind for kind, data in meaning if not _is_kept(kind, data, format, icc)]
+        if lost:
+            names = ", ".join(kind.decode() for kind in lost)
+            notes += (f"its {names} cannot be kept in .{format}; --format=png keeps them",)
+        meaning = tuple((kind, data) for kind, data in meaning if kind not in lost)
+    if exif and not _is_writable(format, exif=b"Exif\0\0" + exif):
         exif = b""
-        notes += ("its EXIF is larger than JPEG allows and skipped",)
-    return Photograph(colors, alpha, exif, photograph.icc, notes)
+        notes += (f"its EXIF cannot be kept in .{format} and is skipped",)
+    if icc and not _is_writable(format, icc_profile=icc):
+        outcome = "is skipped"
+        if colors.ndim == 3 and colors.dtype == np.uint8:
+            colors = np.asarray(_by_profile(Image.fromarray(colors), icc))
+            outcome = "its colors are converted to sRGB"
+        icc = b""
+        notes += (f"its color profile is too large for .{format}: {outcome}",)
+    return Photograph(colors, alpha, exif, icc, notes, meaning)
+
+
+def _is_kept(kind: bytes, data: bytes, format: str, icc: bytes) -> bool:
+    """Tells whether another format than PNG keeps what a chunk says, or it says nothing new."""
+    if kind == b"pHYs":
+        return format in ("jpg", "tif") and _dpi(data) is not None
+    # sRGB is what pictures are without any of this; a profile counts more than gAMA and cHRM.
+    return kind == b"sRGB" or _SRGB.get(kind) == data or (bool(icc) and kind in _SRGB)
+
+
+def _dpi(data: bytes) -> tuple[float, float] | None:
+    """Returns the resolution of a pHYs chunk; None if it states only the pixels' aspect ratio."""
+    x, y, unit = struct.unpack(">IIB", data[:9].ljust(9, b"\0"))
+    return (x * _METERS_PER_INCH, y * _METERS_PER_INCH) if unit == 1 else None
+
+
+def _is_writable(format: str, **metadata: bytes) -> bool:
+    """Tells whether Pillow writes a picture with this metadata so that it can read it again."""
+    file = io.BytesIO()
+    try:
+        Image.new("L", (8, 8)).save(file, FORMATS[format][0], **metadata)
+        Image.open(file).load()
+    except Exception:  # Pillow raises all kinds
+        return False
+    return True
+
+
+def check_result(path: str | os.PathLike, photograph: Photograph, format: str) -> None:
+    """Checks that a result can be read again, by its header and, in a PNG, by its checksums.
+
+    Args:
+        path: The file.
+        photograph: What was upscaled.
+        format: One of `FORMATS`.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    height, width = photograph.colors.shape[:2]
+    Image.init()
+    reader, _ = Image.OPEN[FORMATS[format][0]]  # Image.open would refuse large pictures
+    try:
+        with open(path, "rb") as file, reader(file, str(path)) as image:
+            size = image.size
+            image.verify()
+    except Exception as error:  # Pillow raises all kinds
+        raise ValueError(f"it could not be read again: {pictures.one_line(error)}") from error
+    if size != (4 * width, 4 * height):
+        raise ValueError(f"it would be read as {size[0]}x{size[1]}")
 
 
 def open_writer(
@@ -418,7 +517,7 @@ def open_writer(
     format: str,
     quality: int = DEFAULT_QUALITY,
     executor: Executor,
-) -> PngWriter | _WholePicture:
+) -> png.PngWriter | _WholePicture:
     """Opens a picture file for the rows from `upscaled_rows`.
 
     Args:
@@ -431,13 +530,21 @@ def open_writer(
     Returns:
         An object with `write(rows)` and `close()`, which leaves the file itself open.
     """
-    colors, alpha, exif, icc, _ = photograph
+    colors, alpha, exif, icc, _, meaning = photograph
     height, width = (4 * side for side in colors.shape[:2])
     channels = (1 if colors.ndim == 2 else 3) + (alpha is not None)
     bits = 8 * colors.dtype.itemsize
     if format == "png":
-        return PngWriter(
-            file, width, height, channels=channels, bits=bits, executor=executor, exif=exif, icc=icc
+        return png.PngWriter(
+            file,
+            width,
+            height,
+            channels=channels,
+            bits=bits,
+            executor=executor,
+            exif=exif,
+            icc=icc,
+            meaning=meaning,
         )
     mode = "I;16" if bits == 16 else {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[channels]
     options = {"format": FORMATS[format][0]}
@@ -445,6 +552,8 @@ def open_writer(
         options["exif"] = b"Exif\0\0" + exif
     if icc:
         options["icc_profile"] = icc
+    if dpi := _dpi(dict(meaning).get(b"pHYs", b"")):
+        options["dpi"] = dpi
     if format in LOSSY:
         options["quality"] = quality
     if format == "jpg":

@@ -325,6 +325,16 @@ def test_small_and_unreadable_pictures_are_skipped_named_and_counted(tmp_path, l
     assert len(_take(source, 2)) == 2
 
 
+def test_a_picture_without_a_sensible_reading_is_replaced_by_name(tmp_path, log):
+    values = np.linspace(0, 1, 64 * 64, dtype=np.float32).reshape(64, 64)
+    Image.fromarray(values).save(tmp_path / "floats.tif")
+    Image.fromarray(np.where(values < 0.5, np.nan, values)).save(tmp_path / "nan.tif")
+    source = data.open_source(str(tmp_path), min_size=64)
+    for _, hr in _take(source, 2, batch_size=2, crop_size=64):
+        np.testing.assert_array_equal(hr[..., 0], [np.floor(values * 255 + 0.5)] * 2)
+    assert any("nan.tif: is damaged and replaced" in message for message in log())
+
+
 def test_a_damaged_picture_is_replaced_and_named_once(tmp_path, log):
     for number in range(24):
         suffix = ".jpg" if number % 2 else ".png"

@@ -17,7 +17,7 @@ from conftest import NEAREST, ROOT, photograph, save_photograph
 from PIL import Image
 
 import srgan_tf
-from srgan_tf import pictures, provenance, upscaling, weights
+from srgan_tf import pictures, png, provenance, upscaling, weights
 from srgan_tf.formats import exported, keras_model, litert, onnx_file, openvino_model
 from srgan_tf.photos import enlarge, fastest
 
@@ -634,14 +634,93 @@ def test_an_end_of_the_dial_runs_one_network(bundled_forms, detail, name):
     assert network.tile == alone.tile  # a blend has smaller tiles
 
 
-def test_detail_and_weights_exclude_each_other(upscale, tiny, tmp_path):
-    save_photograph(tmp_path / "a.png", 20, 20)
-    code, _, err = upscale(tmp_path / "a.png", f"--weights={tiny}", "--detail=0.5")
-    line = "error: --detail blends the bundled pair: leave out --weights or --detail\n"
-    assert (code, err) == (1, line)
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (["--weights=a", "--detail=0.5"],
+         "--detail blends the bundled pair: leave out --weights or --detail"),
+        (["--detail=1.5"], "--detail=1.5 must be from 0 to 1"),
+        (["--detail=-1"], "--detail=-1 must be from 0 to 1"),
+        (["--detail=nan"], "--detail=nan must be from 0 to 1"),
+        (["--weights=blend:2"], "blend:2: a blend is spelled blend:DETAIL or "
+         "blend:DETAIL:FIRST:SECOND, DETAIL in 0..1"),
+        (["--weights=blend:0.5:a"], "blend:0.5:a: a blend is spelled blend:DETAIL or "
+         "blend:DETAIL:FIRST:SECOND, DETAIL in 0..1"),
+    ],
+)  # fmt: skip
+def test_a_wrong_detail_or_blend_is_refused_in_one_line_before_any_work(
+    upscale, tmp_path, flags, line
+):
+    code, out, err = upscale(tmp_path / "no such file", f"--out_dir={tmp_path / 'out'}", *flags)
+    assert (code, out, err) == (1, "", f"error: {line}\n")
+    assert not (tmp_path / "out").exists()
 
 
 def test_networks_of_different_scale_are_not_blended():
     double = NEAREST._replace(call=lambda lr: lr.repeat(2, axis=1).repeat(2, axis=2))
     with pytest.raises(ValueError, match="upscale by different factors"):
         upscaling.upscale(upscaling.blended(NEAREST, double, 0.5), photograph(8, 8))
+
+
+def test_an_exported_network_of_another_scale_is_refused_before_any_picture_is_read(
+    upscale, tmp_path
+):
+    @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8, "lr")])
+    def double(lr):
+        return {"sr": tf.repeat(tf.repeat(lr, 2, 1), 2, 2)}
+
+    module, folder = tf.Module(), tmp_path / "double"
+    tf.saved_model.save(module, str(folder), signatures={"serving_default": double})
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    for spec in (folder, f"blend:0.5:{folder}:srresnet_mse"):
+        code, out, err = upscale(tmp_path / "a.png", f"--weights={spec}")
+        errors = [line for line in err.splitlines() if "no receptive field" not in line]
+        line = f"error: {folder}: does not upscale by 4: it makes 16x16 of 8x8"
+        assert (code, out, errors) == (1, "", [line])
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes")
+def test_folders_hold_pictures_beside_files_that_are_not_read(upscale, tiny, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    save_photograph(folder / "a.png", 12, 12)
+    # The longest name of which the result's is no longer than the file system allows.
+    long = "\u00fc" * 123 + "u.png"
+    shutil.copy(folder / "a.png", folder / long)
+    frames = [Image.fromarray(photograph(12, 12, seed)) for seed in range(2)]
+    frames[0].save(folder / "b.apng", "PNG", save_all=True, append_images=frames[1:])
+    os.mkfifo(folder / "pipe.png")
+    for name in ("IMG_1.HEIC", "IMG_2.heic", "c.dng", "notes.txt"):
+        (folder / name).write_bytes(b"x")
+    code, out, err = upscale(folder, f"--weights={tiny}", f"--out_dir={tmp_path / 'out'}")
+    assert code == 0, err
+    assert [line for line in out.splitlines() if line.startswith("skipped")] == [
+        f"skipped {folder / 'c.dng'}: .dng is not read",
+        f"skipped 2 files, such as {folder / 'IMG_1.HEIC'}: .heic is not read",
+        f"skipped {folder / 'pipe.png'}: no regular file",
+    ]
+    assert f"{folder / 'b.apng'}: only its first frame is read" in err
+    results = ["a_x4.png", "b_x4.png", long.replace(".png", "_x4.png")]
+    assert _files(tmp_path / "out") == results
+    small = np.asarray(Image.open(tmp_path / "out" / "b_x4.png"))[1::4, 1::4].astype(int)
+    assert np.abs(small - np.asarray(frames[0])).mean() < 20
+
+
+def test_a_result_that_could_not_be_read_again_is_not_kept(tmp_path, monkeypatch):
+    for name in ("a.png", "b.png"):
+        save_photograph(tmp_path / name, 8, 8)
+    chunk, broken = png._write_chunk, []
+
+    def write(file, kind, data):
+        if kind == b"pHYs":
+            broken.append(kind)
+            kind = b"\xff\xff\xff\xff"
+        chunk(file, kind, data)
+
+    save_photograph(tmp_path / "a.png", 8, 8, dpi=(72, 72))
+    monkeypatch.setattr(png, "_write_chunk", write)
+    failed, said, [note] = _run(enlarge.plan([tmp_path]))
+    assert failed == 1 and broken and len(said) == 1
+    reason = "cannot be written (it could not be read again"
+    assert note.startswith(f"{tmp_path / 'a_x4.png'}: {reason}")
+    assert _files(tmp_path) == ["a.png", "b.png", "b_x4.png"]
