@@ -20,7 +20,9 @@ _ENDINGS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".dib", ".tif",
     ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".jp2", ".j2k", ".j2c", ".jpc",
     ".jpf", ".jpx", ".avif", ".avifs", ".tga", ".icb", ".vda", ".vst", ".psd", ".qoi", ".pcx",
-    ".sgi", ".ras", ".dds", ".ico", ".icns", ".cur", ".xbm", ".xpm",
+    ".dcx", ".sgi", ".bw", ".rgb", ".rgba", ".ras", ".dds", ".ico", ".icns", ".cur", ".xbm",
+    ".xpm", ".im", ".pcd", ".fli", ".flc", ".msp", ".blp", ".ftc", ".ftu", ".gbr", ".pxr",
+    ".fits", ".fit",
 )
 # Of pictures that Pillow does not read: phones' and cameras', drawings, and those of few programs.
 _UNREAD_ENDINGS = (
@@ -28,7 +30,7 @@ _UNREAD_ENDINGS = (
     ".dng", ".gpr", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".srw",
     ".orf", ".rw2", ".raf", ".pef", ".raw", ".rwl", ".3fr", ".fff", ".iiq", ".erf", ".kdc",
     ".dcr", ".mrw", ".mef", ".mos", ".x3f", ".svg", ".svgz", ".eps", ".ai", ".wmf", ".emf",
-    ".psb", ".xcf", ".kra", ".exr", ".hdr", ".fits", ".fit", ".dcm", ".djvu",
+    ".psb", ".xcf", ".kra", ".exr", ".hdr", ".dcm", ".djvu", ".palm",
 )
 # fmt: on
 
@@ -283,7 +285,7 @@ def correct(image: Image.Image) -> None:
         ValueError: It is only the preview of a camera's raw picture.
     """
     if image.format == "TIFF":
-        reduced = image.tag_v2.get(_NEW_SUBFILE_TYPE, 0) & 1
+        reduced = image.tag_v2.get(_NEW_SUBFILE_TYPE, 0) & 1 or _is_canon_raw(image)
         if reduced and (_SUB_IFDS in image.tag_v2 or image.n_frames > 1):
             raise ValueError(
                 "only the preview of a camera raw file can be read: convert it to TIFF or PNG first"
@@ -297,6 +299,17 @@ def correct(image: Image.Image) -> None:
             image.info["transparency"] = key * 255 // (2 ** int(arguments[-1]) - 1)
         elif arguments == "RGB;16B":
             image.info["transparency"] = tuple(value >> 8 for value in key)
+
+
+def _is_canon_raw(image: Image.Image) -> bool:
+    """Tells whether an open TIFF is a CR2 file, whose previews are not marked as such."""
+    if image.fp is None or image.fp.closed:
+        return False
+    position = image.fp.tell()
+    image.fp.seek(8)
+    mark = image.fp.read(3)
+    image.fp.seek(position)
+    return mark == b"CR\2"
 
 
 def unreadable(name: str | os.PathLike, error: Exception) -> ValueError:

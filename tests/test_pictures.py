@@ -50,6 +50,13 @@ def test_skipped_files_that_look_like_pictures_are_counted_by_their_ending(tmp_p
     ]
 
 
+def test_every_ending_that_pillow_knows_is_read_or_named():
+    Image.init()
+    no_pictures = {".bufr", ".grib", ".h5", ".hdf", ".iim", ".mpeg", ".mpg", ".pdf", ".ps"}
+    for ending in Image.registered_extensions().keys() - no_pictures:
+        assert f"a{ending}".endswith((*pictures._ENDINGS, *pictures._UNREAD_ENDINGS)), ending
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes")
 def test_named_pipes_are_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
@@ -231,10 +238,14 @@ def test_signed_bytes_are_refused(tmp_path):
 _PREVIEW = {254: 1, 256: 4, 257: 2, 258: 8, 262: 1, 277: 1, 278: 2}
 
 
-@pytest.mark.parametrize("further", [{330: "next"}, {}])
-def test_the_preview_of_a_camera_raw_file_is_refused(tmp_path, further):
+@pytest.mark.parametrize(
+    ("preview", "pixels"),
+    [({254: 1, 330: "next"}, bytes(8)), ({254: 1}, bytes(8)), ({254: 0}, b"CR\2\0\0\0\0\0")],
+    ids=["DNG", "pages", "CR2"],
+)
+def test_the_preview_of_a_camera_raw_file_is_refused(tmp_path, preview, pixels):
     path = tmp_path / "raw.tif"
-    path.write_bytes(tiff(_PREVIEW | further, _PREVIEW | {254: 0}, pixels=bytes(8)))
+    path.write_bytes(tiff(_PREVIEW | preview, _PREVIEW | {254: 0}, pixels=pixels))
     for read in (pictures.read_rgb, pictures.read_header, photographs.read_photograph):
         with pytest.raises(ValueError, match="raw.tif: cannot be read .only the preview of a came"):
             read(path)
