@@ -350,7 +350,7 @@ def test_hidden_colors_are_filled_alike_in_bands(monkeypatch):
 
 
 @pytest.mark.parametrize("format", ["png", "webp", "tif", "gif"])
-def test_hidden_colors_of_files_do_not_show(executor, tmp_path, format):
+def test_hidden_colors_of_files_do_not_show(executor, bundled_network, tmp_path, format):
     results = []
     for hidden in (0, 255):
         pixels = np.full([24, 24, 4], 90, np.uint8)
@@ -360,7 +360,8 @@ def test_hidden_colors_of_files_do_not_show(executor, tmp_path, format):
         Image.fromarray(pixels).save(tmp_path / f"p.{format}", **options)
         photo = photographs.read_photograph(tmp_path / f"p.{format}")
         for target in ("png", "tif"):
-            results.append(np.asarray(Image.open(_upscaled(executor, photo, target)))[:, 48:])
+            file = _upscaled(executor, photo, target, tile=None, network=bundled_network)
+            results.append(np.asarray(Image.open(file))[:, 48:])
         flat = np.asarray(Image.open(_upscaled(executor, photo, "jpg")).convert("L")).astype(int)
         assert np.abs(flat[:, :36] - 255).max() <= 8 and np.abs(flat[:, 60:] - 90).max() <= 8
         np.testing.assert_array_equal(pictures.read_rgb(tmp_path / f"p.{format}")[:, :12], 255)
