@@ -1,13 +1,13 @@
-"""Enlarges photographs by 4.
+"""Upscales photographs by 4.
 
   python upscale.py photo.jpg
   python upscale.py holiday/ more.png --out_dir=large --format=jpg
 
-photo.jpg becomes photo_x4.png (or photo.jpg_x4.png, if there is a photo.png, too) beside it or in
---out_dir, where folders keep their structure. EXIF, color profile, alpha, grayscale and 16 bits
-are kept. A picture that has its result already is skipped, so that a stopped command may be
-repeated. Exit code: 1 when a picture could not be enlarged (each is named) or nothing could be
-done.
+photo.jpg becomes photo_x4.png, or photo.jpg_x4.png if there is also a photo.png. Results are
+written beside the pictures or to --out_dir, where folders keep their structure. EXIF, color
+profile, alpha, grayscale and 16-bit depth are kept. A picture that already has its result is
+skipped, so that you can repeat a stopped command. Exit code: 1 if a picture could not be upscaled
+(each is named) or nothing could be done, otherwise 0.
 """
 
 import functools
@@ -21,7 +21,7 @@ from srgan_tf import command_line
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string("out_dir", None, "Where results go. Default: beside each picture.")
+flags.DEFINE_string("out_dir", None, "Folder for results. Default: beside each picture.")
 flags.DEFINE_string(
     "weights",
     None,
@@ -31,33 +31,33 @@ flags.DEFINE_string(
 flags.DEFINE_float(
     "detail",
     None,
-    "From 0, SRResNet-MSE, faithful and smooth, to 1, SRGAN-VGG54, with invented detail; between "
-    "them a blend of both pictures, which takes twice the time. Default: 0.5.",
+    "From 0 (SRResNet-MSE: faithful and smooth) to 1 (SRGAN-VGG54: with invented detail). Values "
+    "between blend both pictures, which takes twice the time. Default: 0.5.",
 )
 flags.DEFINE_enum(
     "format",
     "png",
     ["png", "jpg", "webp", "tif"],
-    "Of the results. Only PNG is written piece by piece and keeps 16 bits of color.",
+    "Format of the results. Only PNG is written row by row and keeps 16-bit color.",
 )
 flags.DEFINE_integer(
-    "quality", None, "Of JPEG and WebP. Default: 92.", lower_bound=1, upper_bound=100
+    "quality", None, "Quality of JPEG and WebP. Default: 92.", lower_bound=1, upper_bound=100
 )
 flags.DEFINE_integer(
     "tile",
     None,
-    "Largest side, in pixels of the photograph, that the network is given at once. Smaller takes "
-    "less memory and more time. Default: 768 by OpenVINO, which a CPU uses, else 512.",
+    "Largest side, in pixels of the photograph, that the network processes at once. Smaller tiles "
+    "take less memory and more time. Default: 768 with OpenVINO (on CPUs), otherwise 512.",
     lower_bound=1,
 )
 flags.DEFINE_enum(
     "precision",
     "auto",
     ["auto", "float32", "bfloat16", "float16", "int8"],
-    "How the network computes. 'auto': on a CPU, what proves fastest among that which costs at "
-    "most 0.05 dB; on a GPU, float16 if it has tensor cores; for pictures of 16 bits, float32.",
+    "How the network computes. 'auto' on a CPU: the fastest form that costs at most 0.05 dB; on a "
+    "GPU: float16 if it has tensor cores; for 16-bit pictures: float32.",
 )
-flags.DEFINE_bool("overwrite", False, "Enlarge pictures that have their result already, too.")
+flags.DEFINE_bool("overwrite", False, "Also upscale pictures that already have their result.")
 flags.DEFINE_float(
     "max_megapixels",
     179,
@@ -67,17 +67,17 @@ flags.DEFINE_float(
 
 
 def main(argv):
-    """Plans, says what there is to do, and enlarges."""
+    """Plans the work, reports what is skipped, and upscales."""
     if not argv[1:]:
-        raise ValueError("give pictures or folders to enlarge: python upscale.py photo.jpg")
+        raise ValueError("give pictures or folders to upscale: python upscale.py photo.jpg")
     if FLAGS.quality is not None and FLAGS.format not in ("jpg", "webp"):
-        raise ValueError(f"--quality is for --format=jpg and webp, .{FLAGS.format} has none")
+        raise ValueError(f"--quality is for --format=jpg and webp, not for .{FLAGS.format}")
     if FLAGS.detail is not None and FLAGS.weights is not None:
         raise ValueError("--detail blends the bundled pair: leave out --weights or --detail")
     if FLAGS.detail is not None and not 0 <= FLAGS.detail <= 1:
         raise ValueError(f"--detail={FLAGS.detail:g} must be from 0 to 1")
 
-    # Here, so that --help need not wait for these imports.
+    # Imported here so that --help is fast.
     from PIL import Image
 
     from srgan_tf import files, weights
@@ -86,7 +86,7 @@ def main(argv):
     spec = fastest.chosen(FLAGS.weights, FLAGS.detail)
     weights.parse_blend(spec)  # a misspelled one is refused before any work
 
-    # Pillow warns above this number and refuses above twice of it.
+    # Pillow warns above this number and refuses above twice this number.
     Image.MAX_IMAGE_PIXELS = int(FLAGS.max_megapixels * 1e6 / 2)
     warnings.filterwarnings("ignore", module="PIL")
 
@@ -94,17 +94,17 @@ def main(argv):
     missing = [job for job in jobs if FLAGS.overwrite or not job.target.exists()]
     if len(missing) < len(jobs):
         there = jobs[0].target if len(jobs) == 1 else f"{len(jobs) - len(missing)} of {len(jobs)}"
-        print(f"{there} skipped: already there (--overwrite makes them again)")
+        print(f"{there} skipped: already there (--overwrite recomputes)")
 
     if missing and FLAGS.out_dir is not None:
         files.make_folder(Path(FLAGS.out_dir))
 
-    # Made with the first picture, so that its clock does not count the loading of the network.
+    # Created with the first picture, so that its clock does not include loading the network.
     bar = functools.cache(command_line.progress_bar)
 
     def line(text, stream):
         if sys.stderr.isatty():
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)  # the bar is painted again
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)  # the bar is repainted
         print(text, file=stream, flush=True)
 
     def load(bits):
@@ -133,8 +133,8 @@ def main(argv):
 
 def run(argv):
     """Runs `main`; a user's mistake is one line and exit code 1."""
-    left = "interrupted: the same command goes on from here"
-    return command_line.exit_code(main, argv, left)
+    resume = "interrupted: the same command resumes from here"
+    return command_line.exit_code(main, argv, resume)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ _ENDINGS = (
     ".xpm", ".im", ".pcd", ".fli", ".flc", ".msp", ".blp", ".ftc", ".ftu", ".gbr", ".pxr",
     ".fits", ".fit",
 )
-# Of pictures that Pillow does not read: phones' and cameras', drawings, and those of few programs.
+# Of formats that Pillow does not read: from phones, cameras and drawing programs, and rare ones.
 _UNREAD_ENDINGS = (
     ".heic", ".heif", ".hif", ".heics", ".jxl", ".jxr", ".wdp", ".hdp", ".bpg", ".flif",
     ".dng", ".gpr", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".srw",
@@ -35,7 +35,7 @@ _UNREAD_ENDINGS = (
 # fmt: on
 
 # The color photographs among the files of scikit-image's wheel. Of the stereo pair
-# motorcycle_left/right one is enough; microscopy, textures and drawings are left aside.
+# motorcycle_left/right one is enough; microscopy, textures and drawings are left out.
 _SAMPLES = (
     "astronaut.png",
     "chelsea.png",
@@ -47,20 +47,20 @@ _SAMPLES = (
 )
 
 _EXIF_ORIENTATION = 0x0112
-# Of a TIFF: whether it is a reduced copy, bits, further pictures below, kind of numbers.
+# TIFF tags: whether it is a reduced copy, bits, further pictures, kind of numbers.
 _NEW_SUBFILE_TYPE, _BITS, _SUB_IFDS, _SAMPLE_FORMAT = 254, 258, 330, 339
 _SIGNED = 2
 
 
 class Header(NamedTuple):
-    """What is known of a picture before it is decoded.
+    """Metadata of a picture, read without decoding it.
 
     Attributes:
-        height: Rows as a person sees it, that is, after the EXIF turn.
+        height: Rows as a person sees it, that is, after EXIF orientation.
         width: Columns, likewise.
         orientation: EXIF orientation, 1 to 8; 1 is upright.
-        coding: "jpeg" or "png" where a plain decoder of that format gives the same RGB as
-            `to_rgb` but for the EXIF turn; "other" where only `to_rgb` does.
+        coding: "jpeg" or "png" where a plain decoder of that format returns the same RGB as
+            `to_rgb`, except for the orientation; "other" where only `to_rgb` does.
     """
 
     height: int
@@ -92,7 +92,7 @@ def find_pictures(
     skipped = collections.defaultdict(list)
     for parent, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
-        if real in visited:  # a link that leads back up would be walked for ever
+        if real in visited:  # a link to a folder above would be walked for ever
             folders.clear()
             continue
         visited.add(real)
@@ -118,7 +118,7 @@ def is_picture_name(name: str) -> bool:
 
 
 def sample_pictures(names: Sequence[str] = _SAMPLES) -> list[Path]:
-    """Lists photographs that scikit-image's wheel carries; nothing is downloaded.
+    """Lists photographs in scikit-image's wheel; nothing is downloaded.
 
     Args:
         names: Their files, by default the color photographs.
@@ -240,11 +240,11 @@ def open_picture(file, name: str | None, use: Callable) -> tuple:
 
     Args:
         file: A path or an open binary file.
-        name: What to call it in errors; None for the file's own name.
+        name: Its name in errors; None for the file's own name.
         use: Receives the open `PIL.Image.Image`.
 
     Returns:
-        What `use` returns, and sentences about what was skipped.
+        The result of `use`, and sentences about skipped metadata.
 
     Raises:
         ValueError: It cannot be read; `error.__cause__` is the reason.
@@ -313,11 +313,11 @@ def _is_canon_raw(image: Image.Image) -> bool:
 
 
 def unreadable(name: str | os.PathLike, error: Exception) -> ValueError:
-    """Makes one line of whatever was raised while a picture was read.
+    """Makes an error of one line from any error while a picture was read.
 
     Args:
-        name: What to call the picture.
-        error: Pillow's readers raise all sorts on broken files.
+        name: The name for the picture.
+        error: Any error: Pillow's readers raise all kinds on broken files.
 
     Returns:
         The error to raise instead.
@@ -332,7 +332,7 @@ def unreadable(name: str | os.PathLike, error: Exception) -> ValueError:
 
 
 def one_line(error: Exception) -> str:
-    """Gives the first line of an error's text, or its kind where it has none."""
+    """Returns the first line of an error's text, or its class name where it has none."""
     return next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
 
 
@@ -341,7 +341,7 @@ def read_rgb(file: str | os.PathLike | io.IOBase, name: str | None = None) -> np
 
     Args:
         file: A path or an open binary file.
-        name: What to call it in errors, by default the file's own name.
+        name: Its name in errors, by default the file's own name.
 
     Returns:
         uint8 [H, W, 3].
@@ -363,7 +363,7 @@ def read_scoring(path: str | os.PathLike) -> np.ndarray:
     """Reads a picture for scoring: a true grayscale file is its own luma, see `metrics.luma`.
 
     Returns:
-        uint8 [H, W] for a grayscale file, otherwise [H, W, 3] as `read_rgb` gives.
+        uint8 [H, W] for a grayscale file, otherwise [H, W, 3] as from `read_rgb`.
 
     Raises:
         ValueError: The file is missing, no picture, damaged or cut short.
@@ -372,7 +372,7 @@ def read_scoring(path: str | os.PathLike) -> np.ndarray:
 
 
 def read_header(file: str | os.PathLike | io.IOBase, name: str | None = None) -> Header:
-    """Reads size, EXIF turn and coding of a picture without decoding it.
+    """Reads size, EXIF orientation and coding of a picture without decoding it.
 
     Raises:
         ValueError: The file is missing or its header is not a picture's.
@@ -381,7 +381,7 @@ def read_header(file: str | os.PathLike | io.IOBase, name: str | None = None) ->
 
 
 def count_pixels(path: str | os.PathLike) -> int:
-    """Height times width of a picture; 0 of one that cannot be read, which says so when it is."""
+    """Returns height times width of a picture, 0 if it cannot be read (reading it then fails)."""
     try:
         header = read_header(path)
     except ValueError:
@@ -395,11 +395,11 @@ def _header(image: Image.Image) -> Header:
     if orientation not in range(1, 9):
         orientation = 1
     width, height = image.size
-    if orientation >= 5 and image.format != "TIFF":  # Pillow gives a TIFF's size as turned
+    if orientation >= 5 and image.format != "TIFF":  # a TIFF's size is after orientation already
         width, height = height, width
     coding = "other"
     if image.mode in ("RGB", "L") and "transparency" not in image.info:
-        # MPO is a JPEG with more pictures behind it, as phones make them.
+        # MPO is a JPEG followed by more pictures, as phones write it.
         coding = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png"}.get(image.format, "other")
     return Header(height, width, orientation, coding)
 

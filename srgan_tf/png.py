@@ -21,7 +21,7 @@ _COLOR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}  # channels: gray, gray and alpha, RGB, 
 _SLICE = 1 << 20  # bytes that are compressed as one piece
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
-# How colors are to be shown and pixels to be measured. They hold for the upscaled picture, too.
+# How colors and pixel sizes are meant. These hold for the upscaled picture, too.
 _MEANING = (b"gAMA", b"cHRM", b"sRGB", b"cICP", b"mDCV", b"cLLI", b"pHYs")
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 _LARGEST_PROFILE = 1 << 24
@@ -62,7 +62,7 @@ def meaning(file: BinaryIO) -> tuple[tuple[bytes, bytes], ...]:
 
 
 def without_metadata(file: BinaryIO) -> tuple[io.BytesIO, bytes, list[str]] | None:
-    """Copies a PNG file without what Pillow refuses it for: texts and damaged ancillary chunks.
+    """Copies a PNG file without the metadata that Pillow may refuse: texts and damaged chunks.
 
     Args:
         file: Any open file.
@@ -115,7 +115,7 @@ class PngWriter:
         icc: bytes = b"",
         meaning: Iterable[tuple[bytes, bytes]] = (),
     ):
-        """Writes what comes before the rows.
+        """Writes everything before the rows.
 
         Args:
             file: Open for writing; it stays open.
@@ -151,11 +151,11 @@ class PngWriter:
         _write_chunk(self._file, b"IDAT", b"\x78\x01")
 
     def write(self, rows: np.ndarray) -> None:
-        """Adds rows; waits only where more is to be compressed than the cores can take at once.
+        """Adds rows; waits only while all cores are compressing.
 
         Args:
-            rows: uint8 or uint16 by `bits`, [n, width] or [n, width, channels]. Not to be changed
-                afterwards.
+            rows: uint8 or uint16 by `bits`, [n, width] or [n, width, channels]. They must not be
+                changed afterwards.
         """
         at_once = max(1, _SLICE // len(self._above))
         for start in range(0, len(rows), at_once):
@@ -171,7 +171,7 @@ class PngWriter:
                 self._append(*self._pending.popleft().result())
 
     def close(self) -> None:
-        """Writes what is left. The file itself is not closed.
+        """Writes the rest. The file itself is not closed.
 
         Raises:
             ValueError: Fewer or more rows than announced were written.

@@ -58,7 +58,7 @@ def test_every_ending_that_pillow_knows_is_read_or_named():
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes")
-def test_named_pipes_are_not_waited_for(tmp_path):
+def test_named_pipes_are_skipped_in_folders_and_refused_by_name(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     save_photograph(tmp_path / "a.png", 8, 8)
     (tmp_path / "link.png").symlink_to(tmp_path / "a.png")
@@ -89,7 +89,7 @@ def test_sample_pictures_are_color_photographs_on_disk():
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".webp"])
-def test_exif_turns_are_applied(orientation, suffix, tmp_path):
+def test_exif_orientation_is_applied(orientation, suffix, tmp_path):
     upright = photograph(40, 64)
     stored = {
         1: upright,
@@ -114,7 +114,7 @@ def test_exif_turns_are_applied(orientation, suffix, tmp_path):
     assert header.orientation == orientation
 
 
-def test_a_nonsensical_exif_turn_is_ignored(tmp_path):
+def test_an_invalid_exif_orientation_is_ignored(tmp_path):
     exif = Image.Exif()
     exif[ORIENTATION] = 9
     path = _written(Image.fromarray(photograph(20, 30)), ".jpg", tmp_path, exif=exif)
@@ -193,7 +193,7 @@ def test_numbers_without_a_stated_white_are_read_in_the_smallest_usual_range(
     assert photo.notes == (f"its {kind} values are read as 0 to {white}",)
 
 
-def test_the_white_that_a_format_states_counts_for_dark_pictures(tmp_path):
+def test_the_white_level_that_a_format_states_is_used_for_dark_pictures(tmp_path):
     size = {256: 4, 257: 1, 262: 1, 277: 1, 278: 1}
     twelve = tiff(size | {258: 12}, pixels=bytes([0x00, 0x00, 0x33, 0xFF, 0xF0, 0x00]))
     sixteen = tiff(size | {258: 16}, pixels=struct.pack("<4H", 0, 3, 200, 257))
@@ -315,7 +315,7 @@ def test_the_transparent_color_of_a_16_bit_png_is_hidden(tmp_path):
     np.testing.assert_array_equal(rgb, [[[255] * 3, [0x11, 0x56, 0x9A]]])
 
 
-def test_black_and_white_becomes_black_and_white():
+def test_1_bit_pictures_are_read_as_black_and_white():
     image = Image.fromarray(np.array([[True, False]]))
     np.testing.assert_array_equal(pictures.to_rgb(image), [[[255] * 3, [0] * 3]])
 
@@ -336,7 +336,7 @@ def test_an_open_file_is_read_like_a_path():
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".gif", ".webp", ".tif"])
-def test_a_truncated_picture_is_an_error_of_one_line_that_names_it(suffix, tmp_path):
+def test_a_truncated_picture_is_reported_by_name_in_one_line(suffix, tmp_path):
     path = tmp_path / f"cut{suffix}"
     save_photograph(path, 100, 120)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -346,7 +346,7 @@ def test_a_truncated_picture_is_an_error_of_one_line_that_names_it(suffix, tmp_p
 
 
 @pytest.mark.parametrize("content", [b"", b"Not a picture.", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"])
-def test_what_is_no_picture_is_an_error_of_one_line_that_names_it(content, tmp_path):
+def test_a_file_that_is_no_picture_is_reported_by_name_in_one_line(content, tmp_path):
     path = tmp_path / "odd.png"
     path.write_bytes(content)
     for read in (pictures.read_rgb, pictures.read_header, pictures.read_scoring):
@@ -354,7 +354,7 @@ def test_what_is_no_picture_is_an_error_of_one_line_that_names_it(content, tmp_p
             read(path)
 
 
-def test_a_missing_picture_is_said_to_be_missing(tmp_path):
+def test_a_missing_picture_is_reported_as_missing(tmp_path):
     with pytest.raises(ValueError, match="gone.png: cannot be read .no such file"):
         pictures.read_rgb(tmp_path / "gone.png")
 

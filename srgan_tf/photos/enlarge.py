@@ -1,4 +1,4 @@
-"""Many photographs: which file becomes which, and none is ever half written."""
+"""Upscales many photographs: plans their names, runs the threads, writes files atomically."""
 
 import contextlib
 import functools
@@ -35,9 +35,9 @@ def plan(
     """Decides which picture becomes which file.
 
     `NAME.jpg` becomes `NAME_x4.png`, beside it or in `out_dir`, where folders keep their structure.
-    Pictures that would get the same name keep their ending in it, even if only one of them is
-    given: a result's name depends on the picture's folder, not on the command. A picture that is
-    named like another one's result is skipped, so that a command may be repeated.
+    Pictures that would get the same name keep their ending in it, even if the command names only
+    one of them: a result's name depends on the picture's folder, not on the command. A picture that
+    is named like another one's result is skipped, so that a command can be repeated.
 
     Args:
         inputs: Files, and folders with pictures at any depth.
@@ -107,7 +107,8 @@ def run(
     """Upscales pictures into files, reading the next one and compressing the last one meanwhile.
 
     Files are written atomically. Apart from the network and its tile, memory holds the pixels of
-    two pictures and a few rows of tiles of results; for formats other than PNG a whole result.
+    two pictures, a copy of the colors of one with alpha, and a few rows of tiles of the result (for
+    formats other than PNG the whole result).
 
     Args:
         jobs: From `plan`.
@@ -144,7 +145,7 @@ def run(
             try:
                 result.result()
                 say(f"{job.target}: {summary}")
-            except Exception as error:  # Pillow raises all kinds
+            except Exception as error:  # Pillow raises errors of all kinds
                 fail(f"{job.target}: cannot be written ({pictures.one_line(error)})")
 
     def advance(count: int) -> None:
@@ -193,9 +194,9 @@ def run(
                 )
                 result = _write(job.target, rows, make_writer, check, closing)
             except MemoryError:
-                remedy = f"give a --tile smaller than {side}" if side else "no tiles are possible"
+                remedy = f"set --tile smaller than {side}" if side else "it cannot run in tiles"
                 fail(f"{job.source}: not enough memory, {remedy}")
-            except Exception as error:  # Pillow and runtimes raise all kinds
+            except Exception as error:  # Pillow and runtimes raise errors of all kinds
                 fail(f"{job.source}: {pictures.one_line(error)}")
             else:
                 for line in photograph.notes:
@@ -241,12 +242,12 @@ def _write(
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
-    """Opens a file for writing; the first error is the one that is raised."""
+    """Opens a file for writing; an error while it is closed does not hide the first one."""
     file = path.open("wb")
     try:
         yield file
     except BaseException:
-        with contextlib.suppress(OSError):  # on a full disk closing fails, too
+        with contextlib.suppress(OSError):  # on a full disk, closing fails, too
             file.close()
         raise
     file.close()

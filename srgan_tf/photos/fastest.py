@@ -1,4 +1,4 @@
-"""A generator in the form that is fastest on this machine, made and measured once and then kept."""
+"""A generator in its fastest form on this machine, which is measured once and then cached."""
 
 import contextlib
 import hashlib
@@ -18,23 +18,23 @@ from srgan_tf import files, folding, metrics, pictures, provenance, resize, upsc
 from srgan_tf.formats import exported
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")
-# Of the dial between faithful and detailed; docs/upscaling.md has the figures behind it.
+# The default of the dial between faithful and detailed; docs/upscaling.md has the figures.
 DEFAULT_DETAIL = 0.5
-# What a faster form may cost, in PSNR on photographs: far less than can be seen.
+# The PSNR on photographs that a faster form may cost: far less than can be seen.
 MOST_LOSS = 0.05  # dB
 
-# NVIDIA's (on a Jetson the second), those of Windows under WSL, AMD's.
+# NVIDIA (the second on a Jetson), Windows under WSL, AMD.
 _GPU_DEVICES = ("nvidia[0-9]*", "nvhost-gpu", "dxg", "kfd")
 _OPENVINO_FORMS = ("float32", "int8")
-# How many sample photographs forms are compared on; the others are for calibration.
+# The number of sample photographs that forms are compared on; the others calibrate int8.
 _COMPARED = 4
 
-# Part of each kept form's key: raise it when `_make` or what `openvino_model` builds changes.
+# Part of each cached form's key: raise it when `_make` or what `openvino_model` builds changes.
 _KEPT_VERSION = 7
 
 
 def chosen(spec: str | None, detail: float | None) -> str:
-    """Returns the spec for `load_network` of weights or of a position on the dial.
+    """Returns the spec for `load_network` from weights or from a position on the dial.
 
     Raises:
         ValueError: Both are given, or the detail is outside 0..1.
@@ -42,9 +42,7 @@ def chosen(spec: str | None, detail: float | None) -> str:
     if spec is None:
         return f"blend:{DEFAULT_DETAIL if detail is None else detail}"
     if detail is not None:
-        raise ValueError(
-            f"detail={detail} blends the bundled pair: leave it out where weights are given"
-        )
+        raise ValueError(f"detail={detail} blends the bundled pair: omit it or the weights")
     return spec
 
 
@@ -55,27 +53,28 @@ def load_network(
     bits: int = 8,
     say: Callable[[str], None] = lambda line: None,
 ) -> tuple[upscaling.Upscaler, str]:
-    """Loads a generator in the precision that is asked for, or in the fastest that costs nothing.
+    """Loads a generator in the requested precision, or in the fastest with little loss.
 
-    On a GPU with tensor cores that is mixed float16, by TensorFlow. On a CPU the forms that it is
-    able to run are compared once on sample photographs, by OpenVINO: float32, 8 bits, and bfloat16
-    where the processor has it. The fastest that loses at most `MOST_LOSS` is taken. OpenVINO's
-    files and the figures are kept in the user's cache folder (`$XDG_CACHE_HOME` or `~/.cache`, in
-    `srgan_tf`) by the hash of the weights, the packages' versions and the processor.
+    On a GPU with tensor cores the fastest is mixed float16, with TensorFlow. On a CPU, OpenVINO
+    runs the forms that the processor supports on sample photographs once: float32, int8, and
+    perhaps bfloat16. The fastest form that loses at most `MOST_LOSS` is used. OpenVINO's files and
+    the figures are cached in `srgan_tf` in the user's cache folder (`$XDG_CACHE_HOME` or
+    `~/.cache`), keyed by the hash of the weights, the packages' versions and the processor.
 
     Args:
         spec: As in `weights.load_generator`, a network that `exported.load` loads, or a blend as
-            `weights.parse_blend` reads it, of which both networks run unless its detail is 0 or 1.
+            `weights.parse_blend` reads it; both of its networks run unless its detail is 0 or 1.
         precision: One of `PRECISIONS`.
-        bits: Of the pictures, 8 or 16. For 16, "auto" is float32: less would leave less than 16.
-        say: Told, in a line, what takes time or is not as asked for.
+        bits: The pictures' depth, 8 or 16. For 16, "auto" is float32: others would lose depth.
+        say: Receives a line about what takes time or differs from the request.
 
     Returns:
         The network, and its precision: "float32", "bfloat16", "float16", "int8" or "as exported";
         two of them joined by "+" where those of a blend differ.
 
     Raises:
-        FileNotFoundError, ValueError: It cannot be loaded, or not in this precision; one line.
+        FileNotFoundError, ValueError: It cannot be loaded, or does not run in this precision; one
+            line.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision {precision!r}: must be one of {', '.join(PRECISIONS)}")
@@ -87,23 +86,23 @@ def load_network(
         return network, "+".join(dict.fromkeys(precisions))
     if exported.is_exported(spec):
         if precision != "auto":
-            raise ValueError(f"{spec}: its precision is that of its export; leave out --precision")
+            raise ValueError(f"{spec}: its precision is that of its export; omit --precision")
         return exported.load(spec), "as exported"
     if precision == "auto" and bits == 16:
         precision = "float32"
     gpus = [] if precision == "int8" else _gpus()
     if gpus and precision == "auto":
         precision = _gpu_precision(gpus[0])
-    # What a processor lacks TensorFlow does all the same, slowly; OpenVINO would take float32.
+    # TensorFlow emulates slowly what a processor lacks; OpenVINO would silently use float32.
     lacking = precision == "float16" or (precision == "bfloat16" and not provenance.has_bfloat16())
     if lacking or gpus:
         return _by_tensorflow(spec, precision), precision
     try:
         return _kept(spec, precision, say)
-    except ImportError as error:  # there is no OpenVINO for some systems
+    except ImportError as error:  # OpenVINO does not exist for some systems
         if precision == "int8":
             needed = "pip install -r requirements.txt"
-            raise ValueError(f"--precision=int8 cannot be had ({error}): {needed}") from error
+            raise ValueError(f"--precision=int8 is unavailable ({error}): {needed}") from error
         precision = "float32" if precision == "auto" else precision
         return _by_tensorflow(spec, precision), precision
 
@@ -117,27 +116,27 @@ def _gpus() -> list:
 
 
 def _may_have_gpu() -> bool:
-    """Whether TensorFlow may find one; to ask it takes seconds, in which it is loaded."""
+    """Tells whether TensorFlow may find a GPU, without loading it, which takes seconds."""
     if importlib.util.find_spec("tensorflow") is None:
         return False
     devices = (device for name in _GPU_DEVICES for device in Path("/dev").glob(name))
-    # Makers of others have TensorFlow load what is in a package folder of this name.
+    # TensorFlow loads other makers' plug-ins from a package folder of this name.
     return any(devices) or importlib.util.find_spec("tensorflow-plugins") is not None
 
 
 def _gpu_precision(gpu) -> str:
     import tensorflow as tf
 
-    # Tensor cores came with compute capability 7; before them float16 is no faster.
+    # Tensor cores came with compute capability 7; without them float16 is no faster.
     capability = tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0))
     return "float16" if capability >= (7, 0) else "float32"
 
 
 def _by_tensorflow(spec: str, precision: str) -> upscaling.Upscaler:
-    """Makes a network that TensorFlow runs, its batch norms folded.
+    """Builds a network that TensorFlow runs, with batch norms folded.
 
-    XLA is left out: it compiles anew for each size of tile. What it would save on a GPU was not
-    measured, since none was at hand.
+    It does without XLA, which would compile again for each size of tile. Its effect on a GPU has
+    not been measured.
     """
     import keras
 
@@ -161,39 +160,39 @@ def _by_tensorflow(spec: str, precision: str) -> upscaling.Upscaler:
 
 
 def _kept(spec: str, precision: str, say: Callable[[str], None]) -> tuple[upscaling.Upscaler, str]:
-    """Loads a form for the CPU by what is kept of it, and makes that if need be."""
+    """Loads a cached form for the CPU; builds and caches the forms first where they are missing."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "srgan_tf")
     key = _key(weights.read_card(spec)["sha256"])
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         return _load_kept(folder, key, precision)
     layers = weights.load_layers(spec)
-    say("making these weights' fast forms for this machine, once")
+    say("building the fast forms of these weights, once")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         making = files.staging(folder)
     except OSError as error:
-        say(f"the fast forms cannot be kept in {folder} ({error.strerror})")
+        say(f"the fast forms cannot be cached in {folder} ({error.strerror})")
         making = tempfile.TemporaryDirectory()
         folder = Path(making.name)
     with making as made:
         _make(layers, Path(made), key)
-        # Before another process puts its own there.
+        # Before another process replaces it.
         result = _load_kept(Path(made), key, precision)
         for form in _OPENVINO_FORMS:
             for path in _files(Path(made), key, form):
                 os.replace(path, folder / path.name)
-        # The last says that all is there.
+        # Written last: it marks the forms as complete.
         os.replace(Path(made, f"{key}.json"), folder / f"{key}.json")
         return result
 
 
 def _files(folder: Path, key: str, form: str) -> list[Path]:
-    """What is kept of a form: the network, and its weights."""
+    """Returns the files of a cached form: the network and its weights."""
     return [folder / f"{key}-{form}.{ending}" for ending in ("xml", "bin")]
 
 
 def _load_kept(folder: Path, key: str, precision: str) -> tuple[upscaling.Upscaler, str]:
-    """Loads a form that is kept; any error says that it is missing or damaged."""
+    """Loads a cached form; any error means that it is missing or damaged."""
     # Here, so that the rest of the package runs without OpenVINO.
     from srgan_tf.formats import openvino_model
 
@@ -209,12 +208,12 @@ def _load_kept(folder: Path, key: str, precision: str) -> tuple[upscaling.Upscal
 
 
 def _choose(loss: dict[str, float], seconds: dict[str, float]) -> str:
-    """The fastest of the forms that lose at most `MOST_LOSS`."""
+    """Returns the fastest of the forms that lose at most `MOST_LOSS`."""
     return min((form for form in loss if loss[form] <= MOST_LOSS), key=seconds.get)
 
 
 def _make(layers: Mapping[str, folding.Layer], folder: Path, key: str) -> None:
-    """Writes OpenVINO's forms, and as `key`.json how all forms compare."""
+    """Writes OpenVINO's forms and, to `key`.json, the comparison of all forms."""
     from srgan_tf.formats import openvino_model
 
     samples = [pictures.read_rgb(path) for path in pictures.sample_pictures()]
@@ -240,7 +239,7 @@ def _make(layers: Mapping[str, folding.Layer], folder: Path, key: str) -> None:
 
 
 def _lr(hr: np.ndarray, size: int) -> np.ndarray:
-    """Shrinks a photograph by 4 and returns the middle, uint8 [size, size, 3] at the most."""
+    """Shrinks a photograph by 4 and returns the middle, at most uint8 [size, size, 3]."""
     height, width = (side // 4 for side in hr.shape[:2])
     return pictures.middle(resize.imresize(hr[: 4 * height, : 4 * width], (height, width)), size)
 
@@ -248,26 +247,26 @@ def _lr(hr: np.ndarray, size: int) -> np.ndarray:
 def _compare(
     networks: dict[str, upscaling.Upscaler], hrs: Sequence[np.ndarray]
 ) -> tuple[dict, dict]:
-    """Measures mean PSNR and the seconds for one picture on hr 256x256."""
+    """Measures mean PSNR and the seconds for a picture of hr 256x256, by form."""
     psnr, seconds = {form: [] for form in networks}, {form: [] for form in networks}
     for hr in hrs:
         lr = resize.imresize(hr, (64, 64))
         for form, network in networks.items():
             if not psnr[form]:
-                upscaling.upscale(network, lr)  # the first call prepares
+                upscaling.upscale(network, lr)  # the first call compiles
             start = time.perf_counter()
             sr = upscaling.upscale(network, lr)
             seconds[form].append(time.perf_counter() - start)
             psnr[form].append(metrics.psnr(sr, hr))
     return (
         {form: float(np.mean(values)) for form, values in psnr.items()},
-        # The least: what else the machine does can only add to it.
+        # The minimum, because other load on the machine only adds to it.
         {form: min(values) for form, values in seconds.items()},
     )
 
 
 def _key(sha256: str) -> str:
-    """Identifies what a kept form depends on."""
+    """Identifies what a cached form depends on."""
     digest = hashlib.sha256(f"{_KEPT_VERSION} {sha256}".encode())
     with contextlib.suppress(metadata.PackageNotFoundError):
         digest.update(f"openvino {metadata.version('openvino')}".encode())

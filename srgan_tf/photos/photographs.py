@@ -1,4 +1,4 @@
-"""Photographs as people keep them, upscaled with their depth, alpha, EXIF and color profile."""
+"""One photograph: read, upscaled and written with its depth, alpha, EXIF and color profile."""
 
 import functools
 import io
@@ -47,14 +47,14 @@ _METERS_PER_INCH = 0.0254
 
 
 class Photograph(NamedTuple):
-    """A picture and what comes with it.
+    """A picture and its metadata.
 
     Attributes:
         colors: uint8 or uint16, [h, w, 3] in RGB, or [h, w] where it is grayscale.
         alpha: [h, w] of the same type, or None.
         exif: EXIF of the oriented picture, as TIFF bytes; empty for none.
         icc: ICC profile; empty for none.
-        notes: Sentences that name each loss.
+        notes: One sentence for each loss.
         meaning: PNG chunks for how colors and sizes are meant, as `png.meaning` reads them.
     """
 
@@ -99,7 +99,7 @@ def upscale(
     given = isinstance(image, Image.Image)
     if given:
         pictures.correct(image)
-    # A Pillow image holds what its TIFF does: 16 bits of gray, but not of gray with alpha.
+    # A Pillow image holds what a TIFF does: 16-bit gray, but not 16-bit gray with alpha.
     photograph = fitted(_photograph(image), "tif", 16) if given else _from_array(image)
     spec, bits = fastest.chosen(weights, detail), 8 * photograph.colors.dtype.itemsize
     network, _ = _network(spec, precision, bits)
@@ -146,7 +146,7 @@ def read_photograph(path: str | os.PathLike) -> Photograph:
     """Reads a picture file at its full depth, oriented.
 
     Palettes and CMYK become RGB, CMYK by its own profile where it has one. 16-bit color is kept
-    in PNG and RGB TIFF. In other files Pillow reads 8 bits, which is noted for TIFF and PPM, the
+    in PNG and RGB TIFF. Of other files Pillow reads 8 bits, which is noted for TIFF and PPM, the
     only formats where Pillow tells the depth. Only the first frame of an animation is read.
 
     Raises:
@@ -160,15 +160,15 @@ def read_photograph(path: str | os.PathLike) -> Photograph:
             raise
         most = 2 * Image.MAX_IMAGE_PIXELS / 1e6
         raise ValueError(
-            f"{path}: more than {most:,.0f} megapixels, which may be an attack by a small file; "
-            "if you trust it, allow them by --max_megapixels"
+            f"{path}: more than {most:,.0f} megapixels, which may be an attack with a small file; "
+            "if you trust it, raise --max_megapixels"
         ) from error
     return photograph._replace(notes=(*notes, *photograph.notes))
 
 
 def _read(path: str | os.PathLike, image: Image.Image) -> Photograph:
     """Converts a picture file that is open, but not loaded."""
-    deep = _is_deep(image)  # loading forgets it
+    deep = _is_deep(image)  # unknown after loading
     photograph = _photograph(image, _deep_colors(path, image))
     notes = photograph.notes
     if deep and photograph.colors.dtype == np.uint8:
@@ -185,7 +185,7 @@ def _read(path: str | os.PathLike, image: Image.Image) -> Photograph:
 
 
 def _resolution(dpi: tuple[float, float] | None) -> tuple[tuple[bytes, bytes], ...]:
-    """Makes PNG's chunk of a resolution; none of one that is unknown or nonsense."""
+    """Returns PNG's chunk of a resolution; nothing if it is unknown or invalid."""
     try:
         meters = [round(float(each) / _METERS_PER_INCH) for each in dpi]
         return ((b"pHYs", struct.pack(">IIB", *meters, 1)),) if min(meters) > 0 else ()
@@ -204,7 +204,7 @@ def _is_deep(image: Image.Image) -> bool:
 def _deep_colors(
     path: str | os.PathLike, image: Image.Image
 ) -> tuple[np.ndarray, np.ndarray | None] | None:
-    """Reads 16-bit color, of which Pillow keeps 8 bits only.
+    """Reads 16-bit color, which Pillow would reduce to 8 bits.
 
     Args:
         path: The picture's file.
@@ -219,7 +219,7 @@ def _deep_colors(
             depth, kind = file.read(26)[24:]  # in the first chunk
             if depth != 16 or kind == _PNG_GRAY:
                 return None
-            import imagecodecs  # here, since few photographs have 16 bits
+            import imagecodecs  # here, because few photographs have 16 bits
 
             file.seek(0)
             values = imagecodecs.png_decode(file.read())  # a transparent color becomes alpha
@@ -235,7 +235,7 @@ def _deep_colors(
             values = page.asarray()
         if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE:
             values = np.moveaxis(values, 0, -1)
-        values = values[..., : len(image.mode)]  # further channels are no part of the picture
+        values = values[..., : len(image.mode)]  # further channels do not belong to the picture
     else:
         return None
     values = _oriented(values, image.getexif().get(_ORIENTATION, 1))
@@ -257,7 +257,7 @@ def _photograph(
 ) -> Photograph:
     """Converts an open picture, oriented; `deep` are its 16-bit colors where it has them."""
     if deep is None:
-        image.load()  # also reads the EXIF that comes behind a PNG's pixels
+        image.load()  # also reads the EXIF after a PNG's pixels
         upright = ImageOps.exif_transpose(image)
         size = upright.size
     else:
@@ -273,7 +273,7 @@ def _photograph(
         if image.mode == "LAB" or (image.mode == "CMYK" and icc):
             upright = _by_profile(upright, icc)
         if image.mode in ("LAB", "CMYK"):
-            icc = b""  # it is not that of the RGB values
+            icc = b""  # it does not describe the RGB values
         pixels = _colors(upright)
     return Photograph(*pixels, exif, icc, notes)
 
@@ -292,7 +292,7 @@ def _colors(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
 def _deep_gray(
     image: Image.Image, upright: Image.Image
 ) -> tuple[np.ndarray, np.ndarray | None, tuple[str, ...]]:
-    """Returns gray of more than 8 bits as uint16, its alpha, and what is assumed of its range."""
+    """Returns gray of more than 8 bits as uint16, its alpha, and its assumed range in words."""
     values = np.asarray(upright)
     white, assumed = pictures.white_level(image, values)
     gray = values
@@ -305,7 +305,7 @@ def _deep_gray(
 
 
 def _by_profile(image: Image.Image, icc: bytes) -> Image.Image:
-    """Converts CMYK or Lab to sRGB by its profile."""
+    """Converts a picture to sRGB with its profile."""
     lab = image.mode == "LAB"
     try:
         source = ImageCms.createProfile("LAB") if lab else ImageCms.ImageCmsProfile(io.BytesIO(icc))
@@ -335,7 +335,7 @@ def _exif(image: Image.Image, size: tuple[int, int]) -> tuple[bytes, tuple[str, 
             if tag in details:
                 details[tag] = 4 * side
         return exif.tobytes().removeprefix(b"Exif\0\0") if exif else b"", ()
-    except Exception:  # Pillow raises all kinds on broken tags
+    except Exception:  # Pillow raises errors of all kinds on broken tags
         return b"", ("its EXIF is damaged and skipped",)
 
 
@@ -351,8 +351,8 @@ def upscaled_rows(
     Args:
         network: From `fastest.load_network`.
         photograph: The photograph. Grayscale goes through the network as three equal channels;
-            alpha is upscaled by Pillow's bicubic, and colors that it hides are replaced by visible
-            ones, which takes a copy of the colors.
+            alpha is upscaled with Pillow's bicubic, and colors that it hides are replaced by
+            visible ones, in a copy.
         tile: As in `upscaling.upscale`.
         progress: Receives the number of the photograph's pixels upscaled since the last call.
 
@@ -369,13 +369,13 @@ def upscaled_rows(
         lr = np.broadcast_to(lr[..., None], (height, width, 3))
     colors = 1 if gray else 3
     if alpha is not None:
-        # In floats: Pillow's bicubic has no 16 bits. It also reads the rows around its box.
+        # In floats, because Pillow's bicubic has no 16 bits. It also reads rows around its box.
         alpha = Image.fromarray(alpha.astype(np.float32))
     for top, left, piece in upscaling.upscaled_pieces(network, lr, tile=tile):
         if left == 0:
             shape = [piece.shape[0], 4 * width, colors + (alpha is not None)]
             rows = np.empty(shape, lr.dtype)
-        if gray:  # BT.601, as any program converts color to gray
+        if gray:  # BT.601, as usual
             piece = np.round(piece @ np.float32([[0.299], [0.587], [0.114]]))
         rows[:, left : left + piece.shape[1], :colors] = piece
         progress(piece.shape[0] * piece.shape[1] // 16)
@@ -403,7 +403,7 @@ class _WholePicture:
 
 
 def fitted(photograph: Photograph, format: str, bits: int) -> Photograph:
-    """Reduces a photograph to what a format and a network can hold, and notes each loss.
+    """Reduces a photograph to what a format and a network support, and notes each loss.
 
     Args:
         photograph: From `read_photograph`.
@@ -452,7 +452,7 @@ def fitted(photograph: Photograph, format: str, bits: int) -> Photograph:
         exif = b""
         notes += (f"its EXIF cannot be kept in .{format} and is skipped",)
     if icc and not _is_writable(format, icc_profile=icc):
-        outcome = "is skipped"
+        outcome = "it is skipped"
         if colors.ndim == 3 and colors.dtype == np.uint8:
             colors = np.asarray(_by_profile(Image.fromarray(colors), icc))
             outcome = "its colors are converted to sRGB"
@@ -462,10 +462,10 @@ def fitted(photograph: Photograph, format: str, bits: int) -> Photograph:
 
 
 def _is_kept(kind: bytes, data: bytes, format: str, icc: bytes) -> bool:
-    """Tells whether another format than PNG keeps what a chunk says, or it says nothing new."""
+    """Tells whether a format other than PNG keeps what a chunk states, or loses nothing."""
     if kind == b"pHYs":
         return format in ("jpg", "tif") and _dpi(data) is not None
-    # sRGB is what pictures are without any of this; a profile counts more than gAMA and cHRM.
+    # Pictures without any of this are in sRGB. A profile overrides gAMA and cHRM.
     return kind == b"sRGB" or _SRGB.get(kind) == data or (bool(icc) and kind in _SRGB)
 
 
@@ -481,7 +481,7 @@ def _is_writable(format: str, **metadata: bytes) -> bool:
     try:
         Image.new("L", (8, 8)).save(file, FORMATS[format][0], **metadata)
         Image.open(file).load()
-    except Exception:  # Pillow raises all kinds
+    except Exception:  # Pillow raises errors of all kinds
         return False
     return True
 
@@ -491,11 +491,11 @@ def check_result(path: str | os.PathLike, photograph: Photograph, format: str) -
 
     Args:
         path: The file.
-        photograph: What was upscaled.
+        photograph: The photograph before upscaling.
         format: One of `FORMATS`.
 
     Raises:
-        ValueError: It cannot.
+        ValueError: It cannot be read again.
     """
     height, width = photograph.colors.shape[:2]
     Image.init()
@@ -504,7 +504,7 @@ def check_result(path: str | os.PathLike, photograph: Photograph, format: str) -
         with open(path, "rb") as file, reader(file, str(path)) as image:
             size = image.size
             image.verify()
-    except Exception as error:  # Pillow raises all kinds
+    except Exception as error:  # Pillow raises errors of all kinds
         raise ValueError(f"it could not be read again: {pictures.one_line(error)}") from error
     if size != (4 * width, 4 * height):
         raise ValueError(f"it would be read as {size[0]}x{size[1]}")
@@ -528,7 +528,7 @@ def open_writer(
         executor: Runs the compression of PNG.
 
     Returns:
-        An object with `write(rows)` and `close()`, which leaves the file itself open.
+        An object with `write(rows)` and `close()`; `close` leaves the file itself open.
     """
     colors, alpha, exif, icc, _, meaning = photograph
     height, width = (4 * side for side in colors.shape[:2])

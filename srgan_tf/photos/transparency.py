@@ -1,4 +1,4 @@
-"""Colors under alpha: what cannot be seen must not reach what can.
+"""Replaces colors that alpha hides, so that they do not reach the visible ones.
 
 Programs leave any color where a picture is transparent: black, white, or what was there before.
 A network sees these colors beside the visible ones, and its result would have fringes of them.
@@ -7,13 +7,13 @@ A network sees these colors beside the visible ones, and its result would have f
 import numpy as np
 from PIL import Image
 
-# A cell of the coarsest level; beyond that nothing visible is within a network's margin.
+# The side of a cell of the coarsest level, in pixels: more than a network's margin.
 _LEVELS = 6
 _CELL = 2**_LEVELS
 _BAND = 8 * _CELL  # rows at once, to save memory
-_OVERLAP = 2 * _CELL  # above and below a band: further rows do not change it
-# The share of the largest alpha around a pixel from which on the pixel's own color counts alone.
-# Less would let colors through that 8 bits of alpha leave undefined, more would blur faint pixels.
+_OVERLAP = 2 * _CELL  # rows above and below a band that influence it
+# A pixel keeps its own color if its alpha is at least this share of the largest alpha around it.
+# A smaller share would let undefined colors of faint pixels through, a larger one would blur them.
 _FAINT = 1 / 4
 _AROUND = 8  # pixels
 

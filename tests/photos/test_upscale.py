@@ -61,7 +61,7 @@ def _files(folder):
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
 
 
-def test_a_photograph_is_enlarged_beside_itself(upscale, tiny, tmp_path):
+def test_a_result_is_written_beside_its_picture(upscale, tiny, tmp_path):
     picture = save_photograph(tmp_path / "photo.jpg", 30, 40, quality=95)
     code, out, err = upscale(tmp_path / "photo.jpg", f"--weights={tiny}", "--precision=float32")
     assert code == 0 and "photo_x4.png: 160x120" in out and "float32" in out and "error" not in err
@@ -77,7 +77,7 @@ def test_a_photograph_is_enlarged_beside_itself(upscale, tiny, tmp_path):
     assert (tmp_path / "photo_x4.png").stat().st_mtime_ns > before
 
 
-def test_folders_keep_their_structure_and_bad_files_stop_nothing(upscale, tiny, tmp_path):
+def test_folders_keep_their_structure_and_unreadable_files_are_named(upscale, tiny, tmp_path):
     (tmp_path / "in" / "deep").mkdir(parents=True)
     save_photograph(tmp_path / "in" / "a.jpg", 20, 30)
     save_photograph(tmp_path / "in" / "deep" / "b.PNG", 30, 20)
@@ -93,7 +93,7 @@ def test_folders_keep_their_structure_and_bad_files_stop_nothing(upscale, tiny, 
     assert out.count("megapixels/s") == 3 and "100 %" not in err
 
 
-def test_what_a_user_gets_wrong_is_one_line(upscale, tiny, tmp_path, monkeypatch):
+def test_wrong_arguments_are_reported_in_one_line(upscale, tiny, tmp_path, monkeypatch):
     save_photograph(tmp_path / "a.jpg", 200, 200)
     for arguments, message in (
         ([], "give pictures or folders"),
@@ -108,7 +108,7 @@ def test_what_a_user_gets_wrong_is_one_line(upscale, tiny, tmp_path, monkeypatch
             ["a.jpg", f"--weights={tiny}", "--tile=9", "--precision=float32"],
             "tiles of 9 pixels are",
         ),
-        (["a.jpg", f"--weights={tiny}", "--max_megapixels=0.01"], "allow them by --max_megapixels"),
+        (["a.jpg", f"--weights={tiny}", "--max_megapixels=0.01"], "raise --max_megapixels"),
     ):
         monkeypatch.chdir(tmp_path)
         code, _, err = upscale(*arguments)
@@ -117,7 +117,7 @@ def test_what_a_user_gets_wrong_is_one_line(upscale, tiny, tmp_path, monkeypatch
     assert _files(tmp_path) == ["a.jpg"]
 
 
-def test_help_comes_without_tensorflow():
+def test_help_does_not_import_tensorflow():
     code = "import sys, runpy; sys.argv = ['upscale.py', '--help']\ntry:\n  runpy.run_path('upscale.py', run_name='__main__')\nexcept SystemExit: pass\nassert 'tensorflow' not in sys.modules and 'keras' not in sys.modules"  # noqa: E501
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert out.returncode == 0 and "--max_megapixels" in out.stdout, out.stderr
@@ -137,7 +137,7 @@ assert not {'tensorflow', 'keras'} & loaded
 
 
 @pytest.mark.parametrize("form", ["weights", "tflite", "onnx"])
-def test_enlarging_does_not_wait_for_tensorflow(tiny, tmp_path, form):
+def test_upscaling_on_a_cpu_does_not_import_tensorflow(tiny, tmp_path, form):
     given = tiny
     if form == "weights":
         if fastest._may_have_gpu():
@@ -153,7 +153,7 @@ def test_enlarging_does_not_wait_for_tensorflow(tiny, tmp_path, form):
         assert done.returncode == 0 and "a_x4.png: 80x80" in done.stdout, done.stderr
 
 
-def test_tensorflow_is_asked_for_gpus_where_there_are_signs_of_one(tmp_path, monkeypatch):
+def test_tensorflow_looks_for_gpus_only_where_the_system_shows_signs_of_one(tmp_path, monkeypatch):
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [kind])
     for names, gpus in (((), []), (("absent*",), []), (("absent", "nul[l]"), ["GPU"])):
         monkeypatch.setattr(fastest, "_GPU_DEVICES", names)
@@ -174,7 +174,7 @@ def test_a_gpu_with_tensor_cores_computes_in_float16(tiny, monkeypatch, capabili
     assert upscaling.upscale(network, photograph(9, 9)).shape == (36, 36, 3)
 
 
-def test_a_package_that_is_missing_is_one_line(upscale, tiny, tmp_path, monkeypatch):
+def test_a_missing_package_is_reported_in_one_line(upscale, tiny, tmp_path, monkeypatch):
     save_photograph(tmp_path / "a.png", 20, 20)
     monkeypatch.setitem(sys.modules, "keras", None)
     code, _, err = upscale(tmp_path / "a.png", f"--weights={tiny}", "--precision=float16")
@@ -186,7 +186,7 @@ def test_importing_the_package_does_not_load_tensorflow():
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
-def test_pictures_that_would_get_one_name_keep_their_endings(tmp_path):
+def test_pictures_that_would_get_the_same_name_keep_their_endings(tmp_path):
     for name in ("a.jpg", "a.png", "b.jpg"):
         save_photograph(tmp_path / name, 8, 8)
     targets = [job.target.name for job in enlarge.plan([tmp_path])]
@@ -219,7 +219,7 @@ def test_a_results_name_does_not_depend_on_what_else_is_given(tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("out_dir", [None, ".", "out"])
-def test_results_are_not_enlarged_again(tmp_path, monkeypatch, out_dir):
+def test_results_are_not_upscaled_again(tmp_path, monkeypatch, out_dir):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "deep").mkdir()
     for name in ("a.jpg", "a.png", "b.jpg", "deep/c.jpg"):
@@ -236,7 +236,7 @@ def test_results_are_not_enlarged_again(tmp_path, monkeypatch, out_dir):
     assert enlarge.plan([jobs[0].target])[0].source == jobs[0].target  # by itself it is
 
 
-def test_results_may_go_above_the_folder_that_they_come_from(tmp_path):
+def test_the_out_dir_may_be_above_the_folder_of_the_pictures(tmp_path):
     (tmp_path / "holiday").mkdir()
     save_photograph(tmp_path / "holiday" / "a.png", 8, 8)
     [job] = enlarge.plan([tmp_path / "holiday"], out_dir=tmp_path)
@@ -271,10 +271,10 @@ def test_progress_counts_pixels_and_ends(tmp_path):
 
 @pytest.mark.parametrize(
     ("error", "line"),
-    [(MemoryError(), "not enough memory, give a --tile smaller than 22"),
+    [(MemoryError(), "not enough memory, set --tile smaller than 22"),
      (RuntimeError("odd\nin two lines"), "odd"), (KeyError(), "KeyError")],
 )  # fmt: skip
-def test_a_failure_leaves_nothing_and_the_others_go_on(tmp_path, error, line):
+def test_a_failed_picture_leaves_no_file_and_the_others_are_upscaled(tmp_path, error, line):
     for name in ("a.png", "b.png", "c.png"):
         save_photograph(tmp_path / name, 40, 40, seed=ord(name[0]))
     calls = []
@@ -304,7 +304,7 @@ def test_a_result_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     assert _files(tmp_path) == ["a.png", "file"]
 
 
-def test_writers_that_fail_oddly_and_full_disks_leave_nothing(tmp_path, monkeypatch):
+def test_failing_writers_and_full_disks_leave_no_files(tmp_path, monkeypatch):
     for name in ("a.png", "b.png"):
         save_photograph(tmp_path / name, 40, 40)
 
@@ -354,7 +354,7 @@ enlarge.run(enlarge.plan(sys.argv[1:]), lambda bits: (network, ""), tile=12)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
-def test_kill_leaves_no_half_picture_and_the_next_run_cleans_up(tmp_path):
+def test_a_killed_run_leaves_no_partial_result_and_the_next_run_cleans_up(tmp_path):
     save_photograph(tmp_path / "a.png", 60, 60)
     process = subprocess.Popen([sys.executable, "-c", _SLOW, str(tmp_path)], cwd=ROOT)
     deadline = time.monotonic() + 120
@@ -370,7 +370,7 @@ def test_kill_leaves_no_half_picture_and_the_next_run_cleans_up(tmp_path):
     assert _files(tmp_path) == [running.name, "a.png", "a_x4.png"]
 
 
-def test_the_fast_forms_are_made_once_and_made_again_when_broken(tiny, cache, monkeypatch):
+def test_the_fast_forms_are_cached_and_rebuilt_when_damaged(tiny, cache, monkeypatch):
     made, said = [], []
     write = openvino_model.write
     monkeypatch.setattr(
@@ -387,7 +387,7 @@ def test_the_fast_forms_are_made_once_and_made_again_when_broken(tiny, cache, mo
 
     load()
     load()
-    assert len(made) == 2 and said == ["making these weights' fast forms for this machine, once"]
+    assert len(made) == 2 and said == ["building the fast forms of these weights, once"]
     [form], [figures] = cache.glob("*-int8.bin"), cache.glob("*.json")
     assert len(_files(cache)) == 5
     known = json.loads(figures.read_text())
@@ -402,7 +402,7 @@ def test_the_fast_forms_are_made_once_and_made_again_when_broken(tiny, cache, mo
     assert network.margin == keras_model.compiled(generator).margin
 
 
-def test_the_fastest_form_that_costs_little_is_chosen():
+def test_the_fastest_form_within_the_bound_on_loss_is_chosen():
     loss = {"float32": 0.0, "bfloat16": 0.01, "int8": 0.2}
     seconds = {"float32": 3.0, "bfloat16": 2.0, "int8": 1.0}
     assert fastest._choose(loss, seconds) == "bfloat16"
@@ -433,7 +433,7 @@ def test_a_processor_with_bfloat16_tries_that_too(tiny, cache, monkeypatch):
     assert asked == [*compared, ("float32", True), ("float32", True)]
 
 
-def test_a_kept_form_belongs_to_weights_versions_and_machine(monkeypatch):
+def test_a_cached_form_depends_on_weights_versions_and_machine(monkeypatch):
     keys = {fastest._key("a"), fastest._key("b")}
     monkeypatch.setattr(fastest, "_processor", lambda: "another")
     keys.add(fastest._key("a"))
@@ -442,12 +442,12 @@ def test_a_kept_form_belongs_to_weights_versions_and_machine(monkeypatch):
     assert len(keys) == 4
 
 
-def test_a_cache_that_cannot_be_written_is_no_obstacle(tiny, tmp_path, monkeypatch):
+def test_upscaling_works_without_a_writable_cache(tiny, tmp_path, monkeypatch):
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     said = []
     network, _ = fastest.load_network(str(tiny), precision="int8", say=said.append)
-    assert "cannot be kept in" in said[1]
+    assert "cannot be cached in" in said[1]
     assert upscaling.upscale(network, photograph(9, 9)).shape == (36, 36, 3)
 
 
@@ -460,7 +460,7 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(tiny, tmp_path, monkeypat
         ("tflite dynamic", 20, 0.1),
     ],
 )
-def test_tiles_change_a_level_in_float32_and_little_in_8_bits(
+def test_tiles_change_float32_by_one_level_and_int8_by_little(
     bundled_forms, tmp_path, form, most, share
 ):
     if form.startswith("tflite"):
@@ -479,13 +479,13 @@ def test_tiles_change_a_level_in_float32_and_little_in_8_bits(
     assert difference.max() <= most and (difference > 1).mean() <= share
 
 
-def test_a_precision_that_there_is_not_is_one_line():
+def test_an_unknown_precision_is_reported_in_one_line():
     with pytest.raises(ValueError, match="^precision 'fp16': must be one of auto, float32, "):
         fastest.load_network("srresnet_mse", precision="fp16")
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_mixed_precision_gives_nearly_the_same(tiny, precision):
+def test_mixed_precision_is_close_to_float32(tiny, precision):
     lr = photograph(16, 16)
     exact, _ = fastest.load_network(str(tiny), precision="float32")
     mixed, told = fastest.load_network(str(tiny), precision=precision)
@@ -493,7 +493,7 @@ def test_mixed_precision_gives_nearly_the_same(tiny, precision):
     assert told == precision and np.abs(difference).max() > 0 and np.abs(difference).mean() < 2
 
 
-def test_sixteen_bit_pictures_go_through_float32(tiny):
+def test_16_bit_pictures_are_upscaled_in_float32(tiny):
     network, precision = fastest.load_network(str(tiny), bits=16)
     assert precision == "float32" and network.bits == 16
     ramp = np.linspace(20000, 21000, 30 * 30).reshape(30, 30, 1).astype(np.uint16)
@@ -509,7 +509,7 @@ def test_tensorflow_upscales_where_openvino_is_missing(tiny, monkeypatch):
     monkeypatch.delattr("srgan_tf.formats.openvino_model", raising=False)
     assert fastest.load_network(str(tiny))[1] == "float32"
     with pytest.raises(
-        ValueError, match="--precision=int8 cannot be had .*pip install -r requirements.txt"
+        ValueError, match="--precision=int8 is unavailable .*pip install -r requirements.txt"
     ):
         fastest.load_network(str(tiny), precision="int8")
 
@@ -573,7 +573,7 @@ def test_24_megapixels_take_less_than_a_copy_of_the_result(tmp_path, monkeypatch
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="wait4")
-def test_24_megapixels_go_through_the_network_within_6_gib(tmp_path, monkeypatch):
+def test_24_megapixels_are_upscaled_within_6_gib(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     sample = pictures.read_rgb(pictures.sample_pictures()[0])  # 512x512
     Image.fromarray(np.tile(sample, [8, 12, 1])[:4000, :6000]).save(tmp_path / "a.jpg")
@@ -680,7 +680,7 @@ def test_an_exported_network_of_another_scale_is_refused_before_any_picture_is_r
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes")
-def test_folders_hold_pictures_beside_files_that_are_not_read(upscale, tiny, tmp_path):
+def test_unread_endings_and_named_pipes_in_folders_are_named_and_skipped(upscale, tiny, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
     save_photograph(folder / "a.png", 12, 12)
