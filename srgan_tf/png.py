@@ -35,13 +35,20 @@ class Chunk(NamedTuple):
     intact: bool
 
 
-def read_chunks(file: BinaryIO) -> Iterator[Chunk]:
-    """Reads the chunks of a PNG file, none of any other file; the last one may be cut short."""
+def read_chunks(file: BinaryIO, end: bytes = b"") -> Iterator[Chunk]:
+    """Reads the chunks of a PNG file, none of any other file; the last one may be cut short.
+
+    Args:
+        file: Any open file.
+        end: The kind of chunk before which to stop; by default all are read.
+    """
     file.seek(0)
     if file.read(8) != _SIGNATURE:
         return
     while len(head := file.read(8)) == 8:
         length, kind = struct.unpack(">I4s", head)
+        if kind == end:
+            return
         data = file.read(length)
         yield Chunk(kind, data, file.read(4) == struct.pack(">I", zlib.crc32(kind + data)))
 
@@ -52,13 +59,8 @@ def meaning(file: BinaryIO) -> tuple[tuple[bytes, bytes], ...]:
     Args:
         file: Any open file; other formats have none.
     """
-    found = []
-    for kind, data, intact in read_chunks(file):
-        if kind == b"IDAT":  # they come before the pixels
-            break
-        if kind in _MEANING and intact:
-            found.append((kind, data))
-    return tuple(found)
+    chunks = read_chunks(file, end=b"IDAT")  # they come before the pixels
+    return tuple((kind, data) for kind, data, intact in chunks if kind in _MEANING and intact)
 
 
 def without_metadata(file: BinaryIO) -> tuple[io.BytesIO, bytes, list[str]] | None:

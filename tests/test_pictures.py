@@ -193,6 +193,14 @@ def test_numbers_without_a_stated_white_are_read_in_the_smallest_usual_range(
     assert photo.notes == (f"its {kind} values are read as 0 to {white}",)
 
 
+def test_a_pfm_file_is_read_by_the_rule_for_floats(tmp_path):
+    values = struct.pack("<4f", 0.4, 0.6, 0, 1)  # the lower row comes first
+    (tmp_path / "a.pfm").write_bytes(b"Pf 2 2 -1.0\n" + values)
+    photo = photographs.read_photograph(tmp_path / "a.pfm")
+    np.testing.assert_array_equal(photo.colors, [[0, 65535], [26214, 39321]])
+    assert photo.notes == ("its float values are read as 0 to 1",)
+
+
 def test_the_white_level_that_a_format_states_is_used_for_dark_pictures(tmp_path):
     size = {256: 4, 257: 1, 262: 1, 277: 1, 278: 1}
     twelve = tiff(size | {258: 12}, pixels=bytes([0x00, 0x00, 0x33, 0xFF, 0xF0, 0x00]))

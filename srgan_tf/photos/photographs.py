@@ -27,6 +27,7 @@ BIG_TIFF = 2**32 - 2**24
 DEFAULT_QUALITY = 92
 
 _ORIENTATION, _EXIF_IFD, _WIDTH, _HEIGHT = 0x0112, 0x8769, 0xA002, 0xA003
+_X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296
 _BITS, _PHOTOMETRIC, _EXTRA_SAMPLES = 258, 262, 338  # of a TIFF
 _PNG_GRAY = 0  # of a PNG's color types the one that Pillow reads with 16 bits
 # EXIF for how the file that was read stores its pixels, and for metadata that is carried apart
@@ -442,6 +443,8 @@ def fitted(photograph: Photograph, format: str, bits: int) -> Photograph:
                 None if values is None else np.round(values / np.float32(257)).astype(np.uint8)
                 for values in (colors, alpha)
             )
+    if format == "webp" and (dpi := _dpi(dict(meaning).get(b"pHYs", b""))):
+        exif = _with_resolution(exif, dpi)
     if format != "png":
         lost = [kind for kind, data in meaning if not _is_kept(kind, data, format, icc)]
         if lost:
@@ -464,7 +467,7 @@ def fitted(photograph: Photograph, format: str, bits: int) -> Photograph:
 def _is_kept(kind: bytes, data: bytes, format: str, icc: bytes) -> bool:
     """Tells whether a format other than PNG keeps what a chunk states, or loses nothing."""
     if kind == b"pHYs":
-        return format in ("jpg", "tif") and _dpi(data) is not None
+        return _dpi(data) is not None
     # Pictures without any of this are in sRGB. A profile overrides gAMA and cHRM.
     return kind == b"sRGB" or _SRGB.get(kind) == data or (bool(icc) and kind in _SRGB)
 
@@ -473,6 +476,14 @@ def _dpi(data: bytes) -> tuple[float, float] | None:
     """Returns the resolution of a pHYs chunk; None if it states only the pixels' aspect ratio."""
     x, y, unit = struct.unpack(">IIB", data[:9].ljust(9, b"\0"))
     return (x * _METERS_PER_INCH, y * _METERS_PER_INCH) if unit == 1 else None
+
+
+def _with_resolution(exif: bytes, dpi: tuple[float, float]) -> bytes:
+    """Adds a resolution to EXIF, for formats that have no other place for it."""
+    tags = Image.Exif()
+    tags.load(exif)
+    tags.update({_X_RESOLUTION: dpi[0], _Y_RESOLUTION: dpi[1], _RESOLUTION_UNIT: 2})  # inches
+    return tags.tobytes().removeprefix(b"Exif\0\0")
 
 
 def _is_writable(format: str, **metadata: bytes) -> bool:
@@ -552,7 +563,7 @@ def open_writer(
         options["exif"] = b"Exif\0\0" + exif
     if icc:
         options["icc_profile"] = icc
-    if dpi := _dpi(dict(meaning).get(b"pHYs", b"")):
+    if format != "webp" and (dpi := _dpi(dict(meaning).get(b"pHYs", b""))):
         options["dpi"] = dpi
     if format in LOSSY:
         options["quality"] = quality
