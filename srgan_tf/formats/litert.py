@@ -34,6 +34,10 @@ QUANTIZE = ("float32", "float16", "dynamic", "int8")
 # Calibration takes the middle of larger pictures, which is enough for ranges and means.
 _CALIBRATION_SIZE = 96
 
+# Headroom for pictures whose values exceed the calibrated ranges: without it a bright picture
+# outside the calibration set clips in every sum.
+_HEADROOM = 1.1
+
 # The metadata entry with the margin, a decimal number.
 _MARGIN_ENTRY = "srgan_tf.margin"
 
@@ -295,8 +299,9 @@ def _rounded(kernel: np.ndarray, bias: np.ndarray, read: Statistics | None):
 
 
 def _range(statistics: Statistics) -> tuple[float, int]:
-    """Returns the scale and zero point with which int8 covers the calibrated range."""
-    low, high = min(statistics.low.min(), 0), max(statistics.high.max(), 0)
+    """Returns the scale and zero point with which int8 covers the calibrated range and more."""
+    low, high = (_HEADROOM * end for end in (statistics.low.min(), statistics.high.max()))
+    low, high = min(low, 0), max(high, 0)
     # XNNPACK refuses sums of very different scales; equalized channels are of size 1 or so.
     scale = max(high - low, 0.02) / 255
     return float(scale), int(np.clip(np.round(-128 - low / scale), -128, 127))
