@@ -1,7 +1,8 @@
-"""Files and folders written atomically: under a temporary name beside their place, then renamed.
+"""Files and folders: written atomically, named in errors, locked, and with paths for TensorFlow.
 
-Temporary names contain the machine and the process: no two processes share one, and the leftovers
-of killed processes can be removed.
+What is written has a temporary name and is then renamed. Temporary names contain the machine and the
+process: no two processes share one, and the leftovers of killed processes can be removed. No
+TensorFlow.
 """
 
 from __future__ import annotations
@@ -21,6 +22,111 @@ from pathlib import Path
 _THIS_MACHINE = f".making-{platform.node()}-"
 _numbers = itertools.count()
 
+# TensorFlow reads paths of checkpoints and SavedModels with these characters as patterns.
+_PATTERN = re.compile(r"[\[*?\\]" if os.sep == "/" else r"[\[*?]")
+
+
+def one_line(error: Exception) -> str:
+    """Returns an error's reason without the file's name, or the first line of what it says.
+
+    An error without text, as a MemoryError is, gets the name of its class. Of TensorFlow's errors
+    the names of nodes and operations are removed.
+    """
+    text = re.sub(r"^\{\{.*?\}\} | \[Op:\w+\]", "", str(error))
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror
+    return next(filter(None, map(str.strip, text.splitlines())), type(error).__name__)
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike, what: str) -> Iterator[None]:
+    """Turns whatever a library raises about one file into one line with the file's name.
+
+    Libraries raise all kinds of errors on damaged files and full disks, and few name the file.
+
+    Args:
+        path: The file or folder.
+        what: What is wrong with it, such as "cannot be written".
+
+    Raises:
+        ValueError: "PATH: WHAT (REASON)". Missing packages, and errors that name the file already,
+            stay as they are.
+    """
+    try:
+        yield
+    except ImportError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError | ValueError) and str(error).startswith(f"{path}: "):
+            raise
+        raise ValueError(f"{path}: {what} ({one_line(error)})") from error
+
+
+@contextlib.contextmanager
+def plain_path(path: Path) -> Iterator[Path]:
+    r"""Yields a path of an existing folder that TensorFlow takes as it is.
+
+    TensorFlow looks for checkpoints and SavedModels by patterns, so that it does not find those
+    whose path has one of `[*?\` in it, and cannot be told to escape them. It also takes names in
+    UTF-8 only. Such a folder is reached through a symbolic link in a temporary folder. (Changing
+    the working directory instead would affect all threads.)
+
+    Raises:
+        OSError: The link cannot be made.
+    """
+    if _is_plain(os.fspath(path)):
+        yield path
+        return
+    usual = tempfile.gettempdir()
+    with tempfile.TemporaryDirectory(dir=usual if _is_plain(usual) else "/tmp") as folder:
+        link = Path(folder, "link")
+        link.symlink_to(path.absolute(), target_is_directory=True)
+        yield link
+
+
+def is_utf8(path: str) -> bool:
+    """Tells whether a path's bytes are UTF-8, which is all that TensorFlow takes."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_plain(path: str) -> bool:
+    return is_utf8(path) and not _PATTERN.search(path)
+
+
+@contextlib.contextmanager
+def locked(folder: Path, what: str) -> Iterator[None]:
+    """Keeps a folder for this process: two that write the same files spoil each other's results.
+
+    The lock ends with the process, however that ends. Where the system or the file system has no
+    locks, nothing is locked.
+
+    Args:
+        folder: An existing folder.
+        what: What another process that holds the lock does, for the error.
+
+    Raises:
+        ValueError: Another process holds the lock; one line.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"{folder}: {what}") from None
+        yield
+    finally:
+        os.close(handle)
+
 
 def make_folder(path: Path) -> None:
     """Makes a folder and checks that it is writable, before hours of work and not after.
@@ -32,7 +138,7 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
-        raise ValueError(f"{path}: cannot be written to ({error.strerror})") from error
+        raise ValueError(f"{path}: cannot be written to ({one_line(error)})") from error
 
 
 def staging(folder: Path) -> tempfile.TemporaryDirectory:
@@ -52,6 +158,9 @@ def replacing(path: Path) -> Iterator[Path]:
     An error or a kill leaves the previous file in place. The temporary name is hidden, has the
     ending of `path`, by which libraries choose a format, and is short, so that `path` may have the
     longest name that the file system allows.
+
+    Raises:
+        OSError: The file cannot be written; one line that names it.
     """
     _clear_leftovers_once(path.parent)
     ending = re.search(r"(\.\w+){0,2}$", path.name[-16:]).group()
@@ -60,14 +169,16 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.replace(path)
+    except OSError as error:
+        raise OSError(f"{path}: cannot be written ({one_line(error)})") from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 atomically."""
+    """Writes UTF-8 atomically; bytes of file names that are not UTF-8 are written as they are."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def _clear_leftovers(folder: Path) -> None:

@@ -14,6 +14,7 @@ from absl import logging
 from PIL import Image, ImageOps
 
 from srgan_tf import png
+from srgan_tf.files import one_line
 
 # fmt: off
 _ENDINGS = (
@@ -329,11 +330,6 @@ def unreadable(name: str | os.PathLike, error: Exception) -> ValueError:
     else:
         reason = one_line(error)
     return ValueError(f"{name}: cannot be read ({reason})")
-
-
-def one_line(error: Exception) -> str:
-    """Returns the first line of an error's text, or its class name where it has none."""
-    return next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
 
 
 def read_rgb(file: str | os.PathLike | io.IOBase, name: str | None = None) -> np.ndarray:

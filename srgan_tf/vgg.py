@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from absl import logging
 
-from srgan_tf import pictures, torchvision_weights
+from srgan_tf import files, torchvision_weights
 
 # Keras' names of VGG19's convolutions: phi_2,2 is block2_conv2, phi_5,4 is block5_conv4.
 LAYERS = tuple(
@@ -123,7 +123,7 @@ def _load_imagenet(vgg: keras.Model) -> None:
     try:
         pretrained = keras.applications.VGG19(include_top=False, weights="imagenet")
     except Exception as error:  # Keras raises a bare Exception where a download fails.
-        reason = pictures.one_line(error)
+        reason = files.one_line(error)
         raise ValueError(f"VGG19's ImageNet weights are unavailable: {reason}") from error
     finally:
         socket.setdefaulttimeout(timeout)
@@ -133,13 +133,8 @@ def _load_imagenet(vgg: keras.Model) -> None:
 def _load_file(vgg: keras.Model, path: str) -> None:
     if not Path(path).is_file():
         raise ValueError(f"--vgg_weights={path}: no such file (nor auto, imagenet or vgg16)")
-    try:
+    with files.naming(f"--vgg_weights={path}", "not the convolutions of a Keras VGG19"):
         vgg.load_weights(path)
-    except Exception as error:  # h5py and Keras raise whatever the damage leads to.
-        reason = pictures.one_line(error)
-        raise ValueError(
-            f"--vgg_weights={path}: not the convolutions of a Keras VGG19: {reason}"
-        ) from error
     if not all(np.isfinite(w).all() for w in vgg.get_weights()):
         raise ValueError(f"--vgg_weights={path}: holds values that are not finite")
 

@@ -7,11 +7,10 @@ import hashlib
 import json
 import re
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from srgan_tf import files, folding, pictures
+from srgan_tf import files, folding
 
 if TYPE_CHECKING:  # cards and layers load without Keras
     import keras
@@ -19,6 +18,7 @@ if TYPE_CHECKING:  # cards and layers load without Keras
 
 _BUNDLED = Path(__file__).with_name("pretrained")
 _SUFFIX = ".weights.h5"
+_NO_WEIGHTS = "not a generator's weights"
 
 # The ends of the dial between faithful and detailed.
 BUNDLED_PAIR = ("srresnet_mse", "srgan_vgg54")
@@ -54,7 +54,7 @@ def load_generator(spec: str) -> tuple[keras.Model, dict]:
     """
     card = read_card(spec)
     path = Path(card["path"])
-    with _naming(path):
+    with files.naming(path, _NO_WEIGHTS):
         return _load(path), card
 
 
@@ -73,7 +73,7 @@ def load_layers(spec: str) -> dict[str, folding.Layer]:
         FileNotFoundError, ValueError: As `load_generator`.
     """
     path = Path(read_card(spec)["path"])
-    with _naming(path):
+    with files.naming(path, _NO_WEIGHTS):
         if path.suffix == ".keras":
             return folding.fold(_load(path))
         return folding.fold_arrays(_read(path))
@@ -102,18 +102,6 @@ def parse_blend(spec: str) -> Blend | None:
     )
 
 
-@contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Makes errors name the file, except those of missing packages."""
-    try:
-        yield
-    except ImportError:
-        raise
-    except Exception as error:  # h5py and Keras raise all kinds of errors for damaged files.
-        reason = pictures.one_line(error)
-        raise ValueError(f"{path}: not a generator's weights: {reason}") from error
-
-
 def read_card(spec: str) -> dict:
     """Reads the card that `load_generator` returns, without loading the weights.
 
@@ -132,7 +120,7 @@ def read_card(spec: str) -> dict:
     }
     run = path.parent / "run.json"
     beside = path.with_name(f"{card['name']}.json")
-    with contextlib.suppress(OSError, KeyError, TypeError, ValueError):  # another program's files
+    with contextlib.suppress(Exception):  # another program's files, of any contents
         if beside.is_file():
             known = json.loads(beside.read_text())
             card |= {key: known[key] for key in ("variant", "steps", "vgg")}
@@ -150,8 +138,12 @@ def read_card(spec: str) -> dict:
 
 
 def save_weights(generator: keras.Model, path: Path) -> None:
-    """Writes a .weights.h5 file, atomically."""
-    with files.replacing(path) as beside:
+    """Writes a .weights.h5 file, atomically.
+
+    Raises:
+        OSError, ValueError: It cannot be written; one line that names it.
+    """
+    with files.naming(path, "cannot be written"), files.replacing(path) as beside:
         generator.save_weights(beside)
 
 

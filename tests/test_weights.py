@@ -112,7 +112,7 @@ def test_arrays_of_another_network_are_refused(generator, tmp_path, array, shape
         if shape:
             layers[array] = np.ones(shape, np.float32)
     for load in (weights.load_generator, weights.load_layers):
-        with pytest.raises(ValueError, match=f"{path}: not a generator's weights: .*{said}"):
+        with pytest.raises(ValueError, match=f"{path}: not a generator's weights .*{said}"):
             load(str(path))
 
 
@@ -127,7 +127,7 @@ def test_a_keras_file_of_another_network_is_named(tmp_path):
     picture = keras.Input([None, None, 3])
     path = tmp_path / "other.keras"
     keras.Model(picture, keras.layers.Conv2D(3, 3)(picture)).save(path)
-    with pytest.raises(ValueError, match=f"{path}: not a generator's weights: .* it has no layer"):
+    with pytest.raises(ValueError, match=f"{path}: not a generator's weights .* it has no layer"):
         weights.load_layers(str(path))
 
 

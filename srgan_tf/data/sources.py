@@ -146,7 +146,8 @@ def _open_tfds(spec: str, min_size: int) -> Source:
         try:
             return data_source[int(number)][key]
         except Exception as error:  # array_record and the parser may raise anything on damage
-            raise ValueError(f"{name}:{split}#{number}: damaged record ({error})") from error
+            reason = pictures.one_line(error)
+            raise ValueError(f"{name}:{split}#{number}: damaged record ({reason})") from error
 
     names = [f"tfds:{name}:{split}#{number}" for number in range(len(data_source))]
     # The slugs of splits as different as train[:9] and train[-9:] are equal.

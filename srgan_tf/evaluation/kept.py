@@ -1,6 +1,5 @@
 """Results kept in a folder, so that an interrupted evaluation can resume."""
 
-import contextlib
 import hashlib
 import json
 import re
@@ -36,16 +35,16 @@ class KeptResults:
         if out_dir is None:
             return
         path = out_dir / "kept.jsonl"
-        for line in path.read_text().splitlines() if path.is_file() else ():
-            with contextlib.suppress(json.JSONDecodeError):  # cut short by an interruption
-                record = json.loads(line)
-                if fresh:
-                    self._remove(record)
-                else:
-                    self._records[record["key"]] = record
+        lines = path.read_text(errors="replace").splitlines() if path.is_file() else ()
+        for record in filter(None, map(_record, lines)):
+            if fresh:
+                self._remove(record)
+            else:
+                self._records[record["key"]] = record
         files.make_folder(out_dir)
-        self._log = path.open("w" if fresh else "a")
-        self._log.write("\n")  # ends a line that was cut short
+        with self._writing():
+            self._log = path.open("w" if fresh else "a")
+            self._log.write("\n")  # ends a line that was cut short
 
     def _remove(self, record: dict) -> None:
         path = self._out_dir / record["file"]
@@ -88,8 +87,9 @@ class KeptResults:
         """Writes and returns a record whose picture exists, in place of an older one of its key."""
         if self._log:
             self._records[record["key"]] = record
-            self._log.write(json.dumps(record) + "\n")
-            self._log.flush()
+            with self._writing():
+                self._log.write(json.dumps(record) + "\n")
+                self._log.flush()
         return record
 
     def read(self, record: dict) -> np.ndarray:
@@ -99,7 +99,21 @@ class KeptResults:
     def close(self) -> None:
         """Closes `kept.jsonl`."""
         if self._log:
-            self._log.close()
+            with self._writing():
+                self._log.close()
+
+    def _writing(self):
+        return files.naming(self._out_dir / "kept.jsonl", "cannot be written")
+
+
+def _record(line: str) -> dict | None:
+    """Reads a line of `kept.jsonl`; None where an interruption cut it short or it is damaged."""
+    try:
+        record = json.loads(line)
+        key, file, scores = record["key"], record["file"], record.get("scores", {})
+        return {"key": str(key), "file": str(file), "scores": dict(scores)}
+    except Exception:
+        return None
 
 
 def _key(sha256: str, picture: Picture) -> str:
@@ -116,4 +130,5 @@ def _file_name(name: str) -> str:
     safe = re.sub(r"[^\w.-]+", "_", name).strip(".")
     if safe == name:
         return name
-    return f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+    digest = hashlib.sha256(name.encode(errors="surrogateescape"))
+    return f"{safe}-{digest.hexdigest()[:6]}"

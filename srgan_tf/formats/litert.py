@@ -241,18 +241,17 @@ def load(path: Path) -> upscaling.Upscaler:
     Raises:
         ValueError: The file holds no such network.
     """
-    try:
-        interpreter = Interpreter(str(path), num_threads=os.cpu_count())
+    with files.naming(path, "no .tflite file of a generator"):
+        model = path.read_bytes()  # LiteRT itself takes paths in UTF-8 only
+        interpreter = Interpreter(model_content=model, num_threads=os.cpu_count())
         interpreter.allocate_tensors()
         [given], [result] = interpreter.get_input_details(), interpreter.get_output_details()
-    except (ValueError, RuntimeError) as error:
-        raise ValueError(f"{path}: no .tflite file of a generator ({error})") from error
+        margin = _read_margin(model)
     if len(given["shape"]) != 4 or given["dtype"] not in (np.float32, np.uint8):
         raise ValueError(
             f"{path}: it takes {given['dtype'].__name__} of shape {given['shape'].tolist()}, "
             "not float32 or uint8 pictures"
         )
-    margin = _read_margin(path)
     if margin is None:
         logging.warning(upscaling.WHOLE, path)
 
@@ -280,9 +279,9 @@ def load(path: Path) -> upscaling.Upscaler:
     return upscaling.Upscaler(call, margin, bits)
 
 
-def _read_margin(path: Path) -> int | None:
-    """Reads the margin from a valid .tflite file, None if it records none."""
-    model = schema.Model.GetRootAs(path.read_bytes(), 0)
+def _read_margin(contents: bytes) -> int | None:
+    """Reads the margin from the contents of a .tflite file, None if it records none."""
+    model = schema.Model.GetRootAs(contents, 0)
     for entry in map(model.Metadata, range(model.MetadataLength())):
         if entry.Name() == _MARGIN_ENTRY.encode():
             return int(bytes(model.Buffers(entry.Buffer()).DataAsNumpy()))

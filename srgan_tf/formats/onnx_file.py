@@ -100,8 +100,10 @@ def load(path: Path) -> upscaling.Upscaler:
         import onnxruntime
     except ImportError as error:
         raise ValueError(f"{path}: to run it, pip install onnxruntime") from error
-    try:
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    with files.naming(path, "no .onnx file of a generator"):
+        # ONNX Runtime itself takes paths in UTF-8 only.
+        model = path.read_bytes()
+        session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
         [lr], [sr] = session.get_inputs(), session.get_outputs()
         for tensor in (lr, sr):
             if tensor.type != "tensor(float)" or len(tensor.shape) != 4 or tensor.shape[-1] != 3:
@@ -109,8 +111,6 @@ def load(path: Path) -> upscaling.Upscaler:
         metadata = session.get_modelmeta().custom_metadata_map
         margin = metadata.get("margin", metadata.get("reach"))  # "reach" in older files
         margin = None if margin is None else int(margin)
-    except Exception as error:  # the runtime's errors have no class in common
-        raise ValueError(f"{path}: no .onnx file of a generator ({error})") from error
     if margin is None:
         logging.warning(upscaling.WHOLE, path)
 

@@ -8,7 +8,7 @@ import numpy as np
 import openvino
 from openvino import opset13 as ops
 
-from srgan_tf import folding, upscaling
+from srgan_tf import files, folding, upscaling
 from srgan_tf.formats import quantization
 
 # This layer stays in float: it does a hundredth of the work and takes in the picture itself.
@@ -306,10 +306,8 @@ def write(model: openvino.Model, path: str | os.PathLike) -> None:
     Raises:
         ValueError: The files cannot be written.
     """
-    try:
+    with files.naming(path, "cannot be written"):
         openvino.save_model(model, path, compress_to_fp16=False)
-    except RuntimeError as error:
-        raise ValueError(f"{path}: cannot be written ({error})") from error
 
 
 def load(path: str | os.PathLike, *, bfloat16: bool = False) -> upscaling.Upscaler:
@@ -329,12 +327,10 @@ def load(path: str | os.PathLike, *, bfloat16: bool = False) -> upscaling.Upscal
     # Without this, processors that have bfloat16 compute in it.
     core.set_property("CPU", {"INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32"})
     core.set_property({"ENABLE_MMAP": False})  # files may be replaced while they are in use
-    try:
+    with files.naming(path, "not a model that srgan_tf wrote"):
         model = core.read_model(path)
         margin = int(model.get_rt_info(_MARGIN_INFO).astype(str))
-        trunk, tail = (_runner(core, part) for part in _parts(model))
-    except (RuntimeError, StopIteration) as error:
-        raise ValueError(f"{path}: not a model that srgan_tf wrote ({error})") from error
+        trunk, tail = [_runner(core, part) for part in _parts(model)]
     return upscaling.Upscaler(
         lambda lr: trunk(upscaling.as_float(lr)),
         margin,

@@ -143,10 +143,12 @@ def run(
         while len(ending) > most:
             job, summary, result = ending.popleft()
             try:
-                result.result()
+                with files.naming(job.target, "cannot be written"):
+                    result.result()
+            except (OSError, ValueError) as error:
+                fail(str(error))
+            else:
                 say(f"{job.target}: {summary}")
-            except Exception as error:  # Pillow raises errors of all kinds
-                fail(f"{job.target}: cannot be written ({pictures.one_line(error)})")
 
     def advance(count: int) -> None:
         nonlocal done

@@ -163,8 +163,12 @@ def _kept(spec: str, precision: str, say: Callable[[str], None]) -> tuple[upscal
     """Loads a cached form for the CPU; builds and caches the forms first where they are missing."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "srgan_tf")
     key = _key(weights.read_card(spec)["sha256"])
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+    try:
         return _load_kept(folder, key, precision)
+    except ImportError:
+        raise
+    except Exception:  # nothing is kept, or it is damaged, whatever that raises
+        pass
     layers = weights.load_layers(spec)
     say("building the fast forms of these weights, once")
     try:
