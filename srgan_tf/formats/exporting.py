@@ -15,7 +15,7 @@ from srgan_tf import files, folding
 from srgan_tf.formats import exported, parity
 from srgan_tf.formats.litert import QUANTIZE, check_form, write_tflite
 from srgan_tf.formats.onnx_file import write_onnx
-from srgan_tf.formats.saved_model import write_saved_model
+from srgan_tf.formats.saved_model import BYTES_LIMITS, write_saved_model
 
 FORMATS = ("savedmodel", "tflite", "onnx")
 
@@ -125,7 +125,11 @@ def _staging(out_dir: Path) -> Iterator[Path]:
     files.make_folder(out_dir)
     try:
         with files.staging(out_dir) as staged:
-            yield Path(staged)
+            try:
+                yield Path(staged)
+            except (OSError, ValueError) as error:  # by a name that means something to the user
+                text = str(error).replace(staged, os.fspath(out_dir))
+                raise ValueError(text) from error
     finally:
         with contextlib.suppress(OSError):  # not empty
             for folder in new:
@@ -150,6 +154,7 @@ def _describe(form, input_size, card, scores: parity.Parity, pictures: int, fact
         "input": {"shape": [batch, height, width, 3], "range": [0, 1], **kind},
         "output": {"shape": [batch, *times_4, 3], "range": [-1, 1], **kind},
         "color": "RGB",
+        **({"limits": BYTES_LIMITS} if form == "savedmodel" else {}),
         "weights": card,
         "parity": {
             "pictures": pictures,

@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import urllib.request
@@ -236,6 +237,95 @@ def test_a_saved_model_takes_encoded_pictures_of_several_sizes(generator, saved_
     assert second.shape == (84, 68, 3)
 
 
+@pytest.mark.parametrize("signature", ["serving_default", "serve_float", "serve_bytes"])
+def test_a_signature_refuses_every_wrong_shape_and_what_is_empty(saved_model, signature):
+    model = tf.saved_model.load(str(saved_model))  # alive, for its variables
+    serve = model.signatures[signature]
+    [(name, spec)] = serve.structured_input_signature[1].items()
+    shapes = [[], [2, 2], [0]]
+    if signature != "serve_bytes":
+        shapes = [[], [3], [7, 3], [5, 7, 3], [1, 1, 5, 7, 3], [1, 1, 1, 5, 7, 3]]
+        shapes += [[1, 5, 7, channels] for channels in (0, 1, 2, 4)]
+        shapes += [[0, 5, 7, 3], [1, 0, 7, 3], [1, 5, 0, 3]]
+    for shape in shapes:
+        with pytest.raises(tf.errors.InvalidArgumentError):
+            serve(**{name: tf.zeros(shape, spec.dtype)})
+
+
+@pytest.mark.parametrize("encoded", [b"", b"no picture", b"\xff\xd8\xff\xe1", b"\x89PNG\r\n"])
+def test_bytes_that_are_no_picture_are_an_invalid_argument(saved_model, encoded):
+    model = tf.saved_model.load(str(saved_model))
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        model.signatures["serve_bytes"](lr_bytes=tf.constant([encoded]))
+
+
+@pytest.fixture(scope="module")
+def serve_bytes(saved_model):
+    """Runs serve_bytes on encoded pictures; checks each against what `pictures` reads of it."""
+    model = tf.saved_model.load(str(saved_model))
+
+    def check(*encoded):
+        result = model.signatures["serve_bytes"](lr_bytes=tf.constant(encoded))["sr_bytes"]
+        for given, png in zip(encoded, result.numpy(), strict=True):
+            rgb = pictures.read_rgb(io.BytesIO(given), "given")
+            expected = model.signatures["serving_default"](lr=rgb[None])["sr"][0]
+            np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(png))), expected)
+
+    return check
+
+
+def _encoded(image, form, **options):
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+def test_encoded_pictures_are_served_as_they_look(serve_bytes):
+    image = Image.fromarray(photograph(9, 12))
+    clear = Image.fromarray(_picture(9, 12, seed=1)[..., :1].repeat(4, axis=-1) ^ 0x3C)
+    serve_bytes(
+        _encoded(Image.new("RGBA", (8, 6), (0, 255, 0, 0)), "PNG"),  # hidden green
+        _encoded(clear, "PNG"),
+        _encoded(clear.convert("LA"), "PNG"),
+        _encoded(image.quantize(8), "PNG", transparency=2),
+        _encoded(Image.new("RGB", (4, 4), (1, 2, 3)), "PNG", transparency=(1, 2, 3)),
+        _encoded(image.convert("L"), "PNG", transparency=image.convert("L").getpixel((0, 0))),
+        _encoded(image.convert("L").point(lambda v: 255 * (v > 99)).convert("1"), "PNG"),
+        _encoded(image.convert("L"), "JPEG"),
+        _encoded(image, "BMP"),
+        _encoded(image, "GIF"),
+    )
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_encoded_jpegs_are_served_oriented(serve_bytes, order):
+    image = Image.fromarray(photograph(10, 21))
+    encoded = []
+    for orientation in range(10):  # 0 and 9 are none
+        exif = Image.Exif()
+        exif.endian = order
+        exif.update({0x010F: "longer than four bytes", 0x0112: orientation, 0x0131: "later"})
+        encoded.append(_encoded(image, "JPEG", exif=exif, icc_profile=bytes(70_000)))
+    jpeg = encoded[6]
+    start = jpeg.index(b"Exif\0\0")
+    other = b"\xff\xe1\x00\x0eExif-like\0\0\0"  # another APP1 before it
+    encoded.append(jpeg[: start - 4] + other + jpeg[start - 4 :])
+    serve_bytes(*encoded)
+
+
+def test_damaged_exif_is_no_orientation(serve_bytes):
+    image, exif = Image.fromarray(photograph(10, 12)), Image.Exif()
+    exif[0x010F] = "maker"
+    jpeg = _encoded(image, "JPEG", exif=exif)
+    tiff = jpeg.index(b"Exif\0\0") + 6
+    directory = tiff + 4
+    serve_bytes(
+        jpeg,
+        jpeg[:directory] + b"\xff\xff\xff\xff" + jpeg[directory + 4 :],  # beyond the file
+        jpeg[: directory + 4] + b"\xff\xff" + jpeg[directory + 6 :],  # entries without an end
+    )
+
+
 def _tensorflow_serving(saved_model, body):
     """Answers a REST request by TensorFlow Serving's rules."""
     body = json.loads(body)
@@ -396,6 +486,7 @@ def test_an_export_says_what_it_is_and_takes_the_next_number(generator, pairs, t
         assert written.path == tmp_path / "tiny" / version
     found = json.loads((written.path / "assets.extra" / "card.json").read_text())
     assert found["weights"] == card and found["parity"]["pictures"] == 2
+    assert "ignores color profiles" in found["limits"]
     card["name"] = "tiny.keras"
     [written], _ = exporting.export(
         generator, card, tmp_path, formats=["tflite"], quantize=["float32"], pairs=pairs,
@@ -448,6 +539,60 @@ def test_what_killed_exports_left_is_cleared_and_what_others_make_is_not(tmp_pat
     with exporting._staging(tmp_path):
         assert len(list(tmp_path.iterdir())) == 3
     assert set(tmp_path.iterdir()) == {left, other}
+
+
+@pytest.mark.parametrize("folder", ["ex [1]", "a*b?", "back\\slash", b"caf\xe9"])
+def test_exports_are_written_and_loaded_whatever_the_folder_is_called(
+    generator, pairs, tmp_path, folder
+):
+    out_dir = tmp_path / os.fsdecode(folder)
+    written, failed = exporting.export(
+        generator, {"name": "tiny"}, out_dir, formats=["savedmodel", "tflite", "onnx"],
+        quantize=["float32"], pairs=pairs,
+    )  # fmt: skip
+    assert not failed and len(written) == 3
+    methods = load_methods([str(path) for _, path, _ in written])
+    for method in methods[2:]:
+        assert method.upscale(_picture(5, 6)).shape == (20, 24, 3)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="setrlimit")
+@pytest.mark.parametrize("form", ["savedmodel", "tflite", "onnx"])
+def test_a_full_disk_is_one_line_that_names_the_file(generator, pairs, tmp_path, form):
+    import resource  # a limit on the size of files fails like a full disk
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(ValueError) as raised:
+            exporting.export(
+                generator, {"name": "tiny"}, tmp_path / "out", formats=[form],
+                quantize=["float32"], pairs=pairs,
+            )  # fmt: skip
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    name = {"savedmodel": "saved_model", "tflite": "tiny.float32.tflite", "onnx": "tiny.onnx"}[form]
+    line = str(raised.value)
+    assert line.startswith(f"{tmp_path / 'out' / name}: cannot be written (")
+    assert "File too large" in line and "\n" not in line and "Errno" not in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_saved_model_is_one_line_that_names_the_folder(saved_model, tmp_path):
+    folder = tmp_path / "saved"
+    shutil.copytree(saved_model, folder)
+    data = folder / "variables" / "variables.data-00000-of-00001"
+    contents = data.read_bytes()
+    for damaged in (contents[:-1], b""):
+        data.write_bytes(damaged)
+        with pytest.raises(ValueError, match=f"^{folder}: no SavedModel with .*$") as raised:
+            exported.load(folder)
+        assert "\n" not in str(raised.value)
+    data.write_bytes(contents)
+    for damaged in (b"no protobuf", b""):
+        (folder / "saved_model.pb").write_bytes(damaged)
+        with pytest.raises(ValueError, match=f"^{folder}: no SavedModel with .*$"):
+            exported.load(folder)
 
 
 def test_pairs_are_cut_to_the_size_that_a_file_takes(pairs):
