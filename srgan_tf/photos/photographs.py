@@ -111,7 +111,7 @@ def upscale(
         sr[top : top + len(rows)] = rows
         top += len(rows)
     if not given:
-        return sr.reshape(*sr.shape[:2], *image.shape[2:])
+        return sr.reshape(*sr.shape[:2], *image.shape[2:]).astype(image.dtype, copy=False)
     result = Image.fromarray(sr)
     if photograph.icc:
         result.info["icc_profile"] = photograph.icc
@@ -132,12 +132,13 @@ def _from_array(array: np.ndarray) -> Photograph:
     if not isinstance(array, np.ndarray):
         raise TypeError(f"upscale takes an array or a Pillow image, not {type(array).__name__}")
     channels = array.shape[2] if array.ndim == 3 else 1
-    depths = (np.uint8, np.uint16)
-    if array.dtype not in depths or array.ndim not in (2, 3) or channels not in (1, 2, 3, 4):
+    dtype, depths = array.dtype.newbyteorder("="), (np.uint8, np.uint16)
+    if dtype not in depths or array.ndim not in (2, 3) or channels not in (1, 2, 3, 4):
         raise ValueError(
             "upscale takes uint8 or uint16 pictures [h, w] or [h, w, 1 to 4 channels], not "
             f"{array.dtype} {list(array.shape)}"
         )
+    array = array.astype(dtype, copy=False)
     pixels = array[..., None] if array.ndim == 2 else array
     colors = pixels[..., 0] if channels < 3 else pixels[..., :3]
     return Photograph(colors, pixels[..., -1] if channels in (2, 4) else None, b"", b"")
