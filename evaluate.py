@@ -13,6 +13,7 @@ Exit code: 0 if all pictures or rating files were counted, 2 if some were skippe
 1 if none could be counted.
 """
 
+import contextlib
 import sys
 import tempfile
 from pathlib import Path
@@ -93,6 +94,7 @@ flags.DEFINE_bool(
 )
 
 _FLAGS_OF_COUNTING = ("mos", "mos_ratings", "mos_calibrated", "out_dir")
+_BUSY = "another evaluate.py writes there: wait for it, or give another --out_dir"
 
 
 def main(argv):
@@ -121,7 +123,7 @@ def main(argv):
 def score() -> int:
     """Scores, prints the table, and writes the report and the rating kit."""
     # Imported here so that --help is fast.
-    from srgan_tf import lpips, weights
+    from srgan_tf import files, lpips, weights
     from srgan_tf.evaluation import methods, mos_kit, report, scoring, sets, tables
 
     opened = sets.open_sets(FLAGS.data, FLAGS.out_dir)
@@ -133,9 +135,14 @@ def score() -> int:
     if FLAGS.mos:
         mos_kit.check_folder(FLAGS.mos, loaded)
         calibration = mos_kit.calibration_pictures(FLAGS.mos_calibration, opened)
-    with tempfile.TemporaryDirectory() as temporary:
-        # A kit is made of kept pictures.
-        out_dir = FLAGS.out_dir or (temporary if FLAGS.mos else None)
+    with contextlib.ExitStack() as stack:
+        if FLAGS.out_dir:
+            out_dir = Path(FLAGS.out_dir)
+            files.make_folder(out_dir)
+            stack.enter_context(files.locked(out_dir, _BUSY))
+        else:
+            # A kit is made of kept pictures.
+            out_dir = stack.enter_context(tempfile.TemporaryDirectory()) if FLAGS.mos else None
         results = scoring.evaluate(
             opened,
             loaded,
@@ -176,8 +183,9 @@ def count_ratings() -> int:
     print(mos_tables.terminal_tables(summary))
     if FLAGS.out_dir:
         files.make_folder(Path(FLAGS.out_dir))
-        mos_tables.write(summary, skipped, FLAGS.out_dir)
-        print(f"Open {report.write_opinions(FLAGS.out_dir)} in a browser to see the figures.")
+        with files.locked(Path(FLAGS.out_dir), _BUSY):
+            mos_tables.write(summary, skipped, FLAGS.out_dir)
+            print(f"Open {report.write_opinions(FLAGS.out_dir)} in a browser to see the figures.")
     return 2 if skipped else 0
 
 

@@ -2,6 +2,8 @@
 
 import contextlib
 import datetime
+import errno
+import io
 import os
 import runpy
 import signal
@@ -48,7 +50,7 @@ def native_logs_hidden() -> Iterator[None]:
         stack.callback(os.close, kept)
         stack.callback(os.dup2, kept, 2)
         if sys.stderr is sys.__stderr__:
-            own = stack.enter_context(open(os.dup(2), "w"))
+            own = stack.enter_context(_text(_Patient(kept, "w", closefd=False), sys.stderr))
             stack.enter_context(contextlib.redirect_stderr(own))
         with open(os.devnull, "w") as nothing:
             os.dup2(nothing.fileno(), 2)
@@ -95,6 +97,55 @@ def _left(start: float, fraction: float) -> str:
     return f"  {datetime.timedelta(seconds=seconds)} left"
 
 
+class _Patient(io.FileIO):
+    """A standard stream whose errors end no work: what cannot be written is dropped.
+
+    Its reader may have gone, as `| head -1` does, or its disk may be full. `lost` is the first
+    error other than a gone reader, else None.
+    """
+
+    lost = None
+
+    def write(self, data) -> int:
+        """Writes or drops bytes."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EBADF):
+                self.lost = self.lost or error
+            return len(data)
+
+
+def _text(raw: io.FileIO, like: io.TextIOWrapper | None) -> io.TextIOWrapper:
+    """Makes a text stream like another; what its encoding lacks is written with backslashes."""
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw),
+        encoding=like and like.encoding,
+        errors="backslashreplace",
+        line_buffering=like is None or like.line_buffering,
+        write_through=like is not None and like.write_through,
+    )
+
+
+def _make_streams_patient() -> None:
+    """Replaces stdout and stderr so that no error in telling counts as an error in the work."""
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        stream = getattr(sys, name)
+        if stream is not getattr(sys, f"__{name}__"):
+            continue  # Python code reads it
+        if stream is None:  # closed by the shell: the next file opened would take its place
+            nothing = os.open(os.devnull, os.O_WRONLY)
+            if nothing != descriptor:
+                os.dup2(nothing, descriptor)
+                os.close(nothing)
+        elif os.name != "posix":  # a console of Windows is no file
+            stream.reconfigure(errors="backslashreplace")
+            continue
+        patient = _text(_Patient(descriptor, "w", closefd=False), stream)
+        setattr(sys, name, patient)
+        setattr(sys, f"__{name}__", patient)
+
+
 def exit_code(main: Callable[[list[str]], int], argv: list[str], interrupted: str) -> int:
     """Runs a script's main function and reports errors that a user can cause in one line on stderr.
 
@@ -104,12 +155,18 @@ def exit_code(main: Callable[[list[str]], int], argv: list[str], interrupted: st
         interrupted: The message after Ctrl-C.
 
     Returns:
-        The exit code: that of `main`; 1 after a ValueError or OSError, or if a package is missing;
-        130 after Ctrl-C.
+        The exit code: that of `main`; 1 after a ValueError or OSError, if a package is missing, or
+        if stdout could not be written; 130 after Ctrl-C.
     """
+    _make_streams_patient()
     expand_homes(main.__module__)
     try:
-        return main(argv)
+        code = main(argv)
+        sys.stdout.flush()
+        raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+        if isinstance(raw, _Patient) and raw.lost:
+            raise OSError(f"stdout: cannot be written ({raw.lost.strerror}); the work is done")
+        return code
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -15,7 +15,7 @@ import tensorflow as tf
 from conftest import ROOT, photograph
 from PIL import Image
 
-from srgan_tf import command_line, lpips, metrics, pictures, resize, upscaling, weights
+from srgan_tf import command_line, files, lpips, metrics, pictures, resize, upscaling, weights
 from srgan_tf.evaluation import report, scoring, tables
 from srgan_tf.evaluation.methods import Method, load_methods, match_channels, nearest
 from srgan_tf.evaluation.sets import open_sets, read_pair
@@ -396,6 +396,53 @@ def test_a_damaged_kept_picture_is_recomputed(flat_set, tmp_path):
     assert scoring.evaluate(sets, methods, out_dir=tmp_path).rows == first.rows
     assert len(calls) == 3
     assert {path: path.read_bytes() for path in whole} == whole
+
+
+def test_damaged_lines_of_kept_results_are_recomputed(flat_set, tmp_path):
+    sets, methods = open_sets([str(flat_set)]), load_methods([], tile=64)
+    first = scoring.evaluate(sets, methods, out_dir=tmp_path)
+    log = tmp_path / "kept.jsonl"
+    lines = [line for line in log.read_text().splitlines() if line]
+    for damaged in ("null", "{}", "[" * 100_000, lines[1].replace('"scores": {', '"scores": 7, {')):
+        log.write_bytes("\n".join([lines[0], damaged, *lines[2:]]).encode() + b"\n\xff\n")
+        assert scoring.evaluate(sets, methods, out_dir=tmp_path).rows == first.rows
+        scoring.evaluate(sets, methods, out_dir=tmp_path, fresh=True)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="locks, and names in any bytes")
+def test_a_second_evaluation_into_the_same_folder_is_refused(evaluate, flat_set, tmp_path):
+    out_dir = tmp_path / "out"
+    out_dir.mkdir()
+    arguments = [f"--data={flat_set}", "--weights=", f"--out_dir={out_dir}"]
+    with files.locked(out_dir, ""):
+        code, out, err = evaluate(*arguments)
+    line = f"error: {out_dir}: another evaluate.py writes there: wait for it, or give another"
+    assert code == 1 and not out and err.startswith(line) and not list(out_dir.iterdir())
+    assert evaluate(*arguments)[0] == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names in any bytes")
+def test_the_bytes_of_names_survive_in_all_files(tmp_path):
+    folder = tmp_path / os.fsdecode(b"s\xe9t [v2]")
+    name = b"caf\xe9 \xe6\x97\xa5"
+    _save(folder / os.fsdecode(name + b".png"), photograph(32, 32))
+    (folder / os.fsdecode(b"cut\xe9.png")).write_bytes(b"no picture")
+    out_dir = tmp_path / os.fsdecode(b"o\xfct")
+    command = [sys.executable, "evaluate.py", f"--data={folder}", "--weights="]
+    command.append(f"--out_dir={out_dir}")
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True)
+    assert done.returncode == 2 and b"nearest" in done.stdout, done.stderr
+    assert rb"cut\udce9.png: cannot be read" in done.stderr
+    table = (out_dir / "scores.csv").read_bytes().splitlines()
+    assert table[1].startswith(b"s\xe9t [v2]," + name + b",nearest,")
+    document = json.loads((out_dir / "scores.json").read_text())
+    assert os.fsencode(document["sets"].popitem()[0]) == b"s\xe9t [v2]"
+    assert os.fsencode(document["left_out"][0]).startswith(os.fsencode(folder) + b"/cut\xe9.png:")
+    page = (out_dir / "report.html").read_bytes()
+    assert b"s\xe9t [v2]" in page and json.dumps(os.fsdecode(name)).encode() in page
+    for line in filter(None, (out_dir / "kept.jsonl").read_text().splitlines()):
+        assert (out_dir / json.loads(line)["file"]).is_file()
 
 
 def test_fresh_removes_only_kept_pictures(flat_set, tmp_path):
