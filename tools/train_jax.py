@@ -82,6 +82,7 @@ def run_training(config, received: list[int]) -> int:
     run_dir = Path(config.run_dir)
     has_state = (run_dir / "state.npz").exists()
     record = resume.earlier_run(config, has_state=has_state, script=_SCRIPT)
+    config = resume.with_first_drop(config, record)
     training, validation, skipped = read_pictures(config)
     found = describe(training, skipped)
     draw, pixels = make_draw(config, training)
@@ -185,7 +186,7 @@ def start_or_resume(config, record: dict | None, found: dict) -> tuple:
         return generator, model, model.state, 0
     resume.require_same_findings(config, record, facts)
     state, step = load_state(run_dir, model.state)
-    run_folder.add_resumption(run_dir, step, facts)
+    run_folder.add_resumption(run_dir, step, dataclasses.asdict(config), facts)
     return generator, model, state, step
 
 

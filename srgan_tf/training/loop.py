@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from srgan_tf import command_line, data, files, gan, lpips, pictures, provenance, weights
+from srgan_tf import command_line, data, files, gan, lpips, provenance, weights
 from srgan_tf.training import adam, averaging, progress, recipe, resume, run_folder
 
 # The validation score that chooses the best weights: without and with LPIPS.
@@ -38,12 +38,48 @@ def make_strategy() -> tf.distribute.Strategy:
     Returns:
         MultiWorkerMirroredStrategy where TF_CONFIG is set, MirroredStrategy where there are several
         GPUs, TensorFlow's default strategy on one device.
+
+    Raises:
+        OSError, ValueError: TF_CONFIG describes no cluster with this machine in it, or its port
+            cannot be opened; one line.
     """
     if os.environ.get("TF_CONFIG"):
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        _require_cluster(os.environ["TF_CONFIG"])
+        with files.naming("TF_CONFIG", "the cluster cannot be joined"):
+            return tf.distribute.MultiWorkerMirroredStrategy()
     if len(tf.config.list_logical_devices("GPU")) > 1:
         return tf.distribute.MirroredStrategy()
     return tf.distribute.get_strategy()
+
+
+def _require_cluster(text: str) -> None:
+    """Raises ValueError, one line, where TF_CONFIG is not what TensorFlow's guide asks for."""
+
+    def wrong(what):
+        return ValueError(f"TF_CONFIG: {what}")
+
+    try:
+        given = json.loads(text)
+    except ValueError as error:
+        raise wrong(f"not JSON ({error})") from error
+    cluster, task = (given.get(key) if isinstance(given, dict) else None
+                     for key in ("cluster", "task"))  # fmt: skip
+    if not isinstance(cluster, dict) or not cluster:
+        raise wrong('no "cluster" of addresses by type, such as {"worker": ["host:port"]}')
+    for kind, addresses in cluster.items():
+        if not isinstance(addresses, list) or not addresses:
+            raise wrong(f'"{kind}" of the cluster is not a list of addresses')
+        for address in addresses:
+            host, _, port = str(address).rpartition(":")
+            if not (host and port.isdecimal() and 0 < int(port) < 65536):
+                raise wrong(f'"{address}" is not of the form host:port, with a port below 65536')
+    if not isinstance(task, dict) or not {"type", "index"} <= task.keys():
+        raise wrong('no "task" with the type and index of this machine')
+    kind, index = task["type"], task["index"]
+    if kind not in cluster:
+        raise wrong(f'task type "{kind}" is not in the cluster, which has {", ".join(cluster)}')
+    if not str(index).isdecimal() or int(index) >= len(cluster[kind]):
+        raise wrong(f'task index {index} is not below {len(cluster[kind])}, the number of "{kind}"')
 
 
 def train(config: recipe.Config, strategy: tf.distribute.Strategy | None = None) -> Path:
@@ -71,6 +107,7 @@ def train(config: recipe.Config, strategy: tf.distribute.Strategy | None = None)
     run_dir = Path(config.run_dir)
     checkpoints = run_dir / "checkpoints"
     record = resume.earlier_run(config, has_state=bool(resume.checkpoints(checkpoints)))
+    config = resume.with_first_drop(config, record)
     train_source, val_source = _open_data(config)
     pairs = data.validation_pairs(val_source, count=config.val_pictures) if val_source else []
 
@@ -93,57 +130,67 @@ def train(config: recipe.Config, strategy: tf.distribute.Strategy | None = None)
     facts["best_by"] = "lpips" if lpips_of else "loss"
     # Every worker takes part in saving, but only the chief's files are wanted.
     is_chief = _is_chief(strategy)
-    if is_chief and not config.dry_run:
-        files.make_folder(checkpoints)
-    batches = _distribute(config, strategy, train_source, first_step)
-    run_steps = _step_function(config, strategy, model)
-
-    # The probes use up batches and change weights; the weights are put back, and the run itself
-    # starts with a new iterator at the batch of its first step.
-    iterator = iter(batches)
-    terms = _probe_terms(strategy, model, next(iterator))
-    # Each step that is timed delays the first that counts.
-    seconds = _probe_speed(checkpoint, run_steps, iterator, 3 if config.dry_run else 1)
-    facts |= {
-        "variant": config.variant,
-        "lr_operator": "Matlab's bicubic x1/4 of the crop, in 8 bits",
-        "strategy": type(strategy.extended).__name__.removesuffix("Extended"),
-        "replicas": strategy.num_replicas_in_sync,
-        "device": _device(),
-        "terms": terms,
-        "seconds_per_step": round(seconds, 4),
-        "estimated_hours_left": round(seconds * (config.steps - first_step) / 3600, 2),
-    }
-    faster = _faster_flags(config, strategy)
-    if is_chief:
-        print(progress.start_report(dataclasses.asdict(config), facts, faster), flush=True)
-    if config.dry_run:
-        return run_dir
-
     with contextlib.ExitStack() as stack:
-        log = None
+        if is_chief and not config.dry_run:
+            files.make_folder(checkpoints)
+            busy = "another train.py is training there: stop it, or give another --run_dir"
+            stack.enter_context(files.locked(run_dir, busy))
+        batches = _distribute(config, strategy, train_source, first_step)
+        run_steps = _step_function(config, strategy, model)
+
+        # The probes use up batches and change weights; the weights are put back, and the run itself
+        # starts with a new iterator at the batch of its first step.
+        iterator = iter(batches)
+        terms = _probe_terms(strategy, model, next(iterator))
+        # Each step that is timed delays the first that counts.
+        seconds = _probe_speed(checkpoint, run_steps, iterator, 3 if config.dry_run else 1)
+        facts |= {
+            "variant": config.variant,
+            "lr_operator": "Matlab's bicubic x1/4 of the crop, in 8 bits",
+            "strategy": type(strategy.extended).__name__.removesuffix("Extended"),
+            "replicas": strategy.num_replicas_in_sync,
+            "device": _device(),
+            "terms": terms,
+            "seconds_per_step": round(seconds, 4),
+            "estimated_hours_left": round(seconds * (config.steps - first_step) / 3600, 2),
+        }
+        faster = _faster_flags(config, strategy)
+        if is_chief:
+            print(progress.start_report(dataclasses.asdict(config), facts, faster), flush=True)
+        if config.dry_run:
+            return run_dir
+
+        logs, log = stack.enter_context(contextlib.ExitStack()), None
         if is_chief:
             if record:
-                run_folder.add_resumption(run_dir, first_step, facts)
+                run_folder.add_resumption(run_dir, first_step, dataclasses.asdict(config), facts)
             else:
                 run_folder.write_start(run_dir, dataclasses.asdict(config), facts)
-            log = stack.enter_context(progress.RunLog(run_dir, first_step, config.steps))
+            log = logs.enter_context(progress.RunLog(run_dir, first_step, config.steps))
         else:
-            checkpoints = stack.enter_context(tempfile.TemporaryDirectory())
-        manager = tf.train.CheckpointManager(
-            checkpoint, os.fspath(checkpoints), config.keep_checkpoints
-        )
-        received = stack.enter_context(command_line.caught_signals())
+            checkpoints = Path(logs.enter_context(tempfile.TemporaryDirectory()))
+        received = logs.enter_context(command_line.caught_signals())
         # In scope: Keras assigns the averages by the strategy, only to variables of its own.
         with strategy.scope():
             generator_at = averaging.generator_at_step(config, model, train_source)
-        scores = _loop(
-            config, model, checkpoint, manager, iter(batches), run_steps, generator_at, lpips_of,
-            pairs, log, received,
-        )  # fmt: skip
-    if is_chief:
-        _finish(config, model, checkpoint, generator_at, lpips_of, pairs, scores)
-        print(progress.end_report(dataclasses.asdict(config), faster))
+
+        def save(step):
+            _require_finite_weights(model, step, checkpoints)
+            try:
+                resume.save(checkpoint, checkpoints, step, config.keep_checkpoints)
+            except (OSError, ValueError) as error:  # the disk is full, the folder is gone
+                raise ValueError(
+                    f"{error}; the same command resumes from the one before"
+                ) from error
+
+        validate = None
+        if log and pairs:
+            validate = _validator(config, model, checkpoint, generator_at, lpips_of, pairs, log)
+        scores = _loop(config, checkpoint, iter(batches), run_steps, validate, save, log, received)
+        logs.close()
+        if is_chief:
+            _finish(config, model, checkpoint, generator_at, lpips_of, pairs, scores)
+            print(progress.end_report(dataclasses.asdict(config), faster))
     return run_dir
 
 
@@ -332,29 +379,10 @@ def _probe_speed(checkpoint: tf.train.Checkpoint, run_steps: Callable, iterator,
     return seconds
 
 
-def _loop(
-    config,
-    model,
-    checkpoint,
-    manager,
-    iterator,
-    run_steps,
-    generator_at,
-    lpips_of,
-    pairs,
-    log,
-    received,
-) -> dict:
-    """Trains from the checkpoint's step to the last; `log` is None except for the chief.
+def _validator(config, model, checkpoint, generator_at, lpips_of, pairs, log) -> Callable:
+    """Makes the function from a step to its scores, which keeps and writes the best weights."""
 
-    Returns:
-        The scores of the last validation; none if there was no step to make.
-    """
-    step = int(checkpoint.step.numpy())
-    unlogged, scores = [], {}
-
-    def validate():
-        nonlocal scores
+    def validate(step):
         generator = generator_at(step)
         scores = log.validate(step, generator, model.content, pairs, lpips_of)
         # Not by PSNR, which a GAN lowers as it trains.
@@ -363,13 +391,35 @@ def _loop(
             checkpoint.best_loss.assign(loss)
             path = Path(config.run_dir, "generator.best.weights.h5")
             weights.save_weights(generator, path)
+        return scores
 
-    if log and pairs and step == 0:
-        validate()
+    return validate
+
+
+def _loop(config, checkpoint, iterator, run_steps, validate, save, log, received) -> dict:
+    """Trains from the checkpoint's step to the last.
+
+    Args:
+        config: The run.
+        checkpoint: Its state.
+        iterator: Its batches from that step on.
+        run_steps: From `_step_function`.
+        validate: From `_validator`; None without validation pictures, and on all but the chief.
+        save: Saves the checkpoint of a step.
+        log: The `progress.RunLog`; None except on the chief.
+        received: Signals to stop after.
+
+    Returns:
+        The scores of the last validation; none if there was no step to make.
+    """
+    step = int(checkpoint.step.numpy())
+    unlogged, scores = [], {}
+    if validate and step == 0:
+        scores = validate(step)
     while step < config.steps:
         count = recipe.next_return(config, step) - step
         names, rows, stop = run_steps(iterator, count, bool(received))
-        _require_finite(names, rows, step, manager)
+        _require_finite(names, rows, step, Path(config.run_dir, "checkpoints"))
         step += count
         checkpoint.step.assign(step)
         is_last = step == config.steps
@@ -383,41 +433,35 @@ def _loop(
                 unlogged.clear()
                 rate = recipe.learning_rate(config, step)
                 log.means(step, dict(zip(names, means, strict=True)), rate)
-            if pairs and (step % config.validate_every == 0 or is_last):
-                validate()
+        if validate and (step % config.validate_every == 0 or is_last):
+            scores = validate(step)
         if step % config.checkpoint_every == 0 or is_last or stop:
-            _require_finite_weights(model, step, manager)
-            try:
-                manager.save(checkpoint_number=step)
-            except tf.errors.OpError as error:  # the disk is full, the folder is gone
-                reason = pictures.one_line(error)
-                raise ValueError(
-                    f"--run_dir={config.run_dir}: step {step} cannot be saved ({reason}); the same"
-                    " command resumes from the checkpoint before"
-                ) from error
+            save(step)
         if stop and not is_last:
             raise Stopped(received[0] if received else signal.SIGTERM, step)
     return scores
 
 
-def _require_finite(names: list[str], rows: np.ndarray, step: int, manager) -> None:
+def _require_finite(names: list[str], rows: np.ndarray, step: int, checkpoints: Path) -> None:
     bad = ~np.isfinite(rows)
     if bad.any():
         row = int(np.argmax(bad.any(axis=1)))
         # The sum is bad whenever a term is: name the term.
         name = next(n for n, is_bad in zip(names, bad[row], strict=True) if is_bad and n != "loss")
         value = rows[row, names.index(name)]
-        raise ValueError(f"step {step + row + 1}: {name} is {value}; {_last_saved(manager)}")
+        raise ValueError(f"step {step + row + 1}: {name} is {value}; {_last_saved(checkpoints)}")
 
 
-def _require_finite_weights(model: gan.SRGAN, step: int, manager) -> None:
+def _require_finite_weights(model: gan.SRGAN, step: int, checkpoints: Path) -> None:
     for variable in model.variables:
         if not np.isfinite(variable.numpy()).all():
-            raise ValueError(f"step {step}: {variable.path} is not finite; {_last_saved(manager)}")
+            raise ValueError(
+                f"step {step}: {variable.path} is not finite; {_last_saved(checkpoints)}"
+            )
 
 
-def _last_saved(manager) -> str:
-    found = resume.checkpoints(Path(manager.directory))
+def _last_saved(checkpoints: Path) -> str:
+    found = resume.checkpoints(checkpoints)
     saved = f"the last checkpoint is {found[-1]}" if found else "nothing was saved"
     return f"{saved}; start a new run with a lower --learning_rate"
 

@@ -12,6 +12,7 @@ import collections
 import datetime
 import json
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -73,7 +74,8 @@ def start_report(config: dict, facts: dict, faster: Sequence[str]) -> str:
         steps = config["steps"] - round((hours - _SHORT_HOURS) * 3600 / seconds)
         flags = ", ".join([*faster, "a smaller --batch_size"])
         rows.append(("long run", f"--steps={steps} would take {_SHORT_HOURS} h; faster: {flags}"))
-    rows.append(("run folder", f"{config['run_dir']}, in it validation.png: bicubic, SR, HR"))
+    sheet = ", in it validation.png: bicubic, SR, HR" if validation["pictures"] else ""
+    rows.append(("run folder", config["run_dir"] + sheet))
     return _table(rows)
 
 
@@ -85,12 +87,13 @@ def end_report(config: dict, faster: Sequence[str]) -> str:
         faster: As in `start_report`.
     """
     run_dir = config["run_dir"]
+    weights = shlex.quote(f"--weights={run_dir}")
     rows = [("done", f"{run_dir}/generator.weights.h5, {config['steps']:,} steps")]
     if (Path(run_dir) / "validation.png").exists():
         rows.append(("look at", f"{run_dir}/validation.png: bicubic, SR and HR side by side"))
     rows += [
-        ("compare", f"python evaluate.py --weights={run_dir} --out_dir=scores"),
-        ("upscale", f"python upscale.py photo.jpg --weights={run_dir}"),
+        ("compare", f"python evaluate.py {weights} --out_dir=scores"),
+        ("upscale", f"python upscale.py photo.jpg {weights}"),
     ]
     if config["train_data"] == "sample":
         flags = ["--train_data=FOLDER", *faster]
@@ -202,8 +205,9 @@ class RunLog:
 
     def __exit__(self, *_) -> None:
         """Closes the files and keeps the progress line."""
-        self._file.close()
-        self._writer.close()
+        with self._writing():
+            self._file.close()
+            self._writer.close()
         if self._is_terminal:
             print(file=sys.stderr)
 
@@ -262,12 +266,16 @@ class RunLog:
         ])  # fmt: skip
 
     def _record(self, step: int, values: dict[str, float]) -> None:
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
-        with self._writer.as_default(step):
-            for name, value in values.items():
-                tf.summary.scalar(name, value)
-        self._writer.flush()
+        with self._writing():
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
+            with self._writer.as_default(step):
+                for name, value in values.items():
+                    tf.summary.scalar(name, value)
+            self._writer.flush()
+
+    def _writing(self):
+        return files.naming(self._run_dir, "its logs cannot be written")
 
     def validate(
         self,

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import keras
 
-from srgan_tf import losses, networks, vgg, weights
+from srgan_tf import files, losses, networks, vgg, weights
 
 # Raise it with a change after which the same flags and pictures lead to other weights: runs of an
 # earlier version are then refused instead of resumed. 2: Adam's epsilon is 1e-8. 3: Adam in one
@@ -64,6 +64,8 @@ def require_consistent(config: Config) -> None:
     Raises:
         ValueError: They do; one line.
     """
+    if not files.is_utf8(config.run_dir):
+        raise ValueError(f"--run_dir={config.run_dir}: TensorBoard needs a path in UTF-8")
     if config.warmup_steps and config.learning_rate_schedule != "cosine":
         raise ValueError("--warmup_steps belongs to --learning_rate_schedule=cosine")
     if config.warmup_steps >= config.steps:
@@ -105,13 +107,19 @@ def build(
 
     Returns:
         The generator; the discriminator, or None; the content loss by its name; and facts to
-        record: this version, the VGG weights, the start of the generator.
+        record: this version, the VGG weights, the start of the generator, the step after which the
+        learning rate drops.
 
     Raises:
         ValueError, FileNotFoundError: Weights are unavailable or do not fit; one line.
     """
     dtype = config.mixed_precision
-    facts = {"recipe": VERSION, "vgg": None, "generator": f"{config.init} start"}
+    facts = {
+        "recipe": VERSION,
+        "vgg": None,
+        "generator": f"{config.init} start",
+        "drop_step": drop_step(config.learning_rate_drop_at, config.steps),
+    }
     generator = networks.build_generator(
         residual_blocks=config.residual_blocks,
         filters=config.filters,
@@ -147,6 +155,12 @@ def build(
     return generator, discriminator, content, facts
 
 
+def drop_step(learning_rate_drop_at: float, steps: int) -> int | None:
+    """Returns the step after which the step schedule's rate is a tenth; None where it never is."""
+    drop_at = round(learning_rate_drop_at * steps)
+    return drop_at if drop_at < steps else None
+
+
 def learning_rates(config: Config) -> Callable | float:
     """Returns the learning rate over the steps, for a Keras optimizer.
 
@@ -164,8 +178,8 @@ def learning_rates(config: Config) -> Callable | float:
             warmup_target=config.learning_rate if config.warmup_steps else None,
             warmup_steps=config.warmup_steps,
         )
-    drop_at = round(config.learning_rate_drop_at * config.steps)
-    if drop_at >= config.steps:
+    drop_at = drop_step(config.learning_rate_drop_at, config.steps)
+    if drop_at is None:
         return config.learning_rate
     # The rate of Keras' boundary itself is the higher one, and the first step is step 0.
     return keras.optimizers.schedules.PiecewiseConstantDecay(

@@ -1,12 +1,13 @@
-"""Resuming a run, in the order in which it happens; needs no TensorFlow.
+"""Checkpoints, and resuming from them, in the order in which it happens; needs no TensorFlow.
 
-`earlier_run` reads run.json and refuses other flags, `as_started` adapts the config to it,
-`require_same_findings` refuses other pictures or another VGG, and `restore` takes the newest
-checkpoint that can be read.
+`earlier_run` reads run.json and refuses other flags, `with_first_drop` and `as_started` adapt the
+config to it, `require_same_findings` refuses other pictures or another VGG, and `restore` takes the
+newest checkpoint that can be read.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from pathlib import Path
@@ -14,9 +15,9 @@ from typing import TYPE_CHECKING
 
 from absl import logging
 
-from srgan_tf import pictures
+from srgan_tf import files
 from srgan_tf.training import run_folder
-from srgan_tf.training.recipe import VERSION, Config
+from srgan_tf.training.recipe import VERSION, Config, drop_step
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -57,10 +58,17 @@ def earlier_run(config: Config, *, has_state: bool, script: str = "train.py") ->
                 f"--run_dir={run_dir} holds a run of {earlier_script}: give another --run_dir"
             )
         before = _BEFORE_THE_FLAG | record["config"]
+        may_change = MAY_CHANGE
+        if config.steps > before["steps"]:
+            _require_extensible(config, before["steps"])
+            may_change = may_change | {"steps"}
+        drop = drop_step(config.learning_rate_drop_at, config.steps)
+        if drop == _first_drop(record):  # flags.txt of a run with more steps sets this
+            may_change = may_change | {"learning_rate_drop_at"}
         changed = [
             f"--{name}={value} (was {before[name]})"
             for name, value in dataclasses.asdict(config).items()
-            if name not in MAY_CHANGE and before.get(name, value) != value
+            if name not in may_change and before.get(name, value) != value
         ]
         if changed:
             raise ValueError(
@@ -78,6 +86,36 @@ def earlier_run(config: Config, *, has_state: bool, script: str = "train.py") ->
             " --run_dir, so that nothing is lost"
         )
     return record if has_state else None
+
+
+def _require_extensible(config: Config, steps: int) -> None:
+    """Raises ValueError where the rates of the steps already made depend on the number of steps."""
+    if config.learning_rate_schedule == "cosine":
+        raise ValueError(
+            f"--steps={config.steps} (was {steps}): a cosine schedule reaches 0 at the last step, "
+            "so other steps mean other rates from the first step on; start a new run with another "
+            f"--run_dir and --init_generator={config.run_dir}"
+        )
+
+
+def _first_drop(record: dict) -> int | None:
+    """Returns the step after which the rate of the run in run.json drops; None for never."""
+    if "drop_step" in record:
+        return record["drop_step"]
+    before = record["config"]
+    return drop_step(before["learning_rate_drop_at"], before["steps"])
+
+
+def with_first_drop(config: Config, record: dict | None) -> Config:
+    """Returns the config of a run that may be resumed with more steps than it started with.
+
+    More steps come at the end, at the last rate: the rate drops after the step at which it would
+    have dropped at first, so that the steps already made keep their rates.
+    """
+    drop = record and _first_drop(record)
+    if drop is None:
+        return config
+    return dataclasses.replace(config, learning_rate_drop_at=drop / config.steps)
 
 
 def as_started(config: Config, record: dict) -> Config:
@@ -134,6 +172,35 @@ def checkpoints(folder: Path) -> list[str]:
     return [os.fspath(folder / f"ckpt-{step}") for step in steps]
 
 
+def _step(checkpoint: str) -> int:
+    return int(checkpoint.rpartition("-")[2])
+
+
+def save(checkpoint: tf.train.Checkpoint, folder: Path, step: int, keep: int) -> None:
+    """Writes the checkpoint of a step and removes old ones.
+
+    `tf.train.CheckpointManager` does not remove what lies in a folder with a bracket in its path.
+
+    Args:
+        checkpoint: What to save.
+        folder: An existing folder.
+        step: The step, by which the checkpoint is named.
+        keep: How many checkpoints of this and earlier steps stay.
+
+    Raises:
+        OSError, ValueError: It cannot be written; one line.
+    """
+    path = folder / f"ckpt-{step}"
+    with files.naming(path, "cannot be saved"), files.plain_path(folder) as plain:
+        checkpoint.write(os.fspath(plain / path.name))
+        # A newer one is damaged, as the run did not resume from it.
+        earlier = [name for name in checkpoints(folder) if _step(name) <= step]
+        for name in earlier[:-keep]:
+            for file in [Path(f"{name}.index"), *folder.glob(f"{Path(name).name}.data-*")]:
+                with contextlib.suppress(OSError):  # it only takes space
+                    file.unlink()
+
+
 def restore(checkpoint: tf.train.Checkpoint, folder: Path) -> str:
     """Restores the newest readable checkpoint of a folder that holds some; returns its path.
 
@@ -142,10 +209,11 @@ def restore(checkpoint: tf.train.Checkpoint, folder: Path) -> str:
     """
     for path in reversed(checkpoints(folder)):
         try:
-            checkpoint.restore(path).assert_existing_objects_matched()
-        except Exception as error:  # a damaged file can raise anything, an IndexError for one
-            reason = pictures.one_line(error)
-            logging.warning("%s cannot be read (%s): trying the one before it", path, reason)
+            with files.naming(path, "cannot be read"), files.plain_path(folder) as plain:
+                found = checkpoint.read(os.fspath(plain / Path(path).name))
+                found.assert_existing_objects_matched()
+        except (OSError, ValueError) as error:
+            logging.warning("%s: trying the one before it", error)
         else:
             return path
     raise ValueError(

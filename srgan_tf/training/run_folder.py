@@ -24,12 +24,14 @@ def write_start(run_dir: Path, config: dict, facts: dict) -> None:
         config: Flags by name.
         facts: What is known before the first step, for `json.dumps`.
     """
-    flags = "".join(
-        f"--{name}={_flag_text(value)}\n" for name, value in config.items() if value is not None
-    )
-    write_text(run_dir / "flags.txt", flags)
+    _write_flags(run_dir, config)
     record = {"config": config, **here(), **facts}
     write_text(run_dir / "run.json", json.dumps(record, indent=2) + "\n")
+
+
+def _write_flags(run_dir: Path, config: dict) -> None:
+    lines = [f"--{name}={_flag_text(v)}\n" for name, v in config.items() if v is not None]
+    write_text(run_dir / "flags.txt", "".join(lines))
 
 
 def read_start(run_dir: Path) -> dict:
@@ -37,21 +39,26 @@ def read_start(run_dir: Path) -> dict:
     path = run_dir / "run.json"
     try:
         record = json.loads(path.read_text())
-        record["config"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        record["config"]["steps"], record["config"]["learning_rate_drop_at"]
+        record["vgg"], record["train_data"]["fingerprint"]
+    except Exception as error:  # another program's file, of any contents
         raise ValueError(f"{path}: not a run's record; give another --run_dir") from error
     return record
 
 
-def add_resumption(run_dir: Path, step: int, facts: dict) -> None:
+def add_resumption(run_dir: Path, step: int, config: dict, facts: dict) -> None:
     """Adds a resumption to run.json, since other versions or devices round differently.
 
     Args:
         run_dir: The run folder.
         step: Steps done.
+        config: Flags by name; the number of steps may be larger now.
         facts: As in `write_start`.
     """
     record = read_start(run_dir)
+    if config["steps"] != record["config"]["steps"]:
+        record["config"]["steps"] = config["steps"]
+        _write_flags(run_dir, config)
     machine = {name: facts[name] for name in ("device", "replicas")}
     resumption = {"step": step, **here(), **machine}
     record.setdefault("went_on", []).append(resumption)
@@ -69,8 +76,8 @@ def open_metrics(run_dir: Path, first_step: int) -> TextIO:
     """
     path = run_dir / "metrics.jsonl"
     kept = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        with contextlib.suppress(ValueError):
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError, TypeError, KeyError):
             # A run that starts over also validates again at step 0.
             if 0 < first_step >= json.loads(line)["step"]:
                 kept.append(line + "\n")

@@ -1,8 +1,10 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from conftest import ROOT
 
-from srgan_tf.training import progress
+from srgan_tf.training import progress, run_folder
 
 CONFIG = {
     "variant": "SRGAN-VGG54",
@@ -39,6 +41,13 @@ def test_a_start_report_shortens_a_run_that_takes_days():
     )
 
 
+def test_a_start_report_names_the_picture_only_of_a_run_that_makes_one():
+    facts = FACTS | {"estimated_hours_left": 1}
+    assert "validation.png" not in progress.start_report(CONFIG, facts, [])
+    facts["validation"] = {"pictures": ["a.png"], "data": "held out"}
+    assert "validation.png" in progress.start_report(CONFIG, facts, [])
+
+
 @pytest.mark.parametrize("flagfile", sorted(path.name for path in ROOT.glob("*.flags")))
 def test_a_run_on_sample_pictures_ends_with_the_command_for_your_own(flagfile):
     lines = (ROOT / flagfile).read_text().splitlines()
@@ -56,6 +65,17 @@ def test_a_run_ends_with_where_its_results_are_and_what_to_do_with_them(tmp_path
     assert f"{tmp_path}/validation.png" in look
     assert compare.endswith(f"python evaluate.py --weights={tmp_path} --out_dir=scores")
     assert upscale.endswith(f"python upscale.py photo.jpg --weights={tmp_path}")
+    *_, upscale = progress.end_report(config | {"run_dir": "run [v2]"}, []).splitlines()
+    assert upscale.endswith("python upscale.py photo.jpg '--weights=run [v2]'")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full")
+def test_logs_that_do_not_fit_on_the_disk_are_one_line_with_the_run_folder(tmp_path, monkeypatch):
+    line = f"^{tmp_path}: its logs cannot be written .No space left on device.$"
+    with open("/dev/full", "a") as full, pytest.raises(ValueError, match=line):
+        monkeypatch.setattr(run_folder, "open_metrics", lambda *_: full)
+        with progress.RunLog(tmp_path, 0, 10) as log:
+            log.means(1, {"loss": 1.0}, 1e-4)
 
 
 def test_the_discriminator_is_named_once_when_it_has_won_or_lost():

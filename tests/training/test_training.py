@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -290,9 +291,178 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(damage, photo_folder,
     (tmp_path / "checkpoints" / "checkpoint").unlink()  # TensorFlow's list of them
     (tmp_path / "checkpoints" / "ckpt-9 (copy).index").touch()
     done = train(*flags, "--steps=4")
-    assert "ckpt-4 cannot be read" in done.stderr
+    assert "ckpt-4: cannot be read" in done.stderr
     assert "ckpt-2, step 2" in done.stdout
     assert_identical(before, checkpoint_arrays(tmp_path, 4))
+
+
+# A small run in this process.
+SMALL = {"crop_size": 32, "batch_size": 4, "residual_blocks": 1, "filters": 8, "val_pictures": 0}
+
+
+def test_a_run_resumes_whatever_its_folder_is_called(config, photo_folder, tmp_path):
+    from srgan_tf.training import loop
+
+    def run(run_dir, **changes):
+        loop.train(config(train_data=str(photo_folder), run_dir=str(run_dir), **SMALL, **changes))
+
+    run_dir, whole = tmp_path / "a*b?" / "run [v2]" / "back\\slash", tmp_path / "whole"
+    run(run_dir, steps=5, checkpoint_every=1, keep_checkpoints=2)
+    steps = [path.stem for path in run_dir.glob("checkpoints/*.index")]
+    assert sorted(steps) == ["ckpt-4", "ckpt-5"]
+    (run_dir / "checkpoints" / "ckpt-5.index").unlink()  # as if killed before the last step
+    run(run_dir, steps=5, checkpoint_every=1, keep_checkpoints=2)
+    run(whole, steps=5)
+    shutil.move(run_dir, tmp_path / "renamed")  # TensorFlow's reader would not find it
+    assert_identical(checkpoint_arrays(whole, 5), checkpoint_arrays(tmp_path / "renamed", 5))
+
+
+def test_a_checkpoint_after_a_damaged_one_is_kept(config, photo_folder, tmp_path):
+    from srgan_tf.training import loop
+
+    options = {"train_data": str(photo_folder), "checkpoint_every": 1, "deterministic": False}
+    options |= SMALL | {"run_dir": str(tmp_path), "steps": 3}
+    loop.train(config(keep_checkpoints=3, **options))
+    for step in (2, 3):
+        (tmp_path / "checkpoints" / f"ckpt-{step}.index").write_bytes(b"rubbish")
+    from srgan_tf.training import resume
+
+    saved, save = [], resume.save
+
+    def saving(checkpoint, folder, step, keep):
+        save(checkpoint, folder, step, keep)
+        saved.append((step, (folder / f"ckpt-{step}.index").stat().st_size > 7))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resume, "save", saving)
+        loop.train(config(keep_checkpoints=1, **options))
+    assert saved == [(2, True), (3, True)]
+
+
+def test_more_steps_continue_a_finished_run(config, photo_folder, tmp_path):
+    from srgan_tf import weights
+    from srgan_tf.training import loop
+
+    def run(name, **changes):
+        changes |= {"train_data": str(photo_folder), "run_dir": str(tmp_path / name)}
+        loop.train(config(**SMALL | {"learning_rate": 1e-2} | changes))
+        return json.loads((tmp_path / name / "run.json").read_text())
+
+    # At a constant rate.
+    run("constant", steps=2)
+    assert run("constant", steps=4)["config"]["steps"] == 4
+    run("constant_whole", steps=4)
+    first, second = (checkpoint_arrays(tmp_path / n, 4) for n in ("constant", "constant_whole"))
+    assert_identical(first, second)
+    assert weights.read_card(str(tmp_path / "constant"))["steps"] == 4
+    assert json.loads((tmp_path / "constant" / "scores.json").read_text())["steps"] == 4
+
+    # The rate stays at a tenth after the step at which it dropped.
+    run("step", steps=2, learning_rate_drop_at=0.5)
+    for share in (0.5, 0.25):  # the command with more steps, then flags.txt
+        record = run("step", steps=4, learning_rate_drop_at=share)
+    assert "--learning_rate_drop_at=0.25\n" in (tmp_path / "step" / "flags.txt").read_text()
+    assert [start["step"] for start in record["went_on"]] == [2, 4]
+    run("step_whole", steps=4, learning_rate_drop_at=0.25)
+    first, second = (checkpoint_arrays(tmp_path / n, 4) for n in ("step", "step_whole"))
+    assert_identical(first, second)
+    with pytest.raises(ValueError, match=r"--steps=3 \(was 4\)"):
+        run("step", steps=3, learning_rate_drop_at=0.5)
+    with pytest.raises(ValueError, match=r"--learning_rate_drop_at=0.75 \(was 0.5\)"):
+        run("step", steps=8, learning_rate_drop_at=0.75)
+
+
+def test_more_steps_are_refused_with_a_cosine_schedule(config, tmp_path):
+    from srgan_tf.training import resume, run_folder
+
+    first = config(run_dir=str(tmp_path), learning_rate_schedule="cosine", steps=10)
+    facts = {"recipe": 0, "vgg": None, "train_data": {"fingerprint": ""}}
+    run_folder.write_start(tmp_path, dataclasses.asdict(first), facts)
+    message = "--steps=20 (was 10): a cosine schedule reaches 0 at the last step"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        resume.earlier_run(dataclasses.replace(first, steps=20), has_state=True)
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{}", "[" * 100_000, '{"config": {"steps": 1}}'])
+def test_what_is_no_runs_record_is_named(config, tmp_path, text):
+    from srgan_tf.training import resume
+
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(ValueError, match="run.json: not a run's record"):
+        resume.earlier_run(config(run_dir=str(tmp_path)), has_state=True)
+
+
+def test_a_second_run_in_the_same_folder_is_refused(config, photo_folder, tmp_path):
+    from srgan_tf import files
+    from srgan_tf.training import loop
+
+    again = config(
+        train_data=str(photo_folder), run_dir=str(tmp_path), deterministic=False, **SMALL
+    )
+    with (
+        files.locked(tmp_path, ""),
+        pytest.raises(ValueError, match=f"^{tmp_path}: another train.py is training there"),
+    ):
+        loop.train(again)
+    assert not (tmp_path / "run.json").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="setrlimit")
+def test_a_checkpoint_that_does_not_fit_on_the_disk_is_one_line(config, photo_folder, tmp_path):
+    import resource  # a limit on the size of files fails like a full disk
+
+    from srgan_tf.training import loop
+
+    full = config(
+        train_data=str(photo_folder), run_dir=str(tmp_path), steps=1, deterministic=False, **SMALL
+    )
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, before[1]))
+    try:
+        with pytest.raises(ValueError) as raised:
+            loop.train(full)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    line = f"{tmp_path}/checkpoints/ckpt-1: cannot be saved ("
+    text = str(raised.value)
+    assert text.startswith(line) and "File too large" in text
+    assert "\n" not in text and "{{" not in text
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("notjson", "not JSON"),
+        ("[]", 'no "cluster" of addresses'),
+        ({"task": {"type": "worker", "index": 0}}, 'no "cluster" of addresses'),
+        ({"cluster": {"worker": "a:1"}}, '"worker" of the cluster is not a list'),
+        ({"cluster": {"worker": ["a:1"]}}, 'no "task" with the type and index'),
+        ({"cluster": {"worker": ["a:1"]}, "task": {"type": "worker"}}, 'no "task" with'),
+        ({"cluster": {"worker": ["a"]}}, '"a" is not of the form host:port'),
+        ({"cluster": {"worker": ["a:x"]}}, '"a:x" is not of the form host:port'),
+        ({"cluster": {"worker": ["a:1", ":2"]}}, '":2" is not of the form host:port'),
+        ({"cluster": {"worker": ["a:99999"]}}, "port below 65536"),
+        (
+            {"cluster": {"worker": ["a:1"]}, "task": {"type": "ps", "index": 0}},
+            'task type "ps" is not in the cluster, which has worker',
+        ),
+        (
+            {"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 2}},
+            "task index 2 is not below 2",
+        ),
+        (
+            {"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": -1}},
+            "task index -1 is not below 1",
+        ),
+    ],
+)
+def test_a_wrong_tf_config_is_named_with_what_is_wrong(given, message, monkeypatch):
+    from srgan_tf.training import loop
+
+    monkeypatch.setenv("TF_CONFIG", given if isinstance(given, str) else json.dumps(given))
+    with pytest.raises(ValueError, match="^TF_CONFIG: ") as raised:
+        loop.make_strategy()
+    assert message in str(raised.value)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(photo_folder, tmp_path):
@@ -332,6 +502,7 @@ def test_float16_is_refused_with_several_replicas(config, tmp_path):
         ("nowhere: no such", {"init_generator": "nowhere"}),
         ("--content_loss: VGG19 has no layer 'conv9'", {"content_loss": "conv9"}),
         ("a_file/checkpoints: cannot be written to", {"run_dir": "a_file"}),
+        ("TensorBoard needs a path in UTF-8", {"run_dir": "caf\udce9"}),
         ("--warmup_steps belongs to", {"warmup_steps": 5}),
         ("--ema=1: must be at least 0 and below 1", {"ema": 1}),
         ("--val_data=sample: --val_pictures=0", {"val_data": "sample", "val_pictures": 0}),
