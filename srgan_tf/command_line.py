@@ -50,7 +50,7 @@ def native_logs_hidden() -> Iterator[None]:
         stack.callback(os.close, kept)
         stack.callback(os.dup2, kept, 2)
         if sys.stderr is sys.__stderr__:
-            own = stack.enter_context(_text(_Patient(kept, "w", closefd=False), sys.stderr))
+            own = stack.enter_context(_text(_BestEffort(kept, "w", closefd=False), sys.stderr))
             stack.enter_context(contextlib.redirect_stderr(own))
         with open(os.devnull, "w") as nothing:
             os.dup2(nothing.fileno(), 2)
@@ -97,11 +97,11 @@ def _left(start: float, fraction: float) -> str:
     return f"  {datetime.timedelta(seconds=seconds)} left"
 
 
-class _Patient(io.FileIO):
-    """A standard stream whose errors end no work: what cannot be written is dropped.
+class _BestEffort(io.FileIO):
+    """A standard stream that drops what it cannot write, so that the work continues.
 
-    Its reader may have gone, as `| head -1` does, or its disk may be full. `lost` is the first
-    error other than a gone reader, else None.
+    Its reader may have gone, as with `| head -1`, or its disk may be full. `lost` is the first
+    error other than a missing reader, or None.
     """
 
     lost = None
@@ -109,7 +109,8 @@ class _Patient(io.FileIO):
     def write(self, data) -> int:
         """Writes or drops bytes."""
         try:
-            return super().write(data)
+            written = super().write(data)
+            return len(data) if written is None else written  # None: it would have to wait
         except OSError as error:
             if error.errno not in (errno.EPIPE, errno.EBADF):
                 self.lost = self.lost or error
@@ -127,8 +128,8 @@ def _text(raw: io.FileIO, like: io.TextIOWrapper | None) -> io.TextIOWrapper:
     )
 
 
-def _make_streams_patient() -> None:
-    """Replaces stdout and stderr so that no error in telling counts as an error in the work."""
+def _make_output_best_effort() -> None:
+    """Replaces stdout and stderr, so that an error in output is no error in the work."""
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         stream = getattr(sys, name)
         if stream is not getattr(sys, f"__{name}__"):
@@ -141,9 +142,9 @@ def _make_streams_patient() -> None:
         elif os.name != "posix":  # a console of Windows is no file
             stream.reconfigure(errors="backslashreplace")
             continue
-        patient = _text(_Patient(descriptor, "w", closefd=False), stream)
-        setattr(sys, name, patient)
-        setattr(sys, f"__{name}__", patient)
+        replaced = _text(_BestEffort(descriptor, "w", closefd=False), stream)
+        setattr(sys, name, replaced)
+        setattr(sys, f"__{name}__", replaced)
 
 
 def exit_code(main: Callable[[list[str]], int], argv: list[str], interrupted: str) -> int:
@@ -158,13 +159,13 @@ def exit_code(main: Callable[[list[str]], int], argv: list[str], interrupted: st
         The exit code: that of `main`; 1 after a ValueError or OSError, if a package is missing, or
         if stdout could not be written; 130 after Ctrl-C.
     """
-    _make_streams_patient()
+    _make_output_best_effort()
     expand_homes(main.__module__)
     try:
         code = main(argv)
         sys.stdout.flush()
         raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
-        if isinstance(raw, _Patient) and raw.lost:
+        if isinstance(raw, _BestEffort) and raw.lost:
             raise OSError(f"stdout: cannot be written ({raw.lost.strerror}); the work is done")
         return code
     except (ValueError, OSError) as error:

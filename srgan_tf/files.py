@@ -1,6 +1,6 @@
 """Files and folders: written atomically, named in errors, locked, and with paths for TensorFlow.
 
-What is written has a temporary name and is then renamed. Temporary names contain the machine and the
+Files are written to a temporary name and then renamed. Temporary names contain the machine and the
 process: no two processes share one, and the leftovers of killed processes can be removed. No
 TensorFlow.
 """

@@ -143,8 +143,8 @@ def save_weights(generator: keras.Model, path: Path) -> None:
     Raises:
         OSError, ValueError: It cannot be written; one line that names it.
     """
-    with files.naming(path, "cannot be written"), files.replacing(path) as beside:
-        generator.save_weights(beside)
+    with files.naming(path, "cannot be written"), files.replacing(path) as temporary:
+        generator.save_weights(temporary)
 
 
 def file_sha256(path: Path) -> str:

@@ -257,7 +257,7 @@ def read_kit(folder: str | os.PathLike) -> Kit:
             raise ValueError("changed after its kit was written")
     except FileNotFoundError:
         raise ValueError(f"{folder}: no rating kit, which has a {KEY}") from None
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except Exception as error:  # whatever the damage leads to
         raise ValueError(f"{path}: not a kit's key ({pictures.one_line(error)})") from error
     return Kit(
         key["id"],

@@ -92,8 +92,8 @@ def write_tflite(
             means = calibrate(layers, calibration)
         weights = "int8" if quantize == "dynamic" else quantize
         model = in_float(layers, weights=weights, input_size=input_size, means=means)
-    with files.replacing(Path(path)) as beside:
-        beside.write_bytes(model)
+    with files.replacing(Path(path)) as temporary:
+        temporary.write_bytes(model)
     return Path(path)
 
 

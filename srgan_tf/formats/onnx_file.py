@@ -81,8 +81,8 @@ def write_onnx(generator: keras.Model, path: str | os.PathLike) -> Path:
     model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8)
     onnx.helper.set_model_props(model, {"margin": str(folding.receptive_field(layers))})
     onnx.checker.check_model(model)
-    with files.replacing(Path(path)) as beside:
-        beside.write_bytes(model.SerializeToString())
+    with files.replacing(Path(path)) as temporary:
+        temporary.write_bytes(model.SerializeToString())
     return Path(path)
 
 

@@ -147,14 +147,14 @@ def _symmetric(picture: np.ndarray) -> np.ndarray:
 
 
 class DiscriminatorWatch:
-    """Says once when the discriminator has won or lost, by its last `SPAN` steps."""
+    """Reports once when the discriminator has won or lost, by its last `SPAN` steps."""
 
     SPAN = 500
 
     def __init__(self):
         """Starts without steps."""
         self._recent = collections.deque(maxlen=self.SPAN)
-        self._said = None
+        self._reported = None
 
     def add(self, names: Sequence[str], rows: np.ndarray) -> str | None:
         """Adds steps and returns one line where the state has changed to won or lost.
@@ -176,7 +176,7 @@ class DiscriminatorWatch:
         elif hr - sr < 0.05:
             state = "lost: it cannot tell SR from HR; a lower --adversarial_weight or a better"
             state += " --init_generator helps"
-        is_new, self._said = state != self._said, state
+        is_new, self._reported = state != self._reported, state
         if not state or not is_new:
             return None
         return f"D(HR) {hr:.2f}, D(SR) {sr:.2f} over {self.SPAN} steps: D has {state}"
@@ -299,8 +299,8 @@ class RunLog:
         self._record(step, values)
         width = max(row.shape[1] for row in shown)
         sheet = np.vstack([np.pad(r, ((0, 4), (0, width - r.shape[1]), (0, 0))) for r in shown])
-        with files.replacing(self._run_dir / "validation.png") as beside:
-            Image.fromarray(sheet).save(beside)
+        with files.replacing(self._run_dir / "validation.png") as temporary:
+            Image.fromarray(sheet).save(temporary)
 
         psnr, loss = values["validation_psnr"], values["validation_loss"]
         start = "\r\x1b[2K" if self._is_terminal else ""

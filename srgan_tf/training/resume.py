@@ -165,7 +165,7 @@ def require_same_findings(config: Config, record: dict, facts: dict) -> None:
 def checkpoints(folder: Path) -> list[str]:
     """Returns the paths of a folder's checkpoints, oldest first.
 
-    Files decide, not TensorFlow's own list of them, which may be lost.
+    Files decide, not the list that TensorFlow kept in runs of older versions.
     """
     numbers = [path.stem.removeprefix("ckpt-") for path in folder.glob("ckpt-*.index")]
     steps = sorted(int(number) for number in numbers if number.isdecimal())

@@ -51,7 +51,7 @@ def _unlike_the_start(generator):
 
 @pytest.fixture(scope="module")
 def generator():
-    """A tiny generator that enlarges pictures recognizably, and whose every layer matters."""
+    """A tiny generator that upscales recognizably, and whose every layer matters."""
     keras.utils.set_random_seed(1)
     return _unlike_the_start(build_generator(residual_blocks=2, filters=8))
 
@@ -89,7 +89,7 @@ def test_folding_changes_nothing(generator):
     np.testing.assert_allclose(folded(lr).numpy(), generator(lr, training=False).numpy(), atol=2e-5)
 
 
-def test_what_was_trained_in_bfloat16_is_folded_in_float32():
+def test_a_generator_trained_in_bfloat16_is_folded_in_float32():
     generator = build_generator(residual_blocks=1, filters=4, dtype="mixed_bfloat16")
     folded = keras_model.fold_batch_norm(generator)
     assert {layer.compute_dtype for layer in folded.layers} == {"float32"}
@@ -103,7 +103,7 @@ def test_another_network_is_refused():
 
 
 @pytest.mark.parametrize("form", litert.QUANTIZE)
-def test_a_tflite_file_gives_the_generators_pictures(generator, pairs, calibration, tmp_path, form):
+def test_a_tflite_file_upscales_as_its_generator(generator, pairs, calibration, tmp_path, form):
     path = litert.write_tflite(
         generator, tmp_path / "generator.tflite", quantize=form, calibration=calibration
     )
@@ -127,7 +127,7 @@ def test_quantized_files_are_smaller(generator, calibration, tmp_path):
 
 
 @pytest.mark.parametrize("form", litert.QUANTIZE)
-def test_all_of_a_tflite_file_runs_on_xnnpack(generator, calibration, tmp_path, form):
+def test_xnnpack_runs_every_operation_of_a_tflite_file(generator, calibration, tmp_path, form):
     path = litert.write_tflite(
         generator, tmp_path / "generator.tflite", quantize=form, calibration=calibration
     )
@@ -171,7 +171,7 @@ def test_the_size_of_a_tflite_file_may_be_fixed(generator, calibration, pairs, t
     assert sizes == {t["index"]: t["shape"].tolist() for t in interpreter.get_tensor_details()}
 
 
-def test_units_of_channels_change_nothing_and_end_slopes_above_one(generator, calibration):
+def test_equalized_layers_compute_the_same_with_slopes_of_at_most_one(generator, calibration):
     layers = folding.fold(generator)
     assert max(layer.slope.max() for layer in layers.values() if layer.slope is not None) > 1
     equal = quantization.equalized(layers, openvino_model.calibrate(layers, calibration))
@@ -186,7 +186,7 @@ def test_units_of_channels_change_nothing_and_end_slopes_above_one(generator, ca
     np.testing.assert_allclose(*results, atol=1e-4)
 
 
-def test_integers_need_calibration_pictures(generator, tmp_path):
+def test_int8_needs_calibration_pictures(generator, tmp_path):
     with pytest.raises(ValueError, match="int8 needs calibration pictures"):
         litert.write_tflite(generator, tmp_path / "x.tflite", quantize="int8")
     with pytest.raises(ValueError, match="quantize is 'int4': give one of float32"):
@@ -194,7 +194,7 @@ def test_integers_need_calibration_pictures(generator, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_saved_model_gives_the_generators_pictures(generator, saved_model, pairs):
+def test_a_saved_model_upscales_as_its_generator(generator, saved_model, pairs):
     found = parity.compare(saved_model, parity.reference(generator, pairs))
     assert found.worst <= 1
     margin = folding.receptive_field(folding.fold(generator))
@@ -238,7 +238,7 @@ def test_a_saved_model_takes_encoded_pictures_of_several_sizes(generator, saved_
 
 
 @pytest.mark.parametrize("signature", ["serving_default", "serve_float", "serve_bytes"])
-def test_a_signature_refuses_every_wrong_shape_and_what_is_empty(saved_model, signature):
+def test_a_signature_refuses_every_wrong_shape_and_empty_input(saved_model, signature):
     model = tf.saved_model.load(str(saved_model))  # alive, for its variables
     serve = model.signatures[signature]
     [(name, spec)] = serve.structured_input_signature[1].items()
@@ -439,7 +439,7 @@ def test_tensorflow_serving_can_warm_up(saved_model):
     assert warmed == ["serving_default", "serve_bytes"]
 
 
-def test_a_saved_model_runs_where_this_package_is_not(saved_model, tmp_path):
+def test_a_saved_model_runs_without_this_package(saved_model, tmp_path):
     script = """
 import sys
 sys.modules["srgan_tf"] = None  # importing it is an error now
@@ -465,7 +465,7 @@ saved_model_cli.main()
     assert "inputs['lr_bytes'] tensor_info:\n        dtype: DT_STRING" in done.stdout
 
 
-def test_an_onnx_file_gives_the_generators_pictures(generator, pairs, tmp_path):
+def test_an_onnx_file_upscales_as_its_generator(generator, pairs, tmp_path):
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     path = onnx_file.write_onnx(generator, tmp_path / "generator.onnx")
@@ -477,7 +477,7 @@ def test_an_onnx_file_gives_the_generators_pictures(generator, pairs, tmp_path):
     assert [axis.dim_param for axis in axes] == ["N", "h", "w", ""]
 
 
-def test_an_export_says_what_it_is_and_takes_the_next_number(generator, pairs, tmp_path):
+def test_an_export_has_a_card_and_takes_the_next_version_number(generator, pairs, tmp_path):
     card = {"name": "tiny", "sha256": "0123"}
     for version in ("1", "2"):
         [written], _ = exporting.export(
@@ -527,7 +527,7 @@ def test_nothing_is_written_where_every_form_misses_its_bound(
     assert not list(tmp_path.iterdir())  # nor a folder for it
 
 
-def test_what_killed_exports_left_is_cleared_and_what_others_make_is_not(tmp_path):
+def test_leftovers_of_killed_exports_are_removed_and_files_of_running_ones_are_not(tmp_path):
     over = subprocess.Popen(["true"])
     over.wait()
     for process in (over.pid, os.getpid()):
@@ -627,7 +627,7 @@ def test_pairs_of_any_size_are_brought_to_one_size():
         np.testing.assert_array_equal(large[::4, ::4][inner], small[inner])
 
 
-def test_bounds_are_of_levels_and_of_decibels():
+def test_a_bound_is_in_levels_or_in_decibels():
     def found(pooled, worst):
         return parity.Parity(1.0, 30.0, -9.0, pooled, [-9.0], worst, 1.0)
 
@@ -638,7 +638,7 @@ def test_bounds_are_of_levels_and_of_decibels():
     assert "int8 changes" in parity.out_of_bounds("int8", found(float("nan"), 0))
 
 
-def test_a_flat_picture_counts_in_the_mean_of_psnr_and_hardly_in_pooled_errors(monkeypatch):
+def test_a_flat_picture_dominates_the_mean_psnr_but_not_the_pooled_errors(monkeypatch):
     def enlarged(lr, error):
         return (lr + error).repeat(4, axis=-3).repeat(4, axis=-2)
 
@@ -730,7 +730,7 @@ def test_the_bundled_weights_keep_their_pictures_in_every_form(export, tmp_path)
         (["--weights=OTHER.weights.h5"], "not a generator's weights"),
     ],
 )
-def test_what_goes_wrong_is_said_in_one_line(
+def test_a_mistake_is_reported_in_one_line(
     export, tiny, other_weights, tmp_path, arguments, message
 ):
     (tmp_path / "file").touch()
@@ -744,9 +744,7 @@ def test_what_goes_wrong_is_said_in_one_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_packages_that_are_missing_are_named_before_anything_is_made(
-    export, tiny, tmp_path, monkeypatch
-):
+def test_missing_packages_are_named_before_anything_is_written(export, tiny, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     code, _, err = export(
         f"--weights={tiny}", f"--out_dir={tmp_path / 'out'}", "--format=savedmodel,onnx"
@@ -756,7 +754,7 @@ def test_packages_that_are_missing_are_named_before_anything_is_made(
 
 
 @pytest.mark.parametrize("quantize, shares", [("float32", (0, 7)), ("int8", (4, 3))])
-def test_photographs_are_shared_out_only_where_some_are_for_calibration(
+def test_photographs_are_divided_only_if_some_are_for_calibration(
     export, tiny, tmp_path, monkeypatch, quantize, shares
 ):
     def given(*_, calibration, pairs, **__):
@@ -770,7 +768,7 @@ def test_photographs_are_shared_out_only_where_some_are_for_calibration(
     assert err.splitlines()[-1] == f"error: {shares}"
 
 
-def test_help_comes_without_tensorflow():
+def test_help_does_not_import_tensorflow():
     script = "import sys, runpy\nsys.argv = ['export.py', '--help']\n" \
         "try: runpy.run_path(sys.argv[0], run_name='__main__')\n" \
         "finally: print('tensorflow' in sys.modules)"  # fmt: skip

@@ -31,7 +31,7 @@ def forms(tmp_path_factory):
 
 @pytest.mark.parametrize("filters", [8, 7])
 @pytest.mark.parametrize("bits", [8, 16])
-def test_float32_gives_what_keras_gives(tmp_path, filters, bits):
+def test_float32_computes_what_keras_computes(tmp_path, filters, bits):
     generator = networks.build_generator(residual_blocks=2, filters=filters)
     rng = np.random.default_rng(1)
     generator.set_weights([w + rng.uniform(0, 0.1, w.shape) for w in generator.get_weights()])
@@ -45,7 +45,7 @@ def test_float32_gives_what_keras_gives(tmp_path, filters, bits):
             assert np.abs(difference).max() <= (1 if bits == 8 else 2)
 
 
-def test_8_bits_come_within_a_few_levels_of_float_on_photographs(forms):
+def test_int8_is_within_a_few_levels_of_float_on_photographs(forms):
     losses = []
     for path in pictures.sample_pictures()[:4]:
         hr = pictures.middle(pictures.read_rgb(path), 256)
@@ -59,7 +59,7 @@ def test_8_bits_come_within_a_few_levels_of_float_on_photographs(forms):
     assert np.mean(losses) < 0.03
 
 
-def test_8_bits_hold_where_pictures_are_harder_than_those_of_calibration(forms):
+def test_int8_holds_on_harder_pictures_than_those_of_calibration(forms):
     text = Image.new("RGB", (256, 256), "white")
     for top in range(5, 250, 20):
         fill = (0, 0, 0) if top % 3 else (255, 0, 0)
@@ -95,7 +95,7 @@ def test_pairs_of_weights_cannot_overflow_16_bits(channels):
 
 
 @pytest.mark.parametrize(("bfloat16", "hint"), [(False, "f32"), (True, "bf16")])
-def test_bfloat16_is_used_where_asked_for_only(tmp_path, monkeypatch, bfloat16, hint):
+def test_bfloat16_is_used_only_if_requested(tmp_path, monkeypatch, bfloat16, hint):
     asked = []
 
     class Core(openvino.Core):
@@ -111,7 +111,7 @@ def test_bfloat16_is_used_where_asked_for_only(tmp_path, monkeypatch, bfloat16, 
     assert ("CPU", {"INFERENCE_PRECISION_HINT": hint}) in asked
 
 
-def test_a_tile_that_there_is_no_memory_for_is_a_memory_error(tmp_path):
+def test_a_tile_too_large_for_memory_is_a_memory_error(tmp_path):
     network = _network(networks.build_generator(residual_blocks=1, filters=8), tmp_path / "net.xml")
     lr = photograph(12, 9)
     expected = upscaling.upscale(network, lr)

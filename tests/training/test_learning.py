@@ -1,4 +1,4 @@
-"""Slow proofs that training learns, on photographs: `pytest -m slow -s tests/test_learning.py`.
+"""Slow proofs on photographs that training learns: `pytest -m slow -s tests/training`.
 
 They keep their runs in SRGAN_RUNS, by default runs/proof, so that a stopped proof resumes. A run
 that was finished with other code starts over.
