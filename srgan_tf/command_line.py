@@ -50,7 +50,7 @@ def native_logs_hidden() -> Iterator[None]:
         stack.callback(os.close, kept)
         stack.callback(os.dup2, kept, 2)
         if sys.stderr is sys.__stderr__:
-            own = stack.enter_context(_text(_BestEffort(kept, "w", closefd=False), sys.stderr))
+            own = stack.enter_context(_BestEffort(kept, sys.stderr))
             stack.enter_context(contextlib.redirect_stderr(own))
         with open(os.devnull, "w") as nothing:
             os.dup2(nothing.fileno(), 2)
@@ -97,35 +97,52 @@ def _left(start: float, fraction: float) -> str:
     return f"  {datetime.timedelta(seconds=seconds)} left"
 
 
-class _BestEffort(io.FileIO):
+class _BestEffort(io.TextIOWrapper):
     """A standard stream that drops what it cannot write, so that the work continues.
 
-    Its reader may have gone, as with `| head -1`, or its disk may be full. `lost` is the first
-    error other than a missing reader, or None.
+    Its reader may have gone, as with `| head -1`, or its disk may be full. Characters that its
+    encoding lacks are written with backslashes.
+
+    Attributes:
+        lost: The first error other than a missing reader, or None.
     """
 
-    lost = None
+    def __init__(self, descriptor: int, like: io.TextIOWrapper | None):
+        """Opens a descriptor, which stays open, as another stream is open, if there was one."""
+        super().__init__(
+            io.BufferedWriter(io.FileIO(descriptor, "w", closefd=False)),
+            encoding=like and like.encoding,
+            errors="backslashreplace",
+            line_buffering=like is None or like.line_buffering,
+            write_through=like is not None and like.write_through,
+        )
+        self.lost = None
 
-    def write(self, data) -> int:
-        """Writes or drops bytes."""
+    def write(self, text: str) -> int:
+        """Writes or drops text."""
         try:
-            written = super().write(data)
-            return len(data) if written is None else written  # None: it would have to wait
+            return super().write(text)
         except OSError as error:
-            if error.errno not in (errno.EPIPE, errno.EBADF):
-                self.lost = self.lost or error
-            return len(data)
+            self._drop(error)
+            return len(text)
 
+    def flush(self) -> None:
+        """Writes or drops what is buffered."""
+        try:
+            super().flush()
+        except OSError as error:
+            self._drop(error)
 
-def _text(raw: io.FileIO, like: io.TextIOWrapper | None) -> io.TextIOWrapper:
-    """Makes a text stream like another; what its encoding lacks is written with backslashes."""
-    return io.TextIOWrapper(
-        io.BufferedWriter(raw),
-        encoding=like and like.encoding,
-        errors="backslashreplace",
-        line_buffering=like is None or like.line_buffering,
-        write_through=like is not None and like.write_through,
-    )
+    def close(self) -> None:
+        """Writes or drops what is buffered, and closes the stream."""
+        try:
+            super().close()
+        except OSError as error:
+            self._drop(error)
+
+    def _drop(self, error: OSError) -> None:
+        if error.errno not in (errno.EPIPE, errno.EBADF):
+            self.lost = self.lost or error
 
 
 def _make_output_best_effort() -> None:
@@ -142,7 +159,7 @@ def _make_output_best_effort() -> None:
         elif os.name != "posix":  # a console of Windows is no file
             stream.reconfigure(errors="backslashreplace")
             continue
-        replaced = _text(_BestEffort(descriptor, "w", closefd=False), stream)
+        replaced = _BestEffort(descriptor, stream)
         setattr(sys, name, replaced)
         setattr(sys, f"__{name}__", replaced)
 
@@ -164,9 +181,8 @@ def exit_code(main: Callable[[list[str]], int], argv: list[str], interrupted: st
     try:
         code = main(argv)
         sys.stdout.flush()
-        raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
-        if isinstance(raw, _BestEffort) and raw.lost:
-            raise OSError(f"stdout: cannot be written ({raw.lost.strerror}); the work is done")
+        if lost := getattr(sys.stdout, "lost", None):
+            raise OSError(f"stdout: cannot be written ({lost.strerror}); the work is done")
         return code
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -187,7 +203,9 @@ def caught_signals() -> Iterator[list[int]]:
     def handler(signum, _):
         received.append(signum)
         signal.signal(signum, signal.SIG_DFL)
-        print("\nstopping after this step; once more to stop at once", file=sys.stderr)
+        # Not through sys.stderr, which may be in the middle of a write.
+        with contextlib.suppress(OSError):
+            os.write(2, b"\nstopping after this step; once more to stop at once\n")
 
     before = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
