@@ -17,7 +17,12 @@ flags.DEFINE_string(
     "run_dir", None, "Folder of the run, by default runs/VARIANT; a run that it holds is resumed."
 )
 flags.DEFINE_string("variant", "custom", "The variant's name, for logs and tables.")
-flags.DEFINE_integer("steps", 1_000_000, "Updates to make in all.", lower_bound=1)
+flags.DEFINE_integer(
+    "steps",
+    1_000_000,
+    "Updates to make in all. A larger number continues a finished run, except with cosine.",
+    lower_bound=1,
+)
 flags.DEFINE_integer("seed", 1, "Seed of first weights, batches and crops.", lower_bound=0)
 flags.DEFINE_boolean("dry_run", False, "Print what a run would do and cost, write nothing, stop.")
 

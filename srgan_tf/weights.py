@@ -126,11 +126,16 @@ def read_card(spec: str) -> dict:
             card |= {key: known[key] for key in ("variant", "steps", "vgg")}
             card["ema"] = known.get("ema")  # older cards have none
         elif run.is_file():
-            record = json.loads(run.read_text())
+            record, steps = json.loads(run.read_text()), None
+            if card["name"] == "generator":
+                # While a finished run is continued, its weights are those of fewer steps.
+                scores = path.with_name("scores.json")
+                finished = json.loads(scores.read_text()) if scores.is_file() else record["config"]
+                steps = finished["steps"]
             card |= {
                 "name": path.resolve().parent.name,
                 "variant": record["variant"],
-                "steps": record["config"]["steps"] if card["name"] == "generator" else None,
+                "steps": steps,
                 "vgg": record["vgg"],
                 "ema": record["config"].get("ema"),
             }

@@ -59,6 +59,8 @@ def test_a_run_folder_loads_its_last_weights_with_variant_steps_vgg_and_ema(gene
     assert card["path"].endswith("generator.weights.h5")
     expected = {"name": "my_run", "variant": "SRGAN-VGG54", "steps": 500, "vgg": "hed", "ema": 0.9}
     assert {key: card[key] for key in expected} == expected
+    (run / "scores.json").write_text('{"steps": 300}')  # before the run was continued
+    assert weights.read_card(str(run))["steps"] == 300
 
 
 def test_unrelated_files_beside_weights_are_ignored(generator, tmp_path, monkeypatch):
