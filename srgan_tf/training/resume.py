@@ -212,6 +212,7 @@ def restore(checkpoint: tf.train.Checkpoint, folder: Path) -> str:
             with files.naming(path, "cannot be read"), files.plain_path(folder) as plain:
                 found = checkpoint.read(os.fspath(plain / Path(path).name))
                 found.assert_existing_objects_matched()
+                found.expect_partial()  # older versions also saved a counter of checkpoints
         except (OSError, ValueError) as error:
             logging.warning("%s: trying the one before it", error)
         else:
