@@ -2,12 +2,14 @@
 
   python export.py --weights=srresnet_mse
   python export.py --weights=runs/mine --format=tflite --quantize=int8 --calibration_data=photos
+  python export.py --weights=srresnet_mse,srgan_vgg54 --format=web
 
 Each file is run on --data and compared with the Keras model. A form that misses its bound is named
 and not written; the others are. Exit code: 0 if all forms are written, otherwise 1.
 """
 
 import sys
+from pathlib import Path
 
 from absl import app, flags, logging
 
@@ -18,25 +20,34 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string(
     "weights",
     "srresnet_mse",
-    "Weights to export: a bundled name, a run folder or a file.",
+    "Weights to export: a bundled name, a run folder or a file. For web also two, with a comma "
+    "between them: the faithful and the detailed end of a dial.",
 )
 flags.DEFINE_string("out_dir", "export", "Folder for all files.")
 flags.DEFINE_list(
     "format",
     "savedmodel,tflite",
-    "Some of savedmodel, tflite and onnx (which needs the packages onnx and onnxruntime).",
+    "Some of savedmodel, tflite and onnx (which needs the packages onnx and onnxruntime); or web, "
+    "a page that upscales photos in the browser, in the folder web of --out_dir.",
 )
 flags.DEFINE_list(
     "quantize",
     "float32,float16,dynamic,int8",
     "For tflite: float32; float16, half the size; dynamic, int8 kernels, float in and out; int8, "
-    "integers from end to end, uint8 pictures in and out.",
+    "integers from end to end, uint8 pictures in and out. For web: float32 (its default) "
+    "or float16.",
 )
 flags.DEFINE_list(
     "input_size",
     None,
     "H,W of LR, for tflite on mobile GPUs and NPUs, which need it fixed; all forms are then "
     "compared on crops of this size. Default: any size.",
+)
+flags.DEFINE_string(
+    "web_runtime",
+    None,
+    "The folder @litertjs of an npm installation, for web: its files are copied into the page's "
+    "folder. Without it the page loads them from cdn.jsdelivr.net.",
 )
 flags.DEFINE_string(
     "calibration_data",
@@ -68,12 +79,33 @@ def main(argv):
     command_line.load_tensorflow()
     logging.set_verbosity(logging.WARNING)  # TensorFlow logs each detail of a SavedModel
     from srgan_tf import provenance, weights
-    from srgan_tf.formats import exporting, litert
+    from srgan_tf.formats import exporting, litert, web
 
-    _check_names("format", FLAGS.format, exporting.FORMATS)
+    _check_names("format", FLAGS.format, (*exporting.FORMATS, "web"))
     _check_names("quantize", FLAGS.quantize, litert.QUANTIZE)
     input_size = _input_size()
     _refuse_idle_flags()
+    facts = {
+        "data": FLAGS.data,
+        "calibration_data": FLAGS.calibration_data,
+        **provenance.here(),
+    }
+    if "web" in FLAGS.format:
+        quantize = _web_quantize(web.QUANTIZE)
+        generators = [weights.load_generator(spec) for spec in FLAGS.weights.split(",")]
+        if len(generators) > 2:
+            raise ValueError(f"--weights={FLAGS.weights}: a page takes one or two")
+        written = web.export(
+            generators,
+            Path(FLAGS.out_dir) / "web",
+            quantize=quantize,
+            runtime=FLAGS.web_runtime,
+            pairs=pictures(None)[1],
+            facts=facts,
+        )
+        _print_table(written)
+        print(f"To open the page: python {Path(FLAGS.out_dir) / 'web' / 'serve.py'}")
+        return 0
     generator, card = weights.load_generator(FLAGS.weights)
     calibration, pairs = pictures(input_size)
     written, failed = exporting.export(
@@ -85,12 +117,15 @@ def main(argv):
         input_size=input_size,
         calibration=calibration,
         pairs=pairs,
-        facts={
-            "data": FLAGS.data,
-            "calibration_data": FLAGS.calibration_data,
-            **provenance.here(),
-        },
+        facts=facts,
     )
+    _print_table(written)
+    for line in failed:
+        print(f"error: not exported: {line}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _print_table(written) -> None:
     print(f"On {len(written[0].parity.changes)} pictures of {FLAGS.data}, against the Keras model:")
     print(f"{'form':<10}{'MB':>6}{'PSNR':>9}{'change':>9}{'pooled':>9}{'worst':>7}{'s/MP':>7} file")
     for form, path, found in written:
@@ -99,9 +134,6 @@ def main(argv):
             f"{found.pooled:>+9.3f}{found.worst:>7}{found.seconds:>7.2f} {path}"
         )
     print(_LEGEND)
-    for line in failed:
-        print(f"error: not exported: {line}", file=sys.stderr)
-    return 1 if failed else 0
 
 
 def pictures(input_size):
@@ -129,8 +161,22 @@ def _check_names(flag: str, given: list[str], known: tuple[str, ...]) -> None:
         raise ValueError(f"--{flag} is empty: give some of {','.join(known)}")
 
 
+def _web_quantize(known: tuple[str, ...]) -> str:
+    if len(FLAGS.format) > 1:
+        raise ValueError("--format: export web by itself, since a page takes other flags")
+    if not FLAGS["quantize"].present:
+        return known[0]
+    if len(FLAGS.quantize) > 1 or FLAGS.quantize[0] not in known:
+        raise ValueError(f"--quantize: for web give one of {','.join(known)}")
+    return FLAGS.quantize[0]
+
+
 def _refuse_idle_flags() -> None:
+    if FLAGS.web_runtime is not None and "web" not in FLAGS.format:
+        raise ValueError("--web_runtime is for --format=web")
     for name in ("quantize", "input_size"):
+        if name == "quantize" and "web" in FLAGS.format:
+            continue
         if FLAGS[name].present and "tflite" not in FLAGS.format:
             given = ",".join(FLAGS.format)
             raise ValueError(f"--{name} is for tflite, which is not in --format={given}")
