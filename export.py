@@ -92,11 +92,11 @@ def main(argv):
     }
     if "web" in FLAGS.format:
         quantize = _web_quantize(web.QUANTIZE)
-        generators = [weights.load_generator(spec) for spec in FLAGS.weights.split(",")]
-        if len(generators) > 2:
+        specs = FLAGS.weights.split(",")
+        if len(specs) > 2:
             raise ValueError(f"--weights={FLAGS.weights}: a page takes one or two")
         written = web.export(
-            generators,
+            [weights.load_generator(spec) for spec in specs],
             Path(FLAGS.out_dir) / "web",
             quantize=quantize,
             runtime=FLAGS.web_runtime,

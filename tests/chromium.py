@@ -28,11 +28,11 @@ _ARGUMENTS = [
 class Chromium(webdriver.Chrome):
     """Selenium's driver, with what our tests of pages have in common. `quit()` ends it."""
 
-    def __init__(self, profile: Path):
+    def __init__(self, profile: Path, *arguments: str):
         """Starts a browser with a fresh profile folder, and without Selenium's downloads."""
         options = webdriver.ChromeOptions()
         options.binary_location = str(BINARY)
-        for argument in [*_ARGUMENTS, f"--user-data-dir={profile}"]:
+        for argument in [*_ARGUMENTS, f"--user-data-dir={profile}", *arguments]:
             options.add_argument(argument)
         options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
         super().__init__(options, webdriver.ChromeService(str(DRIVER)))

@@ -1,0 +1,349 @@
+"""The page of `export.py --format=web`, in a browser; most of it needs LiteRT.js from npm."""
+
+import contextlib
+import functools
+import http.server
+import json
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import threading
+import zlib
+
+import keras
+import numpy as np
+import pytest
+from conftest import photograph
+from PIL import Image
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+
+from srgan_tf import networks, resize, upscaling
+from srgan_tf.formats import exported, web
+
+DONE = "state === 'done' || error()"
+
+
+def _generator(seed):
+    """A tiny generator, and its card. What zero padding does to it reaches far into a picture."""
+    keras.utils.set_random_seed(seed)
+    generator = networks.build_generator(residual_blocks=2, filters=8)
+    for layer in generator.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            gamma, beta, *moving = layer.get_weights()
+            layer.set_weights([gamma + 0.5, beta + 0.2, *moving])
+    return generator, {"name": f"network {seed}#%"}
+
+
+@pytest.fixture(scope="module")
+def generators():
+    return [_generator(1), _generator(2)]
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    hr = photograph(64, 80)
+    return [(resize.imresize(hr, (16, 20)), hr)]
+
+
+@pytest.fixture(scope="session")
+def npm_folder(pytestconfig):
+    """The folder @litertjs of an npm installation, kept between test runs, or a skip."""
+    folder = pytestconfig.cache.mkdir("npm")
+    if not shutil.which("npm"):
+        pytest.skip("no npm")
+    command = ["npm", "install", "--prefer-offline", "--no-audit", *web.RUNTIME.values()]
+    if subprocess.run(command, cwd=folder, capture_output=True, timeout=120).returncode:
+        pytest.skip("npm cannot install LiteRT.js")
+    return folder / "node_modules" / "@litertjs"
+
+
+@contextlib.contextmanager
+def _serving(folder):
+    """Runs the page's own serve.py."""
+    command = [sys.executable, folder / "serve.py", "0"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    try:
+        yield re.search(r"http://[^ ]+/", process.stdout.readline()).group()
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def bare(generators, pairs, tmp_path_factory):
+    """The folder of a page without the runtime."""
+    folder = tmp_path_factory.mktemp("bare")
+    web.export(generators[:1], folder, pairs=pairs)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def complete(generators, pairs, npm_folder, tmp_path_factory):
+    """The folder of a page with two networks and the runtime."""
+    folder = tmp_path_factory.mktemp("complete")
+    web.export(generators, folder, runtime=npm_folder, pairs=pairs)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(complete):
+    with _serving(complete) as address:
+        yield address
+
+
+@pytest.fixture
+def page(browser, address, tmp_path):
+    _open(browser, address, tmp_path)
+    yield browser
+    assert not browser.problems()
+    assert all(url.startswith((address, "blob:", "data:")) for url in browser.requests())
+
+
+def _open(browser, address, downloads):
+    browser.open(address)
+    browser.execute_cdp_cmd(
+        "Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(downloads)}
+    )
+    browser.execute_script("self.error = () => $('error').hidden ? '' : $('error').textContent")
+
+
+def _choose(page, path):
+    page.find_element(By.ID, "file").send_keys(str(path))
+    page.wait(f"picture?.file.name === {json.dumps(path.name)} || error()")
+
+
+def _click(page, name):
+    page.find_element(By.ID, name).click()
+
+
+def _upscale(page, path):
+    _choose(page, path)
+    _click(page, "start")
+    page.wait(DONE)
+    assert not page.js("error()")
+
+
+def _download(page, path):
+    """Downloads the result and returns it."""
+    _click(page, "download")
+    page.wait("!$('download').disabled || error()")
+    saved = path.with_name(f"{path.stem}_x4.png")
+    page.wait("new Promise((resolve) => setTimeout(resolve, 300, true))")
+    result = np.asarray(Image.open(saved))
+    saved.unlink()
+    return result
+
+
+def _stage(page):
+    return page.js("(r => [r.x, r.y, r.width, r.height])($('stage').getBoundingClientRect())")
+
+
+def _expected(folder, lr, detail):
+    """What upscale.py makes of a picture, in its own tiles."""
+    first, second = (exported.load(path) for path in sorted(folder.glob("*.tflite")))
+    return upscaling.upscale(upscaling.blended(first, second, detail), lr)
+
+
+def _difference(one, two):
+    return np.abs(one.astype(int) - two).max()
+
+
+def test_the_folder_is_a_static_page_with_its_networks(bare, generators):
+    page = (bare / "index.html").read_text()
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page).group(1))
+    assert data["models"] == [{"name": "network 1#%", "file": "network%201%23%25.float32.tflite"}]
+    assert data["margin"] == exported.load(bare / "network 1#%.float32.tflite").margin
+    assert data["runtime"]["core"] == "https://cdn.jsdelivr.net/npm/@litertjs/core@2.5.3"
+    for file in re.findall(r'(?:src|href)="([\w.]+)"', page) + ["worker.js", "serve.py"]:
+        assert (bare / file).is_file()
+    assert not [path for path in bare.iterdir() if path.name.startswith(".")]
+
+
+def test_mistakes_of_the_command_line_are_one_line(run_script, tmp_path):
+    def error(*arguments):
+        code, _, stderr = run_script("export.py", f"--out_dir={tmp_path / 'out'}", *arguments)
+        assert code == 1 and stderr.count("\n") == 1
+        return stderr
+
+    assert "--web_runtime is for --format=web" in error("--web_runtime=x")
+    assert "export web by itself" in error("--format=web,tflite")
+    assert "for web give one of float32,float16" in error("--format=web", "--quantize=int8")
+    assert "--input_size is for tflite" in error("--format=web", "--input_size=9,9")
+    assert "a page takes one or two" in error("--format=web", "--weights=one,two,three")
+    twice = error("--format=web", "--weights=srresnet_mse,srresnet_mse")
+    assert "two networks are named srresnet_mse" in twice
+    missing = error("--format=web", f"--web_runtime={tmp_path}")
+    assert "no core/dist/index.js in it: run npm install @litertjs/core@" in missing
+    assert not (tmp_path / "out").exists()
+
+
+def _png(width, height):
+    """A PNG that states a size and holds next to nothing."""
+
+    def chunk(kind, data):
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    body = chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + header + body
+
+
+def test_what_is_no_photo_gets_one_sentence(browser, bare, tmp_path):
+    drawing = b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"></svg>'
+    cases = {
+        "empty.jpg": (b"", "empty.jpg is empty."),
+        "drawing.svg": (drawing, "drawing.svg is a drawing"),
+        "drawing.png": (b"<?xml version='1.0'?>" + drawing, "drawing.png is a drawing"),
+        "text.png": (b"only text", "text.png is not a photo that this browser can read"),
+        "huge.png": (_png(20000, 20000), "huge.png has 20000x20000 pixels"),
+    }
+    with _serving(bare) as address:
+        _open(browser, address, tmp_path)
+        for name, (contents, sentence) in cases.items():
+            (tmp_path / name).write_bytes(contents)
+            _choose(browser, tmp_path / name)
+            message = browser.js("error()")
+            assert message.startswith(sentence) and message.count(".\n") == 0, message
+            assert browser.js("state") == "empty"
+        # More than can be upscaled at once, but not more than can be cut.
+        (tmp_path / "large.png").write_bytes(_png(8000, 6000))
+        _choose(browser, tmp_path / "large.png")
+        browser.wait("state === 'chosen'")
+        assert "choose a part of at most 16.78 megapixels" in browser.js("error()")
+        assert browser.js("part.width * part.height <= MOST && !$('start').disabled")
+    browser.open(bare / "index.html")
+    assert "run python serve.py" in browser.js("$('error').textContent")
+    browser.problems()  # of the huge pictures
+
+
+@pytest.mark.parametrize("size", [(30, 41), (257, 300)])
+def test_the_page_makes_upscale_pys_pixels(page, complete, tmp_path, size):
+    lr = photograph(*size)
+    path = tmp_path / "photo 1.webp"
+    Image.fromarray(lr).save(path, lossless=True)
+    _upscale(page, path)
+    tiles = 1 if max(size) < 256 else 4
+    assert page.js("pieces.map((layer) => layer.length)") == [tiles, tiles]
+    assert _difference(_download(page, path), _expected(complete, lr, 0.5)) <= 1
+    page.execute_script("$('detail').value = 0; $('detail').dispatchEvent(new Event('input'))")
+    assert _difference(_download(page, path), _expected(complete, lr, 0)) <= 1
+
+
+def test_a_part_is_upscaled_by_itself(page, complete, tmp_path):
+    lr = photograph(90, 120)
+    path = tmp_path / "photo.png"
+    Image.fromarray(lr).save(path)
+    _choose(page, path)
+    _click(page, "cut")
+    x, y, width, _ = _stage(page)
+    scale = width / 120
+    page.drag((x + 10 * scale, y + 20 * scale), (x + 70 * scale, y + 50 * scale))
+    page.find_element(By.ID, "stage").send_keys(Keys.ARROW_RIGHT)
+    part = page.js("[part.left, part.top, part.width, part.height]")
+    np.testing.assert_allclose(part, [12, 20, 60, 30], atol=1)
+    _click(page, "start")
+    page.wait(DONE)
+    left, top, width, height = part
+    expected = _expected(complete, lr[top : top + height, left : left + width], 0.5)
+    assert _difference(_download(page, path), expected) <= 1
+
+
+def test_alpha_is_kept(page, complete, tmp_path):
+    lr = np.dstack([photograph(40, 50), np.full([40, 50], 255, np.uint8)])
+    lr[10:30, 15:40, 3] = photograph(20, 25, seed=3)[..., 0]
+    path = tmp_path / "translucent.png"
+    Image.fromarray(lr).save(path)
+    _upscale(page, path)
+    result = _download(page, path)
+    alpha = Image.fromarray(lr[..., 3].astype(np.float32))
+    expected = np.asarray(alpha.resize((200, 160), Image.Resampling.BICUBIC))
+    assert _difference(result[..., 3], np.clip(np.round(expected), 0, 255)) <= 1
+    assert "blob:" in page.js("$('after').style.maskImage")
+
+
+def test_the_slider_compares_and_zooms(page, tmp_path):
+    path = tmp_path / "photo.jpg"
+    Image.fromarray(photograph(150, 200)).save(path)
+    _upscale(page, path)
+    x, y, width, height = page.js(
+        "(r => [r.x, r.y, r.width, r.height])($('stage').getBoundingClientRect())"
+    )
+    page.drag((x + width / 2, y + height / 2), (x + width / 4, y + height / 2))
+    assert page.js("+$('slide').value") == pytest.approx(25, abs=1)
+    assert (
+        page.js("$('after').style.clipPath") == f"inset(0px 0px 0px {page.js('$(`slide`).value')}%)"
+    )
+    page.find_element(By.ID, "stage").send_keys(Keys.ARROW_RIGHT)
+    assert page.js("+$('slide').value") == pytest.approx(27, abs=1)
+    _click(page, "one")
+    assert page.js("$('level').textContent") == "100 %"
+    assert page.js("pieces[0][0].image.getBoundingClientRect().width") == 800
+    _click(page, "in")
+    assert page.js("pieces[0][0].image.getBoundingClientRect().width") == 1600
+
+
+def test_a_cancelled_photo_can_be_started_again(page, tmp_path):
+    path = tmp_path / "photo.png"
+    Image.fromarray(photograph(500, 600)).save(path)
+    _choose(page, path)
+    _click(page, "start")
+    page.wait("pieces.flat().length")
+    assert re.fullmatch(
+        r"Tile \d+ of \d+ on the CPU, \d+ s left", page.js("$('status').textContent")
+    )
+    _click(page, "cancel")
+    assert page.js("state") == "chosen" and page.js("worker") is None
+    _click(page, "start")
+    page.wait(DONE)
+    assert not page.js("error()")
+
+
+def test_a_plain_host_and_a_runtime_from_elsewhere_suffice(browser, complete, npm_folder, tmp_path):
+    """One thread, and the runtime from another origin, as from the CDN."""
+    cors = {"Access-Control-Allow-Origin": "*", "Cross-Origin-Resource-Policy": "cross-origin"}
+    path = tmp_path / "photo.png"
+    lr = photograph(40, 50)
+    Image.fromarray(lr).save(path)
+    with _hosted(npm_folder, cors) as elsewhere:
+        folder = tmp_path / "page"
+        shutil.copytree(complete, folder, ignore=shutil.ignore_patterns("litertjs"))
+        page = (folder / "index.html").read_text().replace('"litertjs/', f'"{elsewhere}')
+        (folder / "index.html").write_text(page)
+        with _hosted(folder) as address, _serving(folder) as isolated:
+            for place, threads in ((address, False), (isolated, True)):
+                _open(browser, place, tmp_path)
+                assert browser.js("crossOriginIsolated") == threads
+                _upscale(browser, path)
+                assert _difference(_download(browser, path), _expected(complete, lr, 0.5)) <= 1
+    assert not browser.problems()
+
+
+@contextlib.contextmanager
+def _hosted(folder, headers=()):
+    """Serves a folder as any static host does, with further headers."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        extensions_map = {".js": "text/javascript", ".html": "text/html", "": "text/plain"}
+
+        def end_headers(self):
+            for name, value in dict(headers).items():
+                self.send_header(name, value)
+            super().end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    handler = functools.partial(Handler, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/"
+        finally:
+            server.shutdown()
