@@ -11,7 +11,9 @@ const MOST = 2 ** 24;
 
 let worker = null;
 let picture = null;  // {file, url, width, height}
-let part = null;  // {left, top, width, height} of the picture
+let part = null;  // {left, top, width, height} of the picture, all of it unless `cutting`
+let cutting = false;
+let latest = null;  // the file chosen last
 let state = "empty";  // or chosen, running, done
 let alpha = null;  // of the part if it is not opaque: {values, width, height}
 let pieces = [];  // of sr, those of each network: {blob, image, left, top, width, height}
@@ -20,29 +22,29 @@ let view = {scale: 0, center: [0, 0], position: 50};
 /* Choosing */
 async function choose(file) {
   if (!file) return;
-  cancel();
-  forget();
+  latest = file;
+  if (state === "running" || $("download").disabled) stop();
+  forgetResult();
+  if (picture) URL.revokeObjectURL(picture.url);
   show("empty");
   const url = URL.createObjectURL(file);
-  const chosen = file;
-  choose.latest = chosen;
   try {
     const [width, height] = await measured(file, url);
-    if (choose.latest !== chosen) throw null;  // another one came meanwhile
+    if (latest !== file) return URL.revokeObjectURL(url);
     picture = {file, url, width, height};
   } catch (error) {
     URL.revokeObjectURL(url);
-    if (error) fail(error.message);
+    if (latest === file) fail(error.message);
     return;
   }
   $("before").firstElementChild.src = url;
-  part = {left: 0, top: 0, width: picture.width, height: picture.height};
-  if (picture.width * picture.height > MOST) {
-    fail(`${file.name} has ${megapixels(picture)}: too many to upscale at once, so drag on the photo to choose a part of at most ${megapixels({width: MOST, height: 1})}.`);
-  }
   load();
+  const large = picture.width * picture.height > MOST;
+  setPart(large);
   show("chosen");
-  setCutting(picture.width * picture.height > MOST);
+  if (large) {
+    fail(`${file.name} has ${megapixels(picture)}, too many to upscale at once: drag on the photo to choose a part of at most ${megapixels({width: MOST, height: 1})}.`);
+  }
 }
 
 // Finds the width and height without decoding, or throws one sentence.
@@ -73,7 +75,7 @@ function fail(message) {
   $("error").hidden = false;
 }
 
-function forget() {
+function forgetResult() {
   $("error").hidden = true;
   pieces.flat().forEach(({image}) => URL.revokeObjectURL(image.src));
   pieces = [];
@@ -81,8 +83,6 @@ function forget() {
   URL.revokeObjectURL($("after").dataset.mask);
   $("after").dataset.mask = $("after").style.maskImage = "";
   $("after").replaceChildren();
-  if (picture) URL.revokeObjectURL(picture.url);
-  picture = null;
 }
 
 /* Running */
@@ -105,15 +105,16 @@ function start() {
   worker.postMessage({task: "upscale", file: picture.file, ...part});
 }
 
-// Ends what the worker does at once and frees its memory; the next picture starts another one.
-function cancel() {
-  if (state !== "running") return;
-  worker.terminate();
+// Ends what the worker does at once and frees its memory. The next task starts another one.
+function stop() {
+  worker?.terminate();
   worker = null;
-  const {file, url, width, height} = picture;
-  picture = null;  // keeps its URL
-  forget();
-  picture = {file, url, width, height};
+  $("download").disabled = false;
+}
+
+function cancel() {
+  stop();
+  forgetResult();
   show("chosen");
 }
 
@@ -141,16 +142,14 @@ function duration(seconds) {
   return seconds < 5400 ? `${Math.ceil(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
 }
 
-function finished() {
+function finished({seconds}) {
   show("done");
-  $("status").textContent = `${4 * part.width}x${4 * part.height} pixels`;
+  $("status").textContent = `${4 * part.width}x${4 * part.height} pixels in ${duration(seconds)}`;
 }
 
 function failed({message}) {
-  cancel();
-  worker?.terminate();
-  worker = null;
-  $("download").disabled = false;
+  if (state === "running") cancel();
+  else stop();
   fail(message);
 }
 
@@ -186,7 +185,6 @@ function show(next) {
   })) $(id).hidden = state !== states;
   document.querySelectorAll(".name").forEach((name) => { name.hidden = state !== "done"; });
   if (state === "empty") return;
-  if (state !== "chosen") setCutting(false);
   $("title").textContent = picture.file.name;
   $("status").textContent = "";
   $("stage").setAttribute("aria-label", state === "chosen" ? "The photo" :
@@ -234,16 +232,20 @@ function draw() {
   after.style.maskPosition = `${x}px ${y}px`;
   after.style.maskSize = `${sizes[0] * scale}px ${sizes[1] * scale}px`;
   if (after.children[1]) after.children[1].style.opacity = $("detail").value;
-  $("detail-text").textContent = (+$("detail").value).toFixed(2);
+  const [faithful, detailed] = data.models.map(({name}) => name);
+  $("detail-text").textContent = `${(+$("detail").value).toFixed(2)}, between ${faithful} and ${detailed}`;
   $("divider").style.left = view.position + "%";
   $("slide").value = view.position;
   $("level").textContent = `${Math.round(100 * scale / pixel)} %`;
-  // The box of the part, and what the button will do.
-  $("part").hidden = !cutting();
+  const boxed = cutting && state === "chosen";
+  $("stage").classList.toggle("cutting", boxed);
+  $("part").hidden = !boxed;
+  $("zoom").hidden = boxed;  // there a drag draws the box and could not move the picture
   if (state !== "chosen") return;
+  $("cut").setAttribute("aria-pressed", cutting);
   place($("part"), {left: x + 4 * part.left * scale, top: y + 4 * part.top * scale,
     width: 4 * part.width * scale, height: 4 * part.height * scale});
-  $("start").textContent = cutting() ? "Upscale this part" : "Upscale";
+  $("start").textContent = cutting ? "Upscale this part" : "Upscale";
   $("start").disabled = part.width * part.height > MOST;
   $("status").textContent = `${part.width}x${part.height} to ${4 * part.width}x${4 * part.height} pixels (${megapixels({width: 4 * part.width, height: 4 * part.height})})`;
 }
@@ -264,12 +266,10 @@ function zoomBy(factor, point) {
 }
 
 /* Choosing a part */
-const cutting = () => $("stage").classList.contains("cutting");
-
-function setCutting(on) {
-  $("stage").classList.toggle("cutting", on);
-  $("cut").setAttribute("aria-pressed", on);
-  if (state !== "chosen") return;
+// Makes the part the whole picture, or a box to begin with.
+function setPart(on) {
+  cutting = on;
+  view.scale = 0;
   const {width, height} = picture;
   part = {left: 0, top: 0, width, height};
   if (on) {  // half of each side, in the middle, and no more than can be upscaled
@@ -277,11 +277,10 @@ function setCutting(on) {
     const [w, h] = [width, height].map((side) => Math.max(1, Math.floor(side * share)));
     part = {left: (width - w) >> 1, top: (height - h) >> 1, width: w, height: h};
   }
-  draw();
 }
 
 // Spans a box between two points of the picture.
-function setPart([x, y], [u, v]) {
+function span([x, y], [u, v]) {
   const [left, right] = [x, u].map((a) => clamp(Math.round(a), 0, picture.width)).sort((a, b) => a - b);
   const [top, bottom] = [y, v].map((a) => clamp(Math.round(a), 0, picture.height)).sort((a, b) => a - b);
   if (right > left && bottom > top) part = {left, top, width: right - left, height: bottom - top};
@@ -290,7 +289,7 @@ function setPart([x, y], [u, v]) {
 
 function movePart(x, y, grow) {
   const {left, top, width, height} = part;
-  if (grow) setPart([left, top], [Math.max(left + width + x, left + 1), Math.max(top + height + y, top + 1)]);
+  if (grow) span([left, top], [Math.max(left + width + x, left + 1), Math.max(top + height + y, top + 1)]);
   else {
     part.left = clamp(left + x, 0, picture.width - width);
     part.top = clamp(top + y, 0, picture.height - height);
@@ -313,7 +312,7 @@ function listen() {
   addEventListener("paste", (event) => choose(event.clipboardData.files[0]));
   addEventListener("resize", draw);
   const actions = {
-    start, cancel, download, cut: () => setCutting(!cutting()), in: () => zoomBy(2), out: () => zoomBy(0.5),
+    start, cancel, download, cut: () => { setPart(!cutting); draw(); }, in: () => zoomBy(2), out: () => zoomBy(0.5),
     one: () => { view.scale = 1 / devicePixelRatio; draw(); },
   };
   for (const [id, action] of Object.entries(actions)) $(id).addEventListener("click", action);
@@ -327,7 +326,7 @@ function listen() {
     return [event.clientX - box.left, event.clientY - box.top].map((at, i) => (at - view.origin[i]) / view.scale / 4);
   };
   const move = (event) => {
-    if (drag.kind === "cut") setPart(drag.from, point(event));
+    if (drag.kind === "cut") span(drag.from, point(event));
     else if (drag.kind === "pan") {
       view.center = [drag.center[0] - (event.clientX - drag.x) / view.scale,
                      drag.center[1] - (event.clientY - drag.y) / view.scale];
@@ -339,26 +338,25 @@ function listen() {
   };
   stage.addEventListener("pointerdown", (event) => {
     if (event.button) return;
-    const kind = cutting() ? "cut" : view.scale > view.fit && event.target !== $("divider") ? "pan" : "slide";
+    const kind = cutting && state === "chosen" ? "cut" : view.scale > view.fit && event.target !== $("divider") ? "pan" : "slide";
     drag = {kind, x: event.clientX, y: event.clientY, center: view.center, from: point(event)};
     stage.setPointerCapture(event.pointerId);
     if (kind === "slide" && event.pointerType === "mouse") move(event);
   });
   stage.addEventListener("pointermove", (event) => { if (drag) move(event); });
   for (const end of ["pointerup", "pointercancel"]) stage.addEventListener(end, () => { drag = null; });
-  stage.addEventListener("dblclick", (event) => { if (!cutting()) zoomBy(event.shiftKey ? 0.5 : 2, event); });
+  stage.addEventListener("dblclick", (event) => { if (!$("zoom").hidden) zoomBy(event.shiftKey ? 0.5 : 2, event); });
   stage.addEventListener("wheel", (event) => {
-    if (!event.ctrlKey) return;  // a plain wheel scrolls the page
+    if (!event.ctrlKey || $("zoom").hidden) return;  // a plain wheel scrolls the page
     event.preventDefault();
     zoomBy(event.deltaY < 0 ? 2 : 0.5, event);
   }, {passive: false});
   stage.addEventListener("keydown", (event) => {
     const arrow = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1]}[event.key];
-    if (event.key === "+" || event.key === "=") zoomBy(2);
-    else if (event.key === "-") zoomBy(0.5);
-    else if (event.key === "0") zoomBy(0);
+    const zoom = {"+": 2, "=": 2, "-": 0.5, "0": 0}[event.key];
+    if (zoom !== undefined && !$("zoom").hidden) zoomBy(zoom);
     else if (!arrow) return;
-    else if (cutting()) {
+    else if (cutting && state === "chosen") {
       const step = Math.ceil(Math.max(picture.width, picture.height) / 100);
       movePart(...arrow.map((a) => a * step), event.shiftKey);
     } else if (view.scale > view.fit) {
