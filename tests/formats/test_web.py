@@ -1,8 +1,10 @@
 """The page of `export.py --format=web`, in a browser; most of it needs LiteRT.js from npm."""
 
+import base64
 import contextlib
 import functools
 import http.server
+import io
 import json
 import re
 import shutil
@@ -11,6 +13,7 @@ import subprocess
 import sys
 import threading
 import zlib
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -20,7 +23,7 @@ from PIL import Image
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from srgan_tf import networks, resize, upscaling
+from srgan_tf import networks, resize, upscaling, weights
 from srgan_tf.formats import exported, web
 
 DONE = "state === 'done' || error()"
@@ -52,12 +55,16 @@ def pairs():
 def npm_folder(pytestconfig):
     """The folder @litertjs of an npm installation, kept between test runs, or a skip."""
     folder = pytestconfig.cache.mkdir("npm")
+    _install(folder, *web.RUNTIME.values())
+    return folder / "node_modules" / "@litertjs"
+
+
+def _install(folder, *packages):
     if not shutil.which("npm"):
         pytest.skip("no npm")
-    command = ["npm", "install", "--prefer-offline", "--no-audit", *web.RUNTIME.values()]
+    command = ["npm", "install", "--prefer-offline", "--no-audit", *packages]
     if subprocess.run(command, cwd=folder, capture_output=True, timeout=120).returncode:
-        pytest.skip("npm cannot install LiteRT.js")
-    return folder / "node_modules" / "@litertjs"
+        pytest.skip(f"npm cannot install {' '.join(packages)}")
 
 
 @contextlib.contextmanager
@@ -347,3 +354,94 @@ def _hosted(folder, headers=()):
             yield f"http://127.0.0.1:{server.server_port}/"
         finally:
             server.shutdown()
+
+
+@pytest.mark.slow
+def test_the_bundled_pair_makes_upscale_pys_pixels(browser, npm_folder, pairs, tmp_path):
+    generators = [weights.load_generator(name) for name in weights.BUNDLED_PAIR]
+    folder = tmp_path / "page"
+    web.export(generators, folder, quantize="float16", runtime=npm_folder, pairs=pairs)
+    lr = photograph(60, 270)
+    path = tmp_path / "photo.png"
+    Image.fromarray(lr).save(path)
+    files = [folder / f"{name}.float16.tflite" for name in weights.BUNDLED_PAIR]
+    network = upscaling.blended(*map(exported.load, files), 0.5)
+    with _serving(folder) as address:
+        _open(browser, address, tmp_path)
+        _upscale(browser, path)
+        assert browser.js("pieces[1].length") == 2
+        assert _difference(_download(browser, path), upscaling.upscale(network, lr)) <= 1
+
+
+@pytest.mark.slow
+def test_a_gpu_makes_the_same_pixels_and_the_cpu_stands_in_for_it(
+    browser, address, complete, tmp_path
+):
+    """`browser` stands for its check that Chromium is there: this one emulates a GPU."""
+    import chromium
+
+    flags = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"]
+    flags += ["--enable-features=Vulkan", "--use-vulkan=swiftshader"]
+    gpu = chromium.Chromium(tmp_path / "profile", *flags)
+    try:
+        lr = photograph(40, 50)
+        Image.fromarray(lr).save(tmp_path / "photo.png")
+        folder = tmp_path / "refused"
+        shutil.copytree(complete, folder)
+        runtime = folder / "litertjs" / "core" / "dist" / "index.js"
+        start = "async loadAndCompile(model, compileOptions = {}) {"
+        refusal = "if (compileOptions.accelerator === 'webgpu') throw new Error('no such kernel');"
+        runtime.write_text(runtime.read_text().replace(start, start + refusal))
+        with _serving(folder) as refused:
+            for place, processor in ((address, "GPU"), (refused, "CPU")):
+                _open(gpu, place, tmp_path)
+                _upscale(gpu, tmp_path / "photo.png")
+                assert gpu.js("$('status').textContent").endswith(f"on the {processor}")
+                result = _download(gpu, tmp_path / "photo.png")
+                assert _difference(result, _expected(complete, lr, 0.5)) <= 2
+        assert not gpu.problems()
+    finally:
+        gpu.quit()
+
+
+# Selenium needs geckodriver for Firefox, which Debian lacks; puppeteer-core needs none.
+_FIREFOX = """
+import puppeteer from "puppeteer-core";
+const [address, photo] = process.argv.slice(2);
+const browser = await puppeteer.launch(
+  {browser: "firefox", executablePath: "/usr/bin/firefox-esr", headless: true});
+try {
+  const page = await browser.newPage();
+  await page.goto(address);
+  await (await page.$("#file")).uploadFile(photo);
+  await page.waitForFunction("state === 'chosen'");
+  await page.click("#start");
+  await page.waitForFunction("state === 'done' || !$('error').hidden", {timeout: 60_000});
+  console.log(await page.evaluate(`new Promise((resolve) => {
+    worker.onmessage = ({data: {blob}}) => {
+      const reader = new FileReader();
+      reader.onload = () => resolve(reader.result.split(",")[1]);
+      reader.readAsDataURL(blob);
+    };
+    download();
+  })`));
+} finally {
+  await browser.close();
+}
+"""
+
+
+@pytest.mark.slow
+def test_firefox_makes_the_same_pixels(address, complete, npm_folder, tmp_path):
+    folder = npm_folder.parents[1]
+    if not Path("/usr/bin/firefox-esr").exists():
+        pytest.skip("no Firefox: apt-get install firefox-esr")
+    _install(folder, "puppeteer-core@24.43.1")
+    script = folder / "firefox.mjs"
+    script.write_text(_FIREFOX)
+    lr = photograph(40, 50)
+    Image.fromarray(lr).save(tmp_path / "photo.png")
+    command = ["node", script, address, tmp_path / "photo.png"]
+    output = subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=120)
+    result = np.asarray(Image.open(io.BytesIO(base64.b64decode(output.stdout))))
+    assert _difference(result, _expected(complete, lr, 0.5)) <= 1

@@ -132,19 +132,20 @@ function piece({layer, blob, left, top, width, height, done, total, accelerator,
   $("after").children[layer].append(image);
   pieces[layer].push({blob, image, left, top, width, height});
   $("progress").value = done / total;
-  const engine = accelerator === "webgpu" ? "on the GPU" : "on the CPU";
-  $("status").textContent = `Tile ${done} of ${total} ${engine}, ${duration(seconds * (total - done) / done)} left`;
+  $("status").textContent = `Tile ${done} of ${total} on the ${processor(accelerator)}, ${duration(seconds * (total - done) / done)} left`;
   draw();
 }
+
+const processor = (accelerator) => accelerator === "webgpu" ? "GPU" : "CPU";
 
 function duration(seconds) {
   if (seconds < 90) return `${Math.ceil(seconds)} s`;
   return seconds < 5400 ? `${Math.ceil(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
 }
 
-function finished({seconds}) {
+function finished({seconds, accelerator}) {
   show("done");
-  $("status").textContent = `${4 * part.width}x${4 * part.height} pixels in ${duration(seconds)}`;
+  $("status").textContent = `${4 * part.width}x${4 * part.height} pixels in ${duration(seconds)} on the ${processor(accelerator)}`;
 }
 
 function failed({message}) {

@@ -132,7 +132,7 @@ async function upscale({file, left, top, width, height}) {
     }
     network.delete();
   }
-  postMessage({event: "finished", seconds: (performance.now() - start) / 1000});
+  postMessage({event: "finished", accelerator, seconds: (performance.now() - start) / 1000});
 }
 
 // The page masks the result with alpha, which is enlarged once a file is written.
