@@ -93,13 +93,14 @@ async function upscale({file, left, top, width, height}) {
   const runtime = await litert;
   let bitmap;
   try {
-    bitmap = await createImageBitmap(file, left, top, width, height);
+    // Whole: given a part, browsers take it from the picture before EXIF's orientation.
+    bitmap = await createImageBitmap(file);
   } catch {
     throw new Error(`${file.name} is damaged: the browser cannot decode it.`);
   }
   const canvas = new OffscreenCanvas(width, height);
   const context = canvas.getContext("2d", {willReadFrequently: true});
-  context.drawImage(bitmap, 0, 0);
+  context.drawImage(bitmap, -left, -top);
   bitmap.close();
   const rgba = context.getImageData(0, 0, width, height).data;
   await sendAlpha(rgba, width, height);
