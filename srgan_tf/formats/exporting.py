@@ -78,21 +78,21 @@ def export(
     tile = None
     if input_size:
         pairs, tile = parity.crops(pairs, input_size), max(input_size)
-    with _staging(out_dir) as staging:
+    with staging(out_dir) as staged:
         expected = parity.reference(generator, pairs)
         made = {}
         if "savedmodel" in formats:
-            made["savedmodel"] = write_saved_model(generator, staging / "saved_model")
+            made["savedmodel"] = write_saved_model(generator, staged / "saved_model")
         for form in forms:
             made[form] = write_tflite(
                 generator,
-                staging / f"{name}.{form}{size}.tflite",
+                staged / f"{name}.{form}{size}.tflite",
                 quantize=form,
                 input_size=input_size,
                 calibration=calibration,
             )
         if "onnx" in formats:
-            made["onnx"] = write_onnx(generator, staging / f"{name}.onnx")
+            made["onnx"] = write_onnx(generator, staged / f"{name}.onnx")
 
         found = {form: parity.compare(path, expected, tile=tile) for form, path in made.items()}
         missed = {form: parity.out_of_bounds(form, found[form]) for form in found}
@@ -119,7 +119,7 @@ def export(
 
 
 @contextlib.contextmanager
-def _staging(out_dir: Path) -> Iterator[Path]:
+def staging(out_dir: Path) -> Iterator[Path]:
     """Makes a temporary folder in `out_dir`, which is removed too if it was new and stays empty."""
     new = [folder for folder in (out_dir, *out_dir.parents) if not folder.exists()]
     files.make_folder(out_dir)

@@ -9,14 +9,14 @@ from urllib.parse import quote
 
 import keras
 
-from srgan_tf import files, folding
+from srgan_tf import folding
 from srgan_tf.formats import exporting
 
 QUANTIZE = ("float32", "float16")
 
 _PAGE = Path(__file__).with_name("web_page")
-# The version that the page was tested with, and the files of it that the page loads: the
-# WebAssembly with and without threads, and for browsers without relaxed SIMD (Safari).
+# The version that the page is tested with, and those of its files that the page loads: WebAssembly
+# with and without threads, and "compat" for browsers without relaxed SIMD.
 RUNTIME = {"core": "@litertjs/core@2.5.3", "wasm_utils": "@litertjs/wasm-utils@2.5.3"}
 _ON_CDN = {key: f"https://cdn.jsdelivr.net/npm/{package}" for key, package in RUNTIME.items()}
 _COPIED = {"core": "litertjs/core", "wasm_utils": "litertjs/wasm-utils"}
@@ -70,15 +70,13 @@ def export(
     names = [card["name"] for _, card in generators]
     if len(set(names)) < len(names):
         raise ValueError(f"--weights: two networks are named {names[0]}, which their files share")
-    files.make_folder(out_dir)
-    with files.staging(out_dir) as staged:
-        staging = Path(staged)
+    with exporting.staging(out_dir) as staged:
         written = []
         for generator, card in generators:
             [found], _ = exporting.export(
                 generator,
                 card,
-                staging,
+                staged,
                 formats=["tflite"],
                 quantize=[quantize],
                 pairs=pairs,
@@ -86,10 +84,10 @@ def export(
             )
             written.append(found)
         for file in _RUNTIME_FILES if runtime is not None else ():
-            (staging / "litertjs" / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(Path(runtime) / file, staging / "litertjs" / file)
+            (staged / "litertjs" / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(Path(runtime) / file, staged / "litertjs" / file)
         for file in ("page.css", "page.js", "worker.js", "serve.py"):
-            shutil.copyfile(_PAGE / file, staging / file)
+            shutil.copyfile(_PAGE / file, staged / file)
         page = (_PAGE / "index.html").read_text(encoding="utf-8")
         data = {
             "models": [
@@ -101,9 +99,9 @@ def export(
         }
         text = json.dumps(data).replace("<", "\\u003c")  # cannot end the script element
         page = page.replace("<!-- data -->", text)
-        (staging / "index.html").write_text(page, encoding="utf-8")
-        for path in sorted(path for path in staging.rglob("*") if path.is_file()):
-            target = out_dir / path.relative_to(staging)
+        (staged / "index.html").write_text(page, encoding="utf-8")
+        for path in sorted(path for path in staged.rglob("*") if path.is_file()):
+            target = out_dir / path.relative_to(staged)
             target.parent.mkdir(parents=True, exist_ok=True)
             path.replace(target)
     return [found._replace(path=out_dir / found.path.name) for found in written]

@@ -536,7 +536,7 @@ def test_leftovers_of_killed_exports_are_removed_and_files_of_running_ones_are_n
         (left / "part").touch()
     other = tmp_path / f".making-{platform.node()}-{over.pid}-{over.pid}-x"
     other.mkdir()
-    with exporting._staging(tmp_path):
+    with exporting.staging(tmp_path):
         assert len(list(tmp_path.iterdir())) == 3
     assert set(tmp_path.iterdir()) == {left, other}
 

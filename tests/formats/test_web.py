@@ -211,6 +211,7 @@ def test_what_is_no_photo_gets_one_sentence(browser, bare, tmp_path):
         "drawing.svg": (drawing, "drawing.svg is a drawing"),
         "drawing.png": (b"<?xml version='1.0'?>" + drawing, "drawing.png is a drawing"),
         "text.png": (b"only text", "text.png is not a photo that this browser can read"),
+        "header.png": (_png(20000, 20000)[:33], "header.png is not a photo"),
         "huge.png": (_png(20000, 20000), "huge.png has 20000x20000 pixels"),
     }
     with _serving(bare) as address:
@@ -357,7 +358,8 @@ def test_a_plain_host_and_a_runtime_from_elsewhere_suffice(browser, complete, np
                 _upscale(browser, path)
                 assert _difference(_download(browser, path), _expected(complete, lr, 0.5)) <= 1
             assert not browser.problems()
-            next(folder.glob("*.tflite")).unlink()
+            (folder / "broken.html").write_text(page.replace("network%20", "missing"))
+            _open(browser, f"{address}broken.html", tmp_path)
             _choose(browser, path)
             _click(browser, "start")
             browser.wait("error()")
