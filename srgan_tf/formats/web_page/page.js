@@ -230,6 +230,7 @@ function draw() {
   const after = $("after");
   after.classList.toggle("shrunk", scale < pixel);
   after.style.clipPath = `inset(0 0 0 ${view.position}%)`;
+  $("before").style.clipPath = state === "done" ? `inset(0 ${100 - view.position}% 0 0)` : "";
   after.style.maskPosition = `${x}px ${y}px`;
   after.style.maskSize = `${sizes[0] * scale}px ${sizes[1] * scale}px`;
   if (after.children[1]) after.children[1].style.opacity = $("detail").value;

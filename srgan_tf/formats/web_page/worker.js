@@ -16,9 +16,14 @@ self.onmessage = async ({data: {task, ...given}}) => {
   try {
     await {load, upscale, png}[task](given);
   } catch (error) {
-    postMessage({event: "failed", message: String(error?.message ?? error)});
+    const message = error instanceof Problem ? error.message :
+      `The network cannot run here (${error?.message ?? error}): try a smaller part or another browser.`;
+    postMessage({event: "failed", message});
   }
 };
+
+// An error whose message is a sentence for the user; others come from the runtime.
+class Problem extends Error {}
 
 async function load(given) {
   settings = given;
@@ -28,7 +33,7 @@ async function load(given) {
 
 async function fetched(url) {
   const response = await fetch(url).catch(() => null);
-  if (!response?.ok) throw new Error(`${url} cannot be loaded: check the connection and the server.`);
+  if (!response?.ok) throw new Problem(`${url} cannot be loaded: check the connection and the server.`);
   return response;
 }
 
@@ -96,7 +101,7 @@ async function upscale({file, left, top, width, height}) {
     // Whole: given a part, browsers take it from the picture before EXIF's orientation.
     bitmap = await createImageBitmap(file);
   } catch {
-    throw new Error(`${file.name} is damaged: the browser cannot decode it.`);
+    throw new Problem(`${file.name} is damaged: the browser cannot decode it.`);
   }
   const canvas = new OffscreenCanvas(width, height);
   const context = canvas.getContext("2d", {willReadFrequently: true});
