@@ -128,10 +128,10 @@ def read_card(spec: str) -> dict:
         elif run.is_file():
             record, steps = json.loads(run.read_text()), None
             if card["name"] == "generator":
+                steps = record["config"]["steps"]
                 # While a finished run is continued, its weights are those of fewer steps.
-                scores = path.with_name("scores.json")
-                finished = json.loads(scores.read_text()) if scores.is_file() else record["config"]
-                steps = finished["steps"]
+                with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                    steps = json.loads(path.with_name("scores.json").read_text())["steps"]
             card |= {
                 "name": path.resolve().parent.name,
                 "variant": record["variant"],

@@ -57,6 +57,9 @@ def test_a_run_folder_loads_its_last_weights_with_variant_steps_vgg_and_ema(gene
     generator.save_weights(run / "generator.weights.h5")
     _, card = weights.load_generator(str(run))
     assert card["path"].endswith("generator.weights.h5")
+    for scores in ('{"means": {}}', "damaged"):  # evaluate.py's, or no JSON
+        (run / "scores.json").write_text(scores)
+        assert weights.read_card(str(run)) == card
     expected = {"name": "my_run", "variant": "SRGAN-VGG54", "steps": 500, "vgg": "hed", "ema": 0.9}
     assert {key: card[key] for key in expected} == expected
     (run / "scores.json").write_text('{"steps": 300}')  # before the run was continued

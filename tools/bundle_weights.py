@@ -116,6 +116,8 @@ def make_card(record: dict, scores: dict, final: Path) -> dict:
             f"{FLAGS.scores}: no scores of the current {final}, run evaluate.py on it (again)"
         )
     config = record["config"]
+    if record.get("drop_step"):  # of a run that was continued with more steps, too
+        config = config | {"learning_rate_drop_at": record["drop_step"] / config["steps"]}
     flags_given = [
         f"--{name}={str(value).lower() if isinstance(value, bool) else value}"
         for name, value in config.items()

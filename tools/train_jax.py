@@ -528,6 +528,7 @@ def save(run_dir: Path, state, shown, step: int, generator, model: Model, is_las
         np.savez(beside, step=step, **named)
     if is_last:
         newest.unlink(missing_ok=True)
+        files.write_text(run_dir / "scores.json", json.dumps({"steps": step}) + "\n")
 
 
 def load_state(run_dir: Path, state) -> tuple:

@@ -76,7 +76,7 @@ def _require_cluster(text: str) -> None:
     if not isinstance(task, dict) or not {"type", "index"} <= task.keys():
         raise wrong('no "task" with the type and index of this machine')
     kind, index = task["type"], task["index"]
-    if kind not in cluster:
+    if not isinstance(kind, str) or kind not in cluster:
         raise wrong(f'task type "{kind}" is not in the cluster, which has {", ".join(cluster)}')
     if not str(index).isdecimal() or int(index) >= len(cluster[kind]):
         raise wrong(f'task index {index} is not below {len(cluster[kind])}, the number of "{kind}"')
@@ -106,7 +106,8 @@ def train(config: recipe.Config, strategy: tf.distribute.Strategy | None = None)
 
     run_dir = Path(config.run_dir)
     checkpoints = run_dir / "checkpoints"
-    record = resume.earlier_run(config, has_state=bool(resume.checkpoints(checkpoints)))
+    saved = resume.checkpoints(checkpoints)
+    record = resume.earlier_run(config, has_state=bool(saved))
     config = resume.with_first_drop(config, record)
     train_source, val_source = _open_data(config)
     pairs = data.validation_pairs(val_source, count=config.val_pictures) if val_source else []
@@ -135,6 +136,11 @@ def train(config: recipe.Config, strategy: tf.distribute.Strategy | None = None)
             files.make_folder(checkpoints)
             busy = "another train.py is training there: stop it, or give another --run_dir"
             stack.enter_context(files.locked(run_dir, busy))
+            if resume.checkpoints(checkpoints) != saved:
+                raise ValueError(
+                    f"{run_dir}: another train.py has trained there meanwhile: the same command "
+                    "resumes from its last checkpoint"
+                )
         batches = _distribute(config, strategy, train_source, first_step)
         run_steps = _step_function(config, strategy, model)
 

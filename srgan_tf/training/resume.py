@@ -112,10 +112,11 @@ def with_first_drop(config: Config, record: dict | None) -> Config:
     More steps come at the end, at the last rate: the rate drops after the step at which it would
     have dropped at first, so that the steps already made keep their rates.
     """
-    drop = record and _first_drop(record)
-    if drop is None:
+    if not record:
         return config
-    return dataclasses.replace(config, learning_rate_drop_at=drop / config.steps)
+    drop = _first_drop(record)
+    share = 1.0 if drop is None else drop / config.steps
+    return dataclasses.replace(config, learning_rate_drop_at=share)
 
 
 def as_started(config: Config, record: dict) -> Config:

@@ -58,6 +58,7 @@ def add_resumption(run_dir: Path, step: int, config: dict, facts: dict) -> None:
     record = read_start(run_dir)
     if config["steps"] != record["config"]["steps"]:
         record["config"]["steps"] = config["steps"]
+        record["drop_step"] = facts["drop_step"]  # older runs lack it
         _write_flags(run_dir, config)
     machine = {name: facts[name] for name in ("device", "replicas")}
     resumption = {"step": step, **here(), **machine}

@@ -41,6 +41,7 @@ def scored_run(config, tmp_path, monkeypatch):
         "variant": run.variant,
         "vgg": None,
         "device": "CPU",
+        "drop_step": 3,
         "generator": "nearest start",
         "train_data": {"pictures": 3, "total_megapixels": 0.5},
     }
@@ -82,7 +83,8 @@ def test_a_run_becomes_bundled_weights_with_a_card(scored_run, bundle):
     assert card["sha256"] == known["sha256"]
     assert card["flagfile"] == "srresnet_mse.flags"
     assert card["command"] == (
-        "python train.py --train_data=FOLDER --variant=SRResNet-MSE --steps=7 --augment=true"
+        "python train.py --train_data=FOLDER --variant=SRResNet-MSE --steps=7 "
+        f"--learning_rate_drop_at={3 / 7} --augment=true"
     )
     assert card["data"] == {"description": "made up", "pictures": 3, "megapixels": 0.5}
     assert card["scores"] == {"Set5": pytest.approx(scored_run)}

@@ -185,6 +185,7 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
 
     from srgan_tf import weights
 
+    assert json.loads((tmp_path / "whole" / "scores.json").read_text()) == {"steps": 5}
     generator, card = weights.load_generator(str(tmp_path / "whole"))
     assert len(generator.weights) and card["variant"] == "SRResNet-MSE" and card["steps"] == 5
 

@@ -371,6 +371,22 @@ def test_more_steps_continue_a_finished_run(config, photo_folder, tmp_path):
         run("step", steps=8, learning_rate_drop_at=0.75)
 
 
+@pytest.mark.parametrize(("share", "expected"), [(0.5, 0.25), (0.996, 1.0)])
+def test_a_run_without_a_recorded_drop_keeps_its_first_drop(config, tmp_path, share, expected):
+    from srgan_tf.training import resume, run_folder
+
+    first = config(run_dir=str(tmp_path), steps=100, learning_rate_drop_at=share)
+    facts = {"recipe": 5, "vgg": None, "train_data": {"fingerprint": ""}}
+    run_folder.write_start(tmp_path, dataclasses.asdict(first), facts)
+    machine = {"device": "CPU", "replicas": 1, "drop_step": 50 if share == 0.5 else None}
+    for _ in range(2):
+        longer = dataclasses.replace(first, steps=200)
+        record = resume.earlier_run(longer, has_state=True)
+        longer = resume.with_first_drop(longer, record)
+        assert longer.learning_rate_drop_at == expected
+        run_folder.add_resumption(tmp_path, 100, dataclasses.asdict(longer), machine)
+
+
 def test_more_steps_are_refused_with_a_cosine_schedule(config, tmp_path):
     from srgan_tf.training import resume, run_folder
 
@@ -403,6 +419,25 @@ def test_a_second_run_in_the_same_folder_is_refused(config, photo_folder, tmp_pa
         pytest.raises(ValueError, match=f"^{tmp_path}: another train.py is training there"),
     ):
         loop.train(again)
+    assert not (tmp_path / "run.json").exists()
+
+
+def test_a_run_that_another_process_has_continued_meanwhile_is_refused(
+    config, photo_folder, tmp_path, monkeypatch
+):
+    from srgan_tf.training import loop
+
+    build = loop.build_model
+
+    def build_while_another_trains(*args, **kwargs):
+        (tmp_path / "checkpoints").mkdir()
+        (tmp_path / "checkpoints" / "ckpt-5.index").touch()
+        return build(*args, **kwargs)
+
+    monkeypatch.setattr(loop, "build_model", build_while_another_trains)
+    options = {"train_data": str(photo_folder), "deterministic": False, **SMALL}
+    with pytest.raises(ValueError, match="another train.py has trained there meanwhile"):
+        loop.train(config(run_dir=str(tmp_path), **options))
     assert not (tmp_path / "run.json").exists()
 
 
@@ -445,6 +480,7 @@ def test_a_checkpoint_that_does_not_fit_on_the_disk_is_one_line(config, photo_fo
             {"cluster": {"worker": ["a:1"]}, "task": {"type": "ps", "index": 0}},
             'task type "ps" is not in the cluster, which has worker',
         ),
+        ({"cluster": {"worker": ["a:1"]}, "task": {"type": [], "index": 0}}, 'task type "[]"'),
         (
             {"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 2}},
             "task index 2 is not below 2",
