@@ -37,13 +37,13 @@ _PATIENCE = 30  # seconds that a connection may be silent
 
 
 class Collector(ThreadingHTTPServer):
-    """A server of one kit. `serve_forever()` runs it."""
+    """A server of one kit. After `read_collected()`, `serve_forever()` runs it."""
 
     daemon_threads = True
     request_queue_size = 128  # raters who press Send at the same moment
 
     def __init__(self, folder: Path, host: str, port: int):
-        """Reads the kit and the ratings that it has, and binds the port.
+        """Reads the kit and binds the port.
 
         Raises:
             ValueError, OSError: The folder is no kit or cannot be written to, or the port is taken.
@@ -52,20 +52,25 @@ class Collector(ThreadingHTTPServer):
         self.folder = folder
         self.collected = folder / mos_kit.RATINGS
         files.make_folder(self.collected)
-        page = (folder / mos_kit.PAGE).read_text(encoding="utf-8")
+        path = folder / mos_kit.PAGE
+        with files.naming(path, "cannot be read"):
+            page = path.read_text(encoding="utf-8")
         self.page = page.replace("<html ", "<html data-collected ", 1).encode()
         self._lock = threading.Lock()
         self._received: list[tuple[ratings.Ratings, bytes]] = []
+        try:
+            super().__init__((host, port), Handler)
+        except OSError as error:
+            raise ValueError(f"--host={host} --port={port}: {error.strerror}") from error
+
+    def read_collected(self) -> None:
+        """Reads the ratings that the kit has; those that cannot be counted are named on stderr."""
         for path in ratings.files_in(self.collected):  # not what a killed server half wrote
             try:
                 content = path.read_bytes()
                 self._received.append((ratings.parse(content, self.kit), content))
             except ValueError as error:
                 print(f"skipped: {path}: {error}", file=sys.stderr)
-        try:
-            super().__init__((host, port), Handler)
-        except OSError as error:
-            raise ValueError(f"--host={host} --port={port}: {error.strerror}") from error
 
     def take(self, content: bytes) -> tuple[HTTPStatus, str]:
         """Keeps a rating file.
@@ -154,7 +159,11 @@ def main(argv):
         raise ValueError(f"unexpected argument {argv[1]!r}: use --kit")
     if not FLAGS.kit:
         raise ValueError("--kit is missing: the folder that evaluate.py --mos wrote")
-    with Collector(Path(FLAGS.kit), FLAGS.host, FLAGS.port) as server:
+    with (
+        Collector(Path(FLAGS.kit), FLAGS.host, FLAGS.port) as server,
+        files.locked(server.collected, "another collector writes there"),
+    ):
+        server.read_collected()
         print(
             f"http://{FLAGS.host}:{server.server_port} serves {FLAGS.kit}; ratings are written to "
             f"{server.collected}. Ctrl-C stops it.",

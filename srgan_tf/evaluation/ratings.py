@@ -125,7 +125,11 @@ def find_files(specs: Sequence[str]) -> list[Path]:
 def files_in(folder: Path) -> list[Path]:
     """Lists the rating files in a folder: its .json files, without a kit's key and hidden files."""
     inside = sorted(folder.glob("*.json"))
-    return [path for path in inside if path.name != KEY and not path.name.startswith(".")]
+    return [
+        path
+        for path in inside
+        if path.is_file() and path.name != KEY and not path.name.startswith(".")
+    ]
 
 
 def read_files(paths: Sequence[str | os.PathLike], kit: Kit) -> tuple[list[Ratings], list[str]]:

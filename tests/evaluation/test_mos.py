@@ -4,6 +4,7 @@ import functools
 import http.client
 import itertools
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ from scipy import stats
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.wait import WebDriverWait
 
+from srgan_tf import files
 from srgan_tf.evaluation import collect, methods, mos, mos_kit, ratings, report, scoring, sets
 
 SCORES = {"nearest": 1, "bicubic": 2, "bright": 3, "original": 5}
@@ -587,3 +589,34 @@ def test_a_killed_collector_loses_nothing_that_it_acknowledged(folder, kit):
             server.stdout.close()
     kept = [path.read_bytes() for path in ratings.files_in(folder / "ratings")]
     assert sorted(kept) == sorted(sent.values())
+    (folder / "ratings" / "folder.json").mkdir()
+
+
+@pytest.fixture
+def refusal(kept, tmp_path, monkeypatch, capsys):
+    """A kit's folder, and a function that returns the line with which the collector refuses it."""
+    folder = tmp_path / "kit"
+    mos_kit.write_kit(*kept, folder, [photograph(64, 64, seed=9 + i) for i in range(2)])
+    (folder / "ratings").mkdir()
+    monkeypatch.setattr(collect.Collector, "serve_forever", lambda self: None)
+
+    def refuse():
+        collect.FLAGS(["collect", f"--kit={folder}", "--port=0"])
+        assert collect.run(["collect"]) == 1
+        [line] = capsys.readouterr().err.splitlines()
+        return line
+
+    return folder, refuse
+
+
+@pytest.mark.skipif(os.name != "posix", reason="locks")
+def test_a_second_collector_of_a_kit_is_refused(refusal):
+    folder, refuse = refusal
+    with files.locked(folder / "ratings", ""):
+        assert refuse() == f"error: {folder / 'ratings'}: another collector writes there"
+
+
+def test_a_kit_without_its_page_is_refused_in_one_line(refusal):
+    folder, refuse = refusal
+    (folder / "index.html").unlink()
+    assert refuse().startswith(f"error: {folder / 'index.html'}: cannot be read (No such file")
