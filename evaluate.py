@@ -111,6 +111,11 @@ def main(argv):
     ):
         if FLAGS[flag].value and not FLAGS[needed].value:
             raise ValueError(f"--{flag} needs --{needed}")
+    if FLAGS.out_dir and Path(FLAGS.out_dir, "run.json").exists():
+        raise ValueError(
+            f"{FLAGS.out_dir}: a run folder, whose scores.json is the run's own; give another "
+            "--out_dir"
+        )
     if not FLAGS.mos_ratings:
         return score()
     unused = [flag for flag in flag_values() if FLAGS[flag].present]

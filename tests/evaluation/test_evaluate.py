@@ -256,12 +256,15 @@ def test_no_scored_picture_is_an_error(evaluate, tmp_path):
         (["--weights=/no/such/run"], "error: /no/such/run: no such run folder"),
         (["--weights=/no/such.tflite"], "error: /no/such.tflite: no such file"),
         (["--fresh"], "error: --fresh needs --out_dir"),
+        (["--out_dir={tmp}/run"], "/run: a run folder, whose scores.json is the run's own; give"),
         (["--dial=0.5,2"], "error: blend:2: a blend is spelled blend:DETAIL or"),
         (["--weights=blend:0.5:one"], "error: blend:0.5:one: a blend is spelled"),
         (["--weights=blend:0.5:/no/such:srresnet_mse"], "error: /no/such: no such run folder"),
     ],
 )
 def test_a_wrong_flag_is_reported_in_one_line(evaluate, tmp_path, arguments, message):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").touch()
     code, out, err = evaluate(*(argument.format(tmp=tmp_path) for argument in arguments))
     assert code == 1 and not out
     [line] = err.splitlines()
