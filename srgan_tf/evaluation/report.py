@@ -75,7 +75,7 @@ def write_opinions(out_dir: str | os.PathLike) -> Path:
     """
     path = Path(out_dir, PAGE)
     if path.is_file():
-        page = path.read_text(encoding="utf-8")
+        page = path.read_text(encoding="utf-8", errors="surrogateescape")
         if not _OPINIONS.search(page):
             raise ValueError(f"{path}: older than this version; run the evaluation again")
     else:

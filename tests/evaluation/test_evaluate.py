@@ -444,6 +444,7 @@ def test_the_bytes_of_names_survive_in_all_files(tmp_path):
     assert os.fsencode(document["left_out"][0]).startswith(os.fsencode(folder) + b"/cut\xe9.png:")
     page = (out_dir / "report.html").read_bytes()
     assert b"s\xe9t [v2]" in page and json.dumps(os.fsdecode(name)).encode() in page
+    assert report.write_opinions(out_dir).read_bytes() == page
     for line in filter(None, (out_dir / "kept.jsonl").read_text().splitlines()):
         assert (out_dir / json.loads(line)["file"]).is_file()
 
