@@ -128,7 +128,7 @@ def main(argv):
 def score() -> int:
     """Scores, prints the table, and writes the report and the rating kit."""
     # Imported here so that --help is fast.
-    from srgan_tf import files, lpips, weights
+    from srgan_tf import lpips, weights
     from srgan_tf.evaluation import methods, mos_kit, report, scoring, sets, tables
 
     opened = sets.open_sets(FLAGS.data, FLAGS.out_dir)
@@ -138,13 +138,14 @@ def score() -> int:
         distance = lpips.load() if FLAGS.lpips else None
         loaded = methods.load_methods(specs, tile=FLAGS.tile)
     if FLAGS.mos:
-        mos_kit.check_folder(FLAGS.mos, loaded)
+        mos_kit.check_folder(FLAGS.mos, loaded, FLAGS.out_dir)
         calibration = mos_kit.calibration_pictures(FLAGS.mos_calibration, opened)
     with contextlib.ExitStack() as stack:
         if FLAGS.out_dir:
             out_dir = Path(FLAGS.out_dir)
             files.make_folder(out_dir)
             stack.enter_context(files.locked(out_dir, _BUSY))
+            report.read_opinions(out_dir)  # fails now, not after the scoring
         else:
             # A kit is made of kept pictures.
             out_dir = stack.enter_context(tempfile.TemporaryDirectory()) if FLAGS.mos else None

@@ -60,21 +60,29 @@ class Kit:
     files: frozenset[str]
 
 
-def check_folder(folder: str | os.PathLike, rated: Sequence[methods.Method]) -> None:
+def check_folder(
+    folder: str | os.PathLike,
+    rated: Sequence[methods.Method],
+    out_dir: str | os.PathLike | None,
+) -> None:
     """Checks that a kit can be written to `folder`: before hours of scoring, not after.
 
     Args:
         folder: The kit's.
         rated: The methods to rate.
+        out_dir: Where the results will be kept, if they are.
 
     Raises:
-        ValueError: The folder holds something, its parent cannot be written to, or a method is
-            called "original".
+        ValueError: The folder holds something, or will; it is a link; its parent cannot be written
+            to; or a method is called "original".
     """
     if any(method.name == ORIGINAL for method in rated):
         raise ValueError(f"{ORIGINAL}: weights of this name cannot be rated; rename them")
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if out_dir and Path(out_dir).resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{folder}: --out_dir lies there; choose another folder for --mos")
+    # No folder can be renamed to a link.
+    if folder.is_symlink() or folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(
             f"{folder}: exists already; choose another folder for --mos, because a new kit would "
             "invalidate the ratings of the one there"

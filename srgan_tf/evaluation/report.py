@@ -31,6 +31,9 @@ def write_report(results: scoring.Results, out_dir: str | os.PathLike) -> Path:
 
     Returns:
         The page's path.
+
+    Raises:
+        ValueError: As `read_opinions`.
     """
     out_dir = Path(out_dir)
     shown = list(dict.fromkeys([*results.originals.values(), *(row.file for row in results.rows)]))
@@ -85,12 +88,22 @@ def write_opinions(out_dir: str | os.PathLike) -> Path:
     return path
 
 
-def _with_opinions(page: str, out_dir: str | os.PathLike) -> str:
-    """Replaces a page's section of mean opinion scores by that of `mos.json`, if there is one."""
+def read_opinions(out_dir: str | os.PathLike) -> str:
+    """Returns the report's section of mean opinion scores, from `mos.json`; "" if there is none.
+
+    Raises:
+        ValueError: The file holds something else; one line.
+    """
     path = Path(out_dir, mos_tables.FILE)
     if not path.is_file():
-        return page
-    section = mos_tables.section_html(json.loads(path.read_text(encoding="utf-8")))
+        return ""
+    with files.naming(path, "no mean opinion scores; remove it"):
+        return mos_tables.section_html(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _with_opinions(page: str, out_dir: str | os.PathLike) -> str:
+    """Replaces a page's section of mean opinion scores."""
+    section = read_opinions(out_dir)
     return _OPINIONS.sub(lambda found: f"{found[1]}{section}{found[2]}", page, count=1)
 
 

@@ -123,6 +123,30 @@ def test_evaluate_writes_a_kit_of_exact_pictures_that_names_no_method(evaluate, 
     assert (code, len(err.splitlines())) == (1, 1) and "exists already" in err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--mos=kit", "--out_dir=kit"], "kit: --out_dir lies there; choose another folder for"),
+        (["--mos=kit", "--out_dir=link/../kit/out"], "kit: --out_dir lies there"),
+        (["--mos=link"], "link: exists already"),
+        (["--mos=dangling"], "dangling: exists already"),
+        (["--mos=kit", "--out_dir=other"], "other/mos.json: no mean opinion scores; remove it"),
+    ],
+)
+def test_what_would_keep_a_kit_from_being_written_is_told_before_scoring(
+    evaluate, kept, tmp_path, monkeypatch, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mos.json").write_text("{}")
+    monkeypatch.setattr(scoring, "evaluate", None)
+    code, _, err = evaluate(f"--data={kept[1].parent / 'Set5'}", "--weights=", *arguments)
+    assert (code, len(err.splitlines())) == (1, 1) and message in err
+
+
 def test_raters_are_never_calibrated_on_a_picture_that_they_rate(tmp_path):
     for name, size, seed in (
         ("rated/a.png", 64, 1), ("others/a again.bmp", 64, 1), ("others/b.png", 500, 2),
@@ -578,6 +602,7 @@ def test_a_killed_collector_loses_nothing_that_it_acknowledged(folder, kit):
     (folder / "ratings").mkdir()
     # What a server that was killed before its answer leaves is none of the ratings.
     (folder / "ratings" / ".making-0.json").write_bytes(sent["Ida"])
+    (folder / "ratings" / "folder.json").mkdir()
     for body in sent.values():
         server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
         try:
@@ -589,7 +614,6 @@ def test_a_killed_collector_loses_nothing_that_it_acknowledged(folder, kit):
             server.stdout.close()
     kept = [path.read_bytes() for path in ratings.files_in(folder / "ratings")]
     assert sorted(kept) == sorted(sent.values())
-    (folder / "ratings" / "folder.json").mkdir()
 
 
 @pytest.fixture
