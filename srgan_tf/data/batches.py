@@ -9,7 +9,7 @@ import tensorflow as tf
 from absl import logging
 
 from srgan_tf import resize
-from srgan_tf.data.sources import _CODINGS, Source, _shuffled
+from srgan_tf.data.sources import CODINGS, Source, shuffled
 
 AUTOTUNE = tf.data.AUTOTUNE
 
@@ -169,12 +169,12 @@ def _candidates(
         # so that no batch spans two epochs and contains a picture twice.
         batches = count // batch_size
         positions = (step % batches * batch_size + places + later * batch_size) % count
-        indices = _shuffled(tf.reshape(positions, [-1]), count, seed, step // batches)
+        indices = shuffled(tf.reshape(positions, [-1]), count, seed, step // batches)
         return tf.reshape(indices, [batch_size, -1])
     # Fewer pictures than places: a step is several epochs, the last of them cut.
     epochs = -(-batch_size // count)
     positions = tf.reshape(tf.range(count, dtype=tf.int64)[:, None] + later, [-1]) % count
-    indices = [_shuffled(positions, count, seed, step * epochs + n) for n in range(epochs)]
+    indices = [shuffled(positions, count, seed, step * epochs + n) for n in range(epochs)]
     return tf.reshape(tf.concat(indices, 0), [-1, 1 + _REPLACEMENTS])[:batch_size]
 
 
@@ -248,7 +248,7 @@ def _cropper(source: Source, size: int, augment: bool, cache: bool) -> Callable:
     ways = source.codings
     if cache:
         memory, offsets = _decode_all(source)
-        ways = np.where(offsets < 0, ways, len(_CODINGS))
+        ways = np.where(offsets < 0, ways, len(CODINGS))
         memory, offsets = tf.constant(memory), tf.constant(offsets)
     ways = tf.constant(ways)
 

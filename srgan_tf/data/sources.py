@@ -16,7 +16,7 @@ from absl import logging
 
 from srgan_tf import files, pictures, resize
 
-_CODINGS = ("other", "jpeg", "png")
+CODINGS = ("other", "jpeg", "png")
 
 # "Epochs" whose permutations choose validation pictures; those of the training count from 0.
 _SPLIT, _VALIDATION = -1, -2
@@ -31,7 +31,7 @@ class Source:
         names: Name of each picture: its path, or "tfds:NAME:SPLIT#RECORD".
         sizes: int32 [N, 2], height and width in pixels, of the upright picture.
         orientations: int32 [N], EXIF orientation 1 to 8.
-        codings: int32 [N], index into ("other", "jpeg", "png"), see `pictures.Header`.
+        codings: int32 [N], index into `CODINGS`, see `pictures.Header`.
         skipped: (name, reason) of each picture that is too small or unreadable.
         records: int64 [N], the record number of each picture, where pictures are not files.
         read_record: Function from a record number to the encoded picture, likewise; raises
@@ -170,7 +170,7 @@ def _scan(
         index: File to store the result in, for `_stored_headers`.
 
     Returns:
-        int32 [N, 4]: height, width, orientation, index of the coding in _CODINGS; and by number
+        int32 [N, 4]: height, width, orientation, index of the coding in CODINGS; and by number
         the reasons why pictures cannot be read, whose rows are 0.
     """
 
@@ -179,7 +179,7 @@ def _scan(
             header = pictures.read_header(open_one(number), names[number])
         except ValueError as error:
             return str(error).removeprefix(f"{names[number]}: ")
-        return header._replace(coding=_CODINGS.index(header.coding))
+        return header._replace(coding=CODINGS.index(header.coding))
 
     logging.info("reading the headers of %d pictures", len(names))
     with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
@@ -262,13 +262,13 @@ def split_validation(source: Source, count: int, seed: int) -> tuple[Source, Sou
         raise ValueError(
             f"{source.spec}: cannot set {count} of {len(source)} pictures aside for validation"
         )
-    order = _shuffled(np.arange(len(source)), len(source), seed, _SPLIT)
+    order = shuffled(np.arange(len(source)), len(source), seed, _SPLIT)
     chosen, rest = np.sort(order[:count]), np.sort(order[count:])
     train = dataclasses.replace(source.subset(rest), skipped=source.skipped)
     return train, source.subset(chosen)
 
 
-def _shuffled(positions: tf.Tensor, count: int, seed: int, epoch: int | tf.Tensor) -> tf.Tensor:
+def shuffled(positions: tf.Tensor, count: int, seed: int, epoch: int | tf.Tensor) -> tf.Tensor:
     """Permutes positions (int64 [n]) in range(count) at random, without storing the permutation."""
     # Below 2**16 positions, index_shuffle uses only the last 8 bits of each part of its key and
     # would repeat after 256 epochs. Two in a row, with hashed keys, have 2**32 permutations.
@@ -299,7 +299,7 @@ def validation_pairs(
     Raises:
         ValueError: No picture can be read.
     """
-    order = _shuffled(tf.range(len(source), dtype=tf.int64), len(source), 0, _VALIDATION).numpy()
+    order = shuffled(tf.range(len(source), dtype=tf.int64), len(source), 0, _VALIDATION).numpy()
     pairs = {}
     for index in order:
         if len(pairs) == count:

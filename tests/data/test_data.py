@@ -158,9 +158,9 @@ def test_a_batch_has_distinct_pictures_and_does_not_span_two_epochs(plain):
 def test_permutations_do_not_repeat():
     positions = tf.range(20, dtype=tf.int64)
     keys = [(1, epoch) for epoch in range(400)] + [(257, 0), (-1, 0), (2**40, 0)]
-    orders = {sources._shuffled(positions, 500, *key).numpy().tobytes() for key in keys}
+    orders = {sources.shuffled(positions, 500, *key).numpy().tobytes() for key in keys}
     assert len(orders) == len(keys)
-    everything = sources._shuffled(tf.range(500, dtype=tf.int64), 500, 1, 0).numpy()
+    everything = sources.shuffled(tf.range(500, dtype=tf.int64), 500, 1, 0).numpy()
     assert sorted(everything) == list(range(500))
 
 

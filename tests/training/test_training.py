@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import types
 from pathlib import Path
 
@@ -639,7 +638,6 @@ def test_a_terminal_of_80_columns_shows_the_most_watched_values(tmp_path, monkey
     values = {"loss": 0.0717, "block5_conv4": 0.071, "adversarial": 0.000693}
     values |= {"discriminator": 1.2, "d_hr": 0.612, "d_sr": 0.388}
     with progress.RunLog(tmp_path, 123_000, 200_000) as log:
-        time.sleep(0.3)  # it repaints five times a second
         log.progress(123_456, values, 16)
     shown = terminal.getvalue().split("\x1b[2K")[1].splitlines()[0]
     assert len(shown) < 80
