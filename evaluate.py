@@ -80,8 +80,8 @@ flags.DEFINE_integer(
 flags.DEFINE_string(
     "mos_calibration",
     None,
-    "Folder of pictures to calibrate raters on, of which up to 20 are used; the paper took them "
-    "from BSD300's training set. Default: photographs that come with scikit-image.",
+    "Folder of pictures to calibrate raters on; up to 20 are used. The paper took them from "
+    "BSD300's training set. Default: photographs that come with scikit-image.",
 )
 flags.DEFINE_multi_string(
     "mos_ratings",

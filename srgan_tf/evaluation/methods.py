@@ -35,7 +35,7 @@ class Method:
 
     @property
     def variant(self) -> str | None:
-        """What the paper calls this method; None where its training is unknown or a blend."""
+        """The paper's name for this method; None for blends and unknown training."""
         return self.card.get("variant") if self.card else self.name
 
 

@@ -32,7 +32,7 @@ _CALIBRATION_SAMPLES = (
 
 
 class Item(NamedTuple):
-    """What a picture of the kit is: set, name and method."""
+    """The set, name and method of a picture of the kit."""
 
     set: str
     picture: str

@@ -18,7 +18,7 @@ _SIGNIFICANT = 0.05  # the paper's level
 
 
 def method_note() -> str:
-    """What the figures are, in words."""
+    """Returns a sentence on how intervals and tests are computed."""
     return (
         "Intervals: 95 %, bootstrap over raters and pictures. Tests: two-sided Wilcoxon "
         "signed-rank, paired by rater and picture, with Holm's correction for all pairs of a set."
@@ -190,7 +190,7 @@ def _distribution_html(name: str, methods: dict) -> str:
 
 
 def _position(mos: float) -> float:
-    """Where a score lies on a strip of cells centered on 1 to 5, in percent."""
+    """Returns the place of a score on a strip of cells centered on 1 to 5, in percent."""
     return 100 * (mos - WORST + 0.5) / (BEST - WORST + 1)
 
 

@@ -19,7 +19,7 @@ _METADATA = Path("assets.extra", "srgan_tf.json")
 
 _PICTURES = [None, None, None, 3]
 
-# For the card; docs/export.md says the same.
+# For the card; docs/export.md lists the same.
 BYTES_LIMITS = (
     "serve_bytes takes JPEG, PNG, GIF (its first frame) and BMP. It applies a JPEG's EXIF "
     "orientation, but not one in XMP or a PNG's eXIf. It lays a PNG's transparency over white, "
