@@ -67,7 +67,7 @@ def export(
                     f"{runtime}: no {file} in it: run npm install {' '.join(RUNTIME.values())} "
                     "and give --web_runtime=node_modules/@litertjs"
                 )
-    names = [card["name"] for _, card in generators]
+    names = [card["name"].removesuffix(".keras") for _, card in generators]  # as files are named
     if len(set(names)) < len(names):
         raise ValueError(f"--weights: two networks are named {names[0]}, which their files share")
     with exporting.staging(out_dir) as staged:

@@ -27,6 +27,7 @@ from selenium.webdriver.support.wait import WebDriverWait
 
 from srgan_tf import networks, resize, upscaling, weights
 from srgan_tf.formats import exported, web
+from srgan_tf.photos import transparency
 
 DONE = "state === 'done' || error()"
 
@@ -191,6 +192,13 @@ def test_mistakes_of_the_command_line_are_one_line(run_script, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_networks_whose_files_share_a_name_are_refused(generators, pairs, tmp_path):
+    (first, _), (second, _) = generators
+    pair = [(first, {"name": "mine"}), (second, {"name": "mine.keras"})]
+    with pytest.raises(ValueError, match="two networks are named mine,"):
+        web.export(pair, tmp_path / "out", pairs=pairs)
+
+
 def _png(width, height):
     """A PNG that states a size and holds next to nothing."""
 
@@ -280,6 +288,17 @@ def test_alpha_is_kept(page, complete, tmp_path):
     assert "blob:" in page.js("$('after').style.maskImage")
 
 
+def test_hidden_colors_leave_no_fringe(page, complete, tmp_path):
+    lr = np.dstack([photograph(100, 150), np.full([100, 150], 255, np.uint8)])
+    lr[20:90, 10:140, 3] = 0
+    lr[40:50, 60:75, 3] = 255
+    path = tmp_path / "logo.png"
+    Image.fromarray(lr).save(path)
+    _upscale(page, path)
+    expected = _expected(complete, transparency.filled(lr[..., :3], lr[..., 3]), 0.5)
+    assert _difference(_download(page, path)[..., :3], expected) <= 2
+
+
 def test_the_slider_compares_and_zooms(page, tmp_path):
     path = tmp_path / "photo.jpg"
     Image.fromarray(photograph(150, 200)).save(path)
@@ -295,7 +314,7 @@ def test_the_slider_compares_and_zooms(page, tmp_path):
     page.find_element(By.ID, "stage").send_keys(Keys.ARROW_RIGHT)
     assert page.js("+$('slide').value") == pytest.approx(27, abs=1)
     _click(page, "one")
-    assert page.js("$('level').textContent") == "100 %"
+    assert page.js("$('level').textContent") == "100%"
     assert page.js("pieces[0][0].image.getBoundingClientRect().width") == 800
     _click(page, "in")
     assert page.js("pieces[0][0].image.getBoundingClientRect().width") == 1600
@@ -338,6 +357,61 @@ def test_a_cancelled_photo_can_be_started_again(page, tmp_path):
     _click(page, "start")
     page.wait(DONE)
     assert not page.js("error()")
+
+
+def test_after_an_error_the_next_try_starts_clean(page, tmp_path):
+    path = tmp_path / "photo.png"
+    Image.fromarray(photograph(30, 40)).save(path)
+    page.execute_script("self.file = data.models[0].file; data.models[0].file = 'gone'")
+    _choose(page, path)
+    _click(page, "start")
+    page.wait("error()")
+    assert page.js("error()") == "gone cannot be loaded: check the connection and the server."
+    page.problems()  # the failed load
+    page.execute_script("data.models[0].file = file")
+    _click(page, "start")
+    page.wait("state === 'done'")
+    assert not page.js("error()")
+    page.execute_script("self.blob = pieces[0][0].blob; pieces[0][0].blob = new Blob(['x'])")
+    _click(page, "download")
+    page.wait("error()")
+    assert page.js("error()").startswith("The PNG cannot be written (")
+    assert page.js("$('status').textContent") == ""
+    page.execute_script("pieces[0][0].blob = blob")
+    assert _download(page, path).shape == (120, 160, 3)
+    assert not page.js("error()")
+
+
+def test_the_keyboard_stays_where_it_was(page, tmp_path):
+    path = tmp_path / "photo.png"
+    Image.fromarray(photograph(500, 600)).save(path)
+    _choose(page, path)
+    page.find_element(By.ID, "start").send_keys(Keys.ENTER)
+    assert page.js("[state, document.activeElement.id]") == ["running", "cancel"]
+    page.press(Keys.ENTER)
+    assert page.js("[state, document.activeElement.id]") == ["chosen", "start"]
+
+
+def test_a_network_with_a_wide_margin_gets_larger_tiles(page, complete, tmp_path):
+    page.execute_script("data.margin = 130")
+    lr = photograph(10, 260)
+    path = tmp_path / "photo.png"
+    Image.fromarray(lr).save(path)
+    _upscale(page, path)
+    assert _difference(_download(page, path), _expected(complete, lr, 0.5)) <= 1
+
+
+def test_serve_py_names_a_port_that_it_cannot_take(bare):
+    def error(port):
+        command = [sys.executable, bare / "serve.py", port]
+        found = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert found.returncode == 1 and found.stderr.count("\n") == 1
+        return found.stderr
+
+    with _serving(bare) as address:
+        port = address.rstrip("/").rpartition(":")[2]
+        assert f"cannot serve at port {port} (" in error(port)
+    assert "cannot serve at port x (" in error("x")
 
 
 def test_a_plain_host_and_a_runtime_from_elsewhere_suffice(browser, complete, npm_folder, tmp_path):

@@ -96,6 +96,7 @@ function load() {
 
 function start() {
   load();
+  $("error").hidden = true;
   pieces = data.models.map(() => []);
   $("after").replaceChildren(...data.models.map(() => document.createElement("div")));
   for (const layer of $("after").children) layer.className = "layer";
@@ -150,13 +151,17 @@ function finished({seconds, accelerator}) {
 
 function failed({message}) {
   if (state === "running") cancel();
-  else stop();
+  else {
+    stop();
+    if (state === "done") $("status").textContent = "";
+  }
   fail(message);
 }
 
 /* The result as a file */
 function download() {
   load();
+  $("error").hidden = true;
   $("download").disabled = true;
   $("status").textContent = "Writing the PNG";
   worker.postMessage({
@@ -177,6 +182,7 @@ function saved({blob}) {
 
 /* The view */
 function show(next) {
+  const focused = document.activeElement;
   state = next;
   $("work").hidden = state === "empty";
   $("drop").classList.toggle("small", state !== "empty");
@@ -192,6 +198,8 @@ function show(next) {
     "Before and after: arrow keys move, plus and minus zoom, 0 shows all");
   view = {scale: 0, center: [0, 0], position: state === "running" ? 0 : 50};
   draw();
+  // The button that was pressed is hidden now, and the keyboard would start over at the top.
+  if (focused.hidden) $({chosen: "start", running: "cancel", done: "download"}[state]).focus();
 }
 
 // While a part is being chosen the stage shows the whole picture, later the part.
@@ -238,7 +246,8 @@ function draw() {
   $("detail-text").textContent = `${(+$("detail").value).toFixed(2)}, between ${faithful} and ${detailed}`;
   $("divider").style.left = view.position + "%";
   $("slide").value = view.position;
-  $("level").textContent = `${Math.round(100 * scale / pixel)} %`;
+  $("level").textContent = `${Math.round(100 * scale / pixel)}%`;
+  $("one").disabled = fit > pixel;
   const boxed = cutting && state === "chosen";
   $("stage").classList.toggle("cutting", boxed);
   $("part").hidden = !boxed;
@@ -378,5 +387,5 @@ show("empty");
 if (location.protocol === "file:") {
   fail("Browsers run networks only in pages from a server: run python serve.py in this page's folder.");
 } else if (!self.OffscreenCanvas || !self.CompressionStream) {
-  fail("This browser is too old for this page: it needs Chrome 80, Firefox 113 or Safari 16.4, or later.");
+  fail("This browser is too old for this page: it needs Chrome 91, Firefox 114 or Safari 16.4, or later.");
 } else listen();

@@ -21,9 +21,13 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 
 if __name__ == "__main__":
-    port = int(sys.argv[1]) if sys.argv[1:] else 8000
+    port = sys.argv[1] if sys.argv[1:] else "8000"
     handler = functools.partial(Handler, directory=Path(__file__).parent)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", port), handler) as server:
+    try:
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", int(port)), handler)
+    except (OSError, OverflowError, ValueError) as error:
+        sys.exit(f"error: cannot serve at port {port} ({error}): run python serve.py with another")
+    with server:
         print(f"Open http://localhost:{server.server_port}/ (Ctrl+C ends)", flush=True)
         try:
             server.serve_forever()

@@ -4,8 +4,8 @@
 // lack.
 "use strict";
 
-// Height and width of the largest tile. Larger ones waste less on margins and need more memory,
-// here 0.5 GB.
+// Height and width of the largest tile, except for networks with wide margins. Larger ones waste less
+// on margins and need more memory, here 0.5 GB.
 const TILE = 256;
 
 let settings;  // the page's models, margin and runtime
@@ -16,8 +16,9 @@ self.onmessage = async ({data: {task, ...given}}) => {
   try {
     await {load, upscale, png}[task](given);
   } catch (error) {
+    const trouble = task === "png" ? "The PNG cannot be written" : "The network cannot run here";
     const message = error instanceof Problem ? error.message :
-      `The network cannot run here (${error?.message ?? error}): try a smaller part or another browser.`;
+      `${trouble} (${error?.message ?? error}): try a smaller part or another browser.`;
     postMessage({event: "failed", message});
   }
 };
@@ -85,9 +86,10 @@ function withSize(file, height, width) {
 
 // Cuts one axis as srgan_tf/upscaling.py does: where tiles start, and [first, end) of what each fills.
 function spans(length, margin) {
-  if (length <= TILE) return {size: length, tiles: [{start: 0, first: 0, end: length}]};
+  const most = Math.max(TILE, 4 * margin);
+  if (length <= most) return {size: length, tiles: [{start: 0, first: 0, end: length}]};
   const inner = length - 2 * margin;
-  const count = Math.ceil(inner / (TILE - 2 * margin));
+  const count = Math.ceil(inner / (most - 2 * margin));
   const size = Math.ceil(inner / count) + 2 * margin;
   const starts = Array.from({length: count}, (_, i) => Math.min(i * (size - 2 * margin), length - size));
   const fills = [0, ...starts.slice(1).map((start) => start + margin), length];
@@ -108,7 +110,7 @@ async function upscale({file, left, top, width, height}) {
   context.drawImage(bitmap, -left, -top);
   bitmap.close();
   const rgba = context.getImageData(0, 0, width, height).data;
-  await sendAlpha(rgba, width, height);
+  await separateAlpha(rgba, width, height);
   const rows = spans(height, settings.margin), columns = spans(width, settings.margin);
   const total = settings.models.length * rows.tiles.length * columns.tiles.length;
   let done = 0, start;
@@ -141,14 +143,82 @@ async function upscale({file, left, top, width, height}) {
   postMessage({event: "finished", accelerator, seconds: (performance.now() - start) / 1000});
 }
 
-// The page masks the result with alpha, which is enlarged once a file is written.
-async function sendAlpha(rgba, width, height) {
+// The page masks the result with alpha, which is enlarged once a file is written. The network sees
+// visible colors only.
+async function separateAlpha(rgba, width, height) {
   const values = new Uint8Array(width * height);
   for (let i = 0; i < values.length; i++) values[i] = rgba[4 * i + 3];
   if (values.every((value) => value === 255)) return;
   const canvas = new OffscreenCanvas(width, height);
   canvas.getContext("2d").putImageData(new ImageData(rgba, width, height), 0, 0);
   postMessage({event: "translucent", mask: await canvas.convertToBlob(), alpha: {values, width, height}});
+  fill(rgba, width, height);
+}
+
+// Replaces the colors that alpha hides in place, as srgan_tf/photos/transparency.py does and explains.
+// A browser decodes them as black.
+function fill(rgba, width, height) {
+  const [LEVELS, FAINT, AROUND] = [6, 1 / 4, 8];
+  // Means of alpha, and of colors times alpha, from half the picture's size down.
+  const empty = (columns, rows) => ({values: new Float32Array(4 * columns * rows), columns, rows});
+  const levels = [empty(...[width, height].map((side) => 2 ** (LEVELS - 1) * Math.ceil(side / 2 ** LEVELS)))];
+  const across = Math.ceil(width / AROUND), down = Math.ceil(height / AROUND);
+  const largest = new Uint8Array(across * down);  // alpha in each cell of AROUND by AROUND
+  for (let y = 0, from = 0; y < height; y++) {
+    for (let x = 0; x < width; x++, from += 4) {
+      const to = 4 * ((y >> 1) * levels[0].columns + (x >> 1)), alpha = rgba[from + 3];
+      for (let c = 0; c < 3; c++) levels[0].values[to + c] += rgba[from + c] * alpha / 255 / 4;
+      levels[0].values[to + 3] += alpha / 255 / 4;
+      const cell = Math.floor(y / AROUND) * across + Math.floor(x / AROUND);
+      largest[cell] = Math.max(largest[cell], alpha);
+    }
+  }
+  while (levels.length < LEVELS) {
+    const {values, columns, rows} = levels.at(-1), next = empty(columns / 2, rows / 2);
+    for (let i = 0; i < values.length; i++) {
+      const x = (i >> 2) % columns, y = Math.floor((i >> 2) / columns);
+      next.values[4 * ((y >> 1) * next.columns + (x >> 1)) + (i & 3)] += values[i] / 4;
+    }
+    levels.push(next);
+  }
+  // Cells with little alpha take the rest from the coarser level.
+  const around = new Float32Array(4);
+  for (let n = LEVELS - 1; n >= 0; n--) {
+    const {values, columns} = levels[n];
+    for (let i = 0; i < values.length; i += 4) {
+      const most = Math.max(values[i + 3], FAINT), rest = 1 - values[i + 3] / most;
+      if (levels[n + 1]) doubled(levels[n + 1], (i >> 2) % columns, Math.floor((i >> 2) / columns), around);
+      for (let c = 0; c < 4; c++) values[i + c] = values[i + c] / most + rest * around[c];
+    }
+  }
+  for (let y = 0, to = 0; y < height; y++) {
+    for (let x = 0; x < width; x++, to += 4) {
+      if (rgba[to + 3] >= 255 * FAINT) continue;
+      let most = 0;
+      const column = Math.floor(x / AROUND), row = Math.floor(y / AROUND);
+      for (let v = Math.max(row - 1, 0); v <= Math.min(row + 1, down - 1); v++) {
+        for (let u = Math.max(column - 1, 0); u <= Math.min(column + 1, across - 1); u++) {
+          most = Math.max(most, largest[v * across + u]);
+        }
+      }
+      const share = Math.min(rgba[to + 3] / Math.max(FAINT * most, 1e-9), 1);
+      doubled(levels[0], x, y, around);
+      for (let c = 0; c < 3; c++) {
+        const mean = around[c] / Math.max(around[3], 1e-9);
+        rgba[to + c] = mean + share * (rgba[to + c] - mean);
+      }
+    }
+  }
+}
+
+// Writes the pixel (x, y) of a level after bilinear upscaling by 2.
+function doubled({values, columns, rows}, x, y, pixel) {
+  const beside = (at, length) => Math.min(Math.max((at >> 1) + (at & 1 ? 1 : -1), 0), length - 1);
+  const [left, right] = [x >> 1, beside(x, columns)], [near, far] = [y >> 1, beside(y, rows)];
+  for (let c = 0; c < 4; c++) {
+    const line = (row) => 0.75 * values[4 * (row * columns + left) + c] + 0.25 * values[4 * (row * columns + right) + c];
+    pixel[c] = 0.75 * line(near) + 0.25 * line(far);
+  }
 }
 
 async function compile(runtime, model) {
