@@ -387,5 +387,5 @@ show("empty");
 if (location.protocol === "file:") {
   fail("Browsers run networks only in pages from a server: run python serve.py in this page's folder.");
 } else if (!self.OffscreenCanvas || !self.CompressionStream) {
-  fail("This browser is too old for this page: it needs Chrome 91, Firefox 114 or Safari 16.4, or later.");
+  fail("This browser is too old for this page: it needs Chrome 92, Firefox 114 or Safari 16.4, or later.");
 } else listen();
