@@ -33,7 +33,7 @@ DONE = "state === 'done' || error()"
 
 
 def _generator(seed):
-    """A tiny generator, and its card. What zero padding does to it reaches far into a picture."""
+    """A tiny generator, in which zero padding changes much of a picture, and its card."""
     keras.utils.set_random_seed(seed)
     generator = networks.build_generator(residual_blocks=2, filters=8)
     for layer in generator.layers:
@@ -154,7 +154,7 @@ def _stage(page):
 
 
 def _expected(folder, lr, detail):
-    """What upscale.py makes of a picture, in its own tiles."""
+    """Upscales a picture as upscale.py does, in its own tiles."""
     first, second = (exported.load(path) for path in sorted(folder.glob("*.tflite")))
     return upscaling.upscale(upscaling.blended(first, second, detail), lr)
 
@@ -262,6 +262,7 @@ def test_a_part_of_an_oriented_photo_is_upscaled_by_itself(page, complete, tmp_p
     lr = np.asarray(ImageOps.exif_transpose(Image.open(path)))
     _choose(page, path)
     _click(page, "cut")
+    assert "with Shift they resize it" in page.js("$('stage').getAttribute('aria-label')")
     x, y, width, _ = _stage(page)
     scale = width / 120
     page.drag((x + 10 * scale, y + 20 * scale), (x + 70 * scale, y + 50 * scale))

@@ -63,7 +63,7 @@ async function measured(file, url) {
   });
   const {naturalWidth: width, naturalHeight: height} = image;
   if (width * height > MOST_DECODED) {
-    throw new Error(`${file.name} has ${width}x${height} pixels: cut or shrink it to at most ${MOST_DECODED / MEGA} megapixels first.`);
+    throw new Error(`${file.name} has ${width}x${height} pixels: crop or shrink it to at most ${MOST_DECODED / MEGA} megapixels first.`);
   }
   return [width, height];
 }
@@ -106,7 +106,7 @@ function start() {
   worker.postMessage({task: "upscale", file: picture.file, ...part});
 }
 
-// Ends what the worker does at once and frees its memory. The next task starts another one.
+// Ends the worker at once, which frees its memory. The next task starts another one.
 function stop() {
   worker?.terminate();
   worker = null;
@@ -194,8 +194,6 @@ function show(next) {
   if (state === "empty") return;
   $("title").textContent = picture.file.name;
   $("status").textContent = "";
-  $("stage").setAttribute("aria-label", state === "chosen" ? "The photo" :
-    "Before and after: arrow keys move, plus and minus zoom, 0 shows all");
   view = {scale: 0, center: [0, 0], position: state === "running" ? 0 : 50};
   draw();
   // The button that was pressed is hidden now, and the keyboard would start over at the top.
@@ -251,6 +249,8 @@ function draw() {
   const boxed = cutting && state === "chosen";
   $("stage").classList.toggle("cutting", boxed);
   $("part").hidden = !boxed;
+  $("stage").setAttribute("aria-label", boxed ? "The part to upscale: arrow keys move it, with Shift they resize it" :
+    `${state === "chosen" ? "The photo" : "Before and after"}: arrow keys move, plus and minus zoom, 0 shows all`);
   $("zoom").hidden = boxed;  // there a drag draws the box and could not move the picture
   if (state !== "chosen") return;
   $("cut").setAttribute("aria-pressed", cutting);

@@ -103,7 +103,7 @@ async function upscale({file, left, top, width, height}) {
     // Whole: given a part, browsers take it from the picture before EXIF's orientation.
     bitmap = await createImageBitmap(file);
   } catch {
-    throw new Problem(`${file.name} is damaged: the browser cannot decode it.`);
+    throw new Problem(`${file.name} cannot be decoded: it is damaged, or too large for this device.`);
   }
   const canvas = new OffscreenCanvas(width, height);
   const context = canvas.getContext("2d", {willReadFrequently: true});
@@ -143,7 +143,7 @@ async function upscale({file, left, top, width, height}) {
   postMessage({event: "finished", accelerator, seconds: (performance.now() - start) / 1000});
 }
 
-// The page masks the result with alpha, which is enlarged once a file is written. The network sees
+// The page masks the result with alpha, which is upscaled once a file is written. The network sees
 // visible colors only.
 async function separateAlpha(rgba, width, height) {
   const values = new Uint8Array(width * height);
@@ -265,7 +265,7 @@ async function picture(sr, stride, left, top, width, height) {
   canvas.getContext("2d").putImageData(image, 0, 0);
   return await canvas.convertToBlob();
 }
-// How alpha is enlarged: for each of 4 * length pixels, the first of at most 4 and their weights.
+// How alpha is upscaled: for each of 4 * length pixels, the first of at most 4 and their weights.
 // Bicubic as Pillow and upscale.py do it, with a = -0.5 and weights that sum to 1 at the border.
 function bicubic(length) {
   const cubic = (x) => x < 1 ? (1.5 * x - 2.5) * x * x + 1 : x < 2 ? ((-0.5 * x + 2.5) * x - 4) * x + 2 : 0;
@@ -336,7 +336,7 @@ async function blend(pixels, stride, channels, tiles, shares) {
   }
 }
 
-// Writes a line of enlarged alpha; `start` is the line's first pixel.
+// Writes a line of upscaled alpha; `start` is the line's first pixel.
 function opacity(pixels, start, {values, width}, row, columns) {
   const line = new Float32Array(width);
   row.weights.forEach((weight, k) => {
