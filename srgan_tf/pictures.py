@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 from absl import logging
-from PIL import Image, ImageOps
+from PIL import Image
 
 from srgan_tf import png
 from srgan_tf.files import one_line
@@ -47,7 +47,17 @@ _SAMPLES = (
     "rocket.jpg",
 )
 
+DAMAGED_EXIF = "its EXIF is damaged and skipped"
 _EXIF_ORIENTATION = 0x0112
+_TRANSPOSED = {  # by EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 # TIFF tags: whether it is a reduced copy, bits, further pictures, kind of numbers.
 _NEW_SUBFILE_TYPE, _BITS, _SUB_IFDS, _SAMPLE_FORMAT = 254, 258, 330, 339
 _SIGNED = 2
@@ -188,11 +198,35 @@ def white_level(image: Image.Image, values: np.ndarray) -> tuple[float, str]:
     return white, f"its {kind} values are read as 0 to {white}"
 
 
+def orientation(image: Image.Image) -> int:
+    """Returns the EXIF orientation, 1 to 8, of an open picture; 1 if its EXIF is damaged.
+
+    EXIF behind the pixels of a PNG is found only once the picture is loaded, and a loaded TIFF is
+    oriented already.
+    """
+    try:
+        # PngImageFile.getexif would decode the whole picture to look for EXIF behind it.
+        found = Image.Image.getexif(image).get(_EXIF_ORIENTATION)
+    except Exception:  # Pillow raises errors of all kinds on broken tags
+        return 1
+    return found if found in range(1, 9) else 1
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Loads a picture and applies its EXIF orientation.
+
+    Unlike `ImageOps.exif_transpose`, it does not rewrite EXIF, which may be damaged.
+    """
+    image.load()
+    method = _TRANSPOSED.get(orientation(image))
+    return image if method is None else image.transpose(method)
+
+
 def _upright_8_bits(image: Image.Image) -> Image.Image:
     """Orients a picture and reduces it to mode L (true grayscale) or RGB."""
-    upright = ImageOps.exif_transpose(image)
-    if is_deep_gray(upright):
-        values = np.asarray(upright, np.float64)
+    oriented = upright(image)
+    if is_deep_gray(oriented):
+        values = np.asarray(oriented, np.float64)
         white, assumed = white_level(image, values)
         if assumed:
             _warn_once(f"{getattr(image, 'filename', 'picture')}: {assumed}")
@@ -200,14 +234,14 @@ def _upright_8_bits(image: Image.Image) -> Image.Image:
         if isinstance(key := image.info.get("transparency"), int):  # PNG's one transparent gray
             gray[values == key] = 255
         return Image.fromarray(gray)
-    if upright.has_transparency_data or upright.mode in ("La", "RGBa"):
-        mode = "LA" if upright.mode == "La" else "RGBA"
-        upright = upright.convert(mode).convert("RGBA")
-        white = Image.new("RGBA", upright.size, "white")
-        return Image.alpha_composite(white, upright).convert("RGB")
-    if upright.mode in ("1", "L"):
-        return upright.convert("L")
-    return upright.convert("RGB")  # P, CMYK, YCbCr, HSV
+    if oriented.has_transparency_data or oriented.mode in ("La", "RGBa"):
+        mode = "LA" if oriented.mode == "La" else "RGBA"
+        oriented = oriented.convert(mode).convert("RGBA")
+        white = Image.new("RGBA", oriented.size, "white")
+        return Image.alpha_composite(white, oriented).convert("RGB")
+    if oriented.mode in ("1", "L"):
+        return oriented.convert("L")
+    return oriented.convert("RGB")  # P, CMYK, YCbCr, HSV
 
 
 # Training reads a picture many times.
@@ -238,6 +272,7 @@ def open_picture(file, name: str | None, use: Callable) -> tuple:
     """Opens a picture and uses it; any failure becomes one line with its name.
 
     Metadata that Pillow refuses a PNG for is skipped: large texts and damaged ancillary chunks.
+    Damaged EXIF is skipped in every format.
 
     Args:
         file: A path or an open binary file.
@@ -257,30 +292,40 @@ def open_picture(file, name: str | None, use: Callable) -> tuple:
         if named and os.path.exists(file) and not os.path.isfile(file):
             raise ValueError("no regular file")  # reading a pipe would wait for ever
         try:
-            return _opened(file, use), ()
+            return _opened(file, use)
         except Exception:
             with open(file, "rb") if named else contextlib.nullcontext(file) as stream:
                 rest = png.without_metadata(stream)
             if rest is None:
                 raise
         copy, icc, skipped = rest
-        result = _opened(copy, use, icc)
+        result, notes = _opened(copy, use, icc)
     except Exception as error:
         raise unreadable(name, error) from error
-    chunks = ", ".join(dict.fromkeys(skipped))
-    return result, ((f"damaged or large metadata is skipped ({chunks})",) if chunks else ())
+    if skipped:
+        chunks = ", ".join(dict.fromkeys(skipped))
+        notes = (f"damaged or large metadata is skipped ({chunks})", *notes)
+    return result, notes
 
 
-def _opened(file, use: Callable, icc: bytes = b""):
+def _opened(file, use: Callable, icc: bytes = b"") -> tuple:
     with Image.open(file) as image:
         if icc:
             image.info["icc_profile"] = icc
         correct(image)
-        return use(image)
+        result = use(image)
+        try:
+            # Not image.getexif, which raises an error only once.
+            Image.Exif().load(image.info.get("exif", b""))
+        except Exception:  # Pillow raises errors of all kinds on broken tags
+            return result, (DAMAGED_EXIF,)
+    return result, ()
 
 
 def correct(image: Image.Image) -> None:
-    """Corrects what Pillow misunderstands in an open picture that is not loaded yet.
+    """Corrects what Pillow misunderstands in an open picture that is not loaded yet, once.
+
+    A second call would scale a PNG's transparent value again.
 
     Raises:
         ValueError: It is only the preview of a camera's raw picture.
@@ -386,18 +431,15 @@ def count_pixels(path: str | os.PathLike) -> int:
 
 
 def _header(image: Image.Image) -> Header:
-    # PngImageFile.getexif would decode the whole picture to look for EXIF behind it.
-    orientation = Image.Image.getexif(image).get(_EXIF_ORIENTATION, 1)
-    if orientation not in range(1, 9):
-        orientation = 1
     width, height = image.size
-    if orientation >= 5 and image.format != "TIFF":  # a TIFF's size is after orientation already
+    applied = orientation(image)
+    if applied >= 5 and image.format != "TIFF":  # a TIFF's size is after orientation already
         width, height = height, width
     coding = "other"
     if image.mode in ("RGB", "L") and "transparency" not in image.info:
         # MPO is a JPEG followed by more pictures, as phones write it.
         coding = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png"}.get(image.format, "other")
-    return Header(height, width, orientation, coding)
+    return Header(height, width, applied, coding)
 
 
 def middle(picture: np.ndarray, size: int) -> np.ndarray:

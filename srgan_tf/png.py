@@ -7,6 +7,7 @@ memory whole.
 """
 
 import collections
+import contextlib
 import io
 import os
 import struct
@@ -21,9 +22,18 @@ _COLOR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}  # channels: gray, gray and alpha, RGB, 
 _SLICE = 1 << 20  # bytes that are compressed as one piece
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
-# How colors and pixel sizes are meant. These hold for the upscaled picture, too.
-_MEANING = (b"gAMA", b"cHRM", b"sRGB", b"cICP", b"mDCV", b"cLLI", b"pHYs")
-_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+# How colors and pixel sizes are meant, with the length of each. These hold for the upscaled
+# picture, too.
+_MEANING = {
+    b"gAMA": 4,
+    b"cHRM": 32,
+    b"sRGB": 1,
+    b"cICP": 4,
+    b"mDCV": 24,
+    b"cLLI": 8,
+    b"pHYs": 9,
+}
+_SKIPPED = (b"tEXt", b"zTXt", b"iTXt", b"acTL", b"fcTL", b"fdAT")  # texts and animation
 _LARGEST_PROFILE = 1 << 24
 
 
@@ -60,11 +70,13 @@ def meaning(file: BinaryIO) -> tuple[tuple[bytes, bytes], ...]:
         file: Any open file; other formats have none.
     """
     chunks = read_chunks(file, end=b"IDAT")  # they come before the pixels
-    return tuple((kind, data) for kind, data, intact in chunks if kind in _MEANING and intact)
+    return tuple(
+        (kind, data) for kind, data, intact in chunks if intact and len(data) == _MEANING.get(kind)
+    )
 
 
 def without_metadata(file: BinaryIO) -> tuple[io.BytesIO, bytes, list[str]] | None:
-    """Copies a PNG file without the metadata that Pillow may refuse: texts and damaged chunks.
+    """Copies a PNG file without what Pillow may refuse: texts, animation and damaged chunks.
 
     Args:
         file: Any open file.
@@ -73,26 +85,36 @@ def without_metadata(file: BinaryIO) -> tuple[io.BytesIO, bytes, list[str]] | No
         The copy, the color profile (empty if it has none), and the kinds of the chunks that are
         missing from the copy. None if that would not be another file, or would be no picture.
     """
-    copy, icc, missing = io.BytesIO(), b"", []
+    copy, icc, missing, color_type = io.BytesIO(), b"", [], None
     copy.write(_SIGNATURE)
     for kind, data, intact in read_chunks(file):
         if kind[:1].isupper():  # the pixels, and how they are stored
             if not intact:
                 return None
             _write_chunk(copy, kind, data)
-        elif not intact or kind in _TEXTS:
+            if kind == b"IHDR":
+                color_type = data[9]
+        elif not (intact and _has_its_length(kind, data, color_type)) or kind in _SKIPPED:
             missing.append(kind.decode("ascii", "replace"))
         elif kind == b"iCCP":  # Pillow refuses those of more than 1 MB
             inflate = zlib.decompressobj()
             _, _, compressed = data.partition(b"\0")
-            try:
+            with contextlib.suppress(zlib.error):
                 icc = inflate.decompress(compressed[1:], _LARGEST_PROFILE)
-            except zlib.error:
+            if not icc:
                 missing.append("iCCP")
         else:
             _write_chunk(copy, kind, data)
     copy.seek(0)
     return (copy, icc, missing) if missing or icc else None
+
+
+def _has_its_length(kind: bytes, data: bytes, color_type: int) -> bool:
+    """Tells whether a chunk has the length of its kind, which is known for a few kinds only."""
+    if kind == b"tRNS":
+        least, most = {0: (2, 2), 2: (6, 6)}.get(color_type, (0, 256))
+        return least <= len(data) <= most
+    return len(data) == _MEANING.get(kind, len(data))
 
 
 def _write_chunk(file: BinaryIO, kind: bytes, data: bytes) -> None:

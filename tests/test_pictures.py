@@ -294,6 +294,63 @@ def test_metadata_that_is_damaged_or_large_does_not_keep_a_picture_from_being_re
     assert photo.notes == (f"damaged or large metadata is skipped ({named})",)
 
 
+@pytest.mark.parametrize(
+    ("mode", "kind", "data"),
+    [("RGB", kind, b"\0") for kind in (b"pHYs", b"cHRM", b"gAMA", b"acTL", b"fcTL", b"tRNS")]
+    + [("RGB", b"sRGB", b""), ("RGB", b"fdAT", b""), ("RGB", b"iCCP", b"junk"), ("L", b"tRNS", b"")]
+    + [("P", b"tRNS", bytes(300))],
+)
+def test_a_png_chunk_with_bad_content_is_skipped_with_a_note(tmp_path, mode, kind, data):
+    image = Image.fromarray(photograph(8, 9)).convert(mode)
+    path = tmp_path / "a.png"
+    sound = with_chunk(image, b"cICP", bytes([9, 16, 0, 1]))
+    path.write_bytes(with_chunk(with_chunk(sound, kind, data), b"tIME", bytes(7)))
+    np.testing.assert_array_equal(pictures.read_rgb(path), image.convert("RGB"))
+    photo = photographs.read_photograph(path)
+    np.testing.assert_array_equal(photo.colors, image.convert("L" if mode == "L" else "RGB"))
+    assert photo.alpha is None and [kind for kind, _ in photo.meaning] == [b"cICP"]
+    assert photo.notes == (f"damaged or large metadata is skipped ({kind.decode()})",)
+
+
+def test_sound_chunks_beside_a_damaged_one_are_kept(tmp_path):
+    path, clear = tmp_path / "a.png", struct.pack(">3H", *photograph(8, 9)[0, 0])
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    image = Image.fromarray(photograph(8, 9))
+    image.save(path, exif=exif, dpi=(254, 254))
+    path.write_bytes(with_chunk(with_chunk(path.read_bytes(), b"tRNS", clear), b"gAMA", b""))
+    photo = photographs.read_photograph(path)
+    np.testing.assert_array_equal(photo.colors, np.rot90(photograph(8, 9), -1))
+    assert photo.alpha[0, -1] == 0 and photo.alpha[-1, 0] == 255
+    assert photo.meaning == ((b"pHYs", struct.pack(">IIB", 10000, 10000, 1)),)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
+def test_damaged_exif_is_skipped_with_a_note(tmp_path, suffix):
+    path = _written(
+        Image.fromarray(photograph(8, 9)), suffix, tmp_path, exif=b"Exif\0\0junk", lossless=True
+    )
+    with Image.open(path) as image:
+        expected = np.asarray(image)
+    np.testing.assert_array_equal(pictures.read_rgb(path), expected)
+    assert pictures.read_header(path)[:3] == (8, 9, 1)
+    photo = photographs.read_photograph(path)
+    np.testing.assert_array_equal(photo.colors, expected)
+    assert photo.exif == b"" and photo.notes == ("its EXIF is damaged and skipped",)
+
+
+def test_a_picture_is_oriented_though_another_tag_of_its_exif_is_damaged(tmp_path):
+    # A resolution as text, which Pillow reads but cannot write again.
+    exif = tiff({ORIENTATION: 6, 282: 0}, pixels=b"")
+    exif = exif.replace(struct.pack("<HH", 282, 4), struct.pack("<HH", 282, 2))
+    path = _written(Image.fromarray(photograph(8, 9)), ".png", tmp_path, exif=b"Exif\0\0" + exif)
+    expected = np.rot90(photograph(8, 9), -1)
+    np.testing.assert_array_equal(pictures.read_rgb(path), expected)
+    photo = photographs.read_photograph(path)
+    np.testing.assert_array_equal(photo.colors, expected)
+    assert photo.exif == b"" and photo.notes == ("its EXIF is damaged and skipped",)
+
+
 def _png_with_a_hidden_value(path, width, bits, color_type, rows, value):
     head = struct.pack(">IIBBBBB", width, len(rows), bits, color_type, 0, 0, 0)
     png = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + head

@@ -9,7 +9,7 @@ from concurrent.futures import Executor
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms
 
 from srgan_tf import pictures, png, upscaling
 from srgan_tf.photos import fastest, transparency
@@ -225,6 +225,7 @@ def _deep_colors(
 
             file.seek(0)
             values = imagecodecs.png_decode(file.read())  # a transparent color becomes alpha
+        image.load()  # also reads the EXIF after the pixels
     elif image.format == "TIFF" and image.mode in ("RGB", "RGBA"):
         tags = image.tag_v2
         rgb = tags.get(_PHOTOMETRIC) == 2 and tags.get(_EXTRA_SAMPLES) != (1,)
@@ -240,13 +241,13 @@ def _deep_colors(
         values = values[..., : len(image.mode)]  # further channels do not belong to the picture
     else:
         return None
-    values = _oriented(values, image.getexif().get(_ORIENTATION, 1))
+    values = _oriented(values, pictures.orientation(image))
     colors = values[..., 0] if values.shape[-1] == 2 else values[..., :3]
     return colors, values[..., -1] if values.shape[-1] in (2, 4) else None
 
 
 def _oriented(stored: np.ndarray, orientation: int) -> np.ndarray:
-    """Applies an EXIF orientation, 1 to 8, to pixels [h, w, channels]; others change nothing."""
+    """Applies an EXIF orientation, 1 to 8, to pixels [h, w, channels]."""
     if orientation in (5, 6, 7, 8):
         stored = stored.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):
@@ -259,8 +260,7 @@ def _photograph(
 ) -> Photograph:
     """Converts an open picture, oriented; `deep` are its 16-bit colors where it has them."""
     if deep is None:
-        image.load()  # also reads the EXIF after a PNG's pixels
-        upright = ImageOps.exif_transpose(image)
+        upright = pictures.upright(image)
         size = upright.size
     else:
         size = deep[0].shape[1::-1]
@@ -338,7 +338,7 @@ def _exif(image: Image.Image, size: tuple[int, int]) -> tuple[bytes, tuple[str, 
                 details[tag] = 4 * side
         return exif.tobytes().removeprefix(b"Exif\0\0") if exif else b"", ()
     except Exception:  # Pillow raises errors of all kinds on broken tags
-        return b"", ("its EXIF is damaged and skipped",)
+        return b"", (pictures.DAMAGED_EXIF,)
 
 
 def upscaled_rows(

@@ -239,13 +239,6 @@ def test_a_result_that_could_not_be_read_again_is_refused(executor, tmp_path):
             photographs.check_result(path, photo, "png")
 
 
-def test_damaged_exif_is_skipped_with_a_note(tmp_path, monkeypatch):
-    Image.fromarray(photograph(12, 20)).save(tmp_path / "p.jpg")
-    monkeypatch.setattr(Image.Exif, "tobytes", lambda self: 1 / 0)
-    photo = photographs.read_photograph(tmp_path / "p.jpg")
-    assert photo.exif == b"" and photo.notes == ("its EXIF is damaged and skipped",)
-
-
 @pytest.mark.parametrize(
     ("mode", "result"),
     [("1", "L"), ("L", "L"), ("LA", "LA"), ("P", "RGB"), ("PA", "RGBA"), ("RGB", "RGB"),
