@@ -153,9 +153,9 @@ def check_scale(network: Upscaler, name: str | os.PathLike) -> None:
         sr = network.call(np.zeros([1, 8, 8, 3], np.uint8))
     except Exception:  # it takes pictures of another size, so nothing is known yet
         return
-    if sr.shape[1:3] != (32, 32):
+    if sr.shape != (1, 32, 32, 3):
         raise ValueError(
-            f"{name}: does not upscale by 4: it makes {sr.shape[2]}x{sr.shape[1]} of 8x8"
+            f"{name}: does not upscale by 4: it makes {list(sr.shape)} of [1, 8, 8, 3]"
         )
 
 
@@ -197,8 +197,8 @@ def _pieces(network, x, rows, columns, dtype):
             scale = 1 if tail else 4
             if y.shape[:2] != (scale * (bottom - top), scale * (right - left)):
                 raise ValueError(
-                    "this network does not upscale by 4: it makes "
-                    f"{y.shape[1]}x{y.shape[0]} of {right - left}x{bottom - top}"
+                    f"this network does not upscale by 4: it makes {list(y.shape)} of "
+                    f"{[bottom - top, right - left, x.shape[-1]]}"
                 )
             if tail:
                 y = y[above - top : below - top, before - left : behind - left]

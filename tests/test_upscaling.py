@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 
@@ -42,9 +43,16 @@ def saved_model(generator, tmp_path_factory):
 def test_a_network_of_another_scale_is_refused():
     twice = upscaling.Upscaler(lambda x: x.repeat(2, axis=1).repeat(2, axis=2), margin=0)
     tailed = upscaling.Upscaler(lambda lr: lr, margin=0, tail=twice)
-    for network in (twice, tailed):
-        with pytest.raises(ValueError, match="does not upscale by 4: it makes 12x10 of 6x5"):
+    classifier = upscaling.Upscaler(lambda x: np.zeros([1, 1000], np.float32), margin=None)
+    gray = upscaling.Upscaler(lambda x: np.zeros([1, 32, 32], np.uint8), margin=None)
+    for network, made in ((twice, [10, 12, 3]), (tailed, [10, 12, 3]), (classifier, [1000])):
+        line = f"this network does not upscale by 4: it makes {made} of [5, 6, 3]"
+        with pytest.raises(ValueError, match=re.escape(line)):
             upscaling.upscale(network, np.zeros([5, 6, 3], np.uint8))
+    for network, made in ((twice, [1, 16, 16, 3]), (classifier, [1, 1000]), (gray, [1, 32, 32])):
+        line = f"net: does not upscale by 4: it makes {made} of [1, 8, 8, 3]"
+        with pytest.raises(ValueError, match=re.escape(line)):
+            upscaling.check_scale(network, "net")
 
 
 def _tflite(generator, path, dtype):

@@ -675,7 +675,7 @@ def test_an_exported_network_of_another_scale_is_refused_before_any_picture_is_r
     for spec in (folder, f"blend:0.5:{folder}:srresnet_mse"):
         code, out, err = upscale(tmp_path / "a.png", f"--weights={spec}")
         errors = [line for line in err.splitlines() if "no receptive field" not in line]
-        line = f"error: {folder}: does not upscale by 4: it makes 16x16 of 8x8"
+        line = f"error: {folder}: does not upscale by 4: it makes [1, 16, 16, 3] of [1, 8, 8, 3]"
         assert (code, out, errors) == (1, "", [line])
 
 
