@@ -25,6 +25,7 @@ LOSSY = ("jpg", "webp")
 # Bytes of pixels above which a TIFF is a BigTIFF: the plain kind ends at 4 GiB.
 BIG_TIFF = 2**32 - 2**24
 DEFAULT_QUALITY = 92
+_MOST_JPEG_DPI = 65535
 
 _ORIENTATION, _EXIF_IFD, _WIDTH, _HEIGHT = 0x0112, 0x8769, 0xA002, 0xA003
 _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296
@@ -468,7 +469,8 @@ def fitted(photograph: Photograph, format: str, bits: int) -> Photograph:
 def _is_kept(kind: bytes, data: bytes, format: str, icc: bytes) -> bool:
     """Tells whether a format other than PNG keeps what a chunk states, or loses nothing."""
     if kind == b"pHYs":
-        return _dpi(data) is not None
+        dpi = _dpi(data)
+        return dpi is not None and (format != "jpg" or max(dpi) <= _MOST_JPEG_DPI)
     # Pictures without any of this are in sRGB. A profile overrides gAMA and cHRM.
     return kind == b"sRGB" or _SRGB.get(kind) == data or (bool(icc) and kind in _SRGB)
 

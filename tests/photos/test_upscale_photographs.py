@@ -193,6 +193,16 @@ def test_chunks_that_mean_srgb_are_not_noted_as_lost(tmp_path):
     assert photographs.fitted(photo, "jpg", 8).notes == ()
 
 
+def test_a_resolution_too_large_for_jpeg_is_noted(executor, tmp_path):
+    Image.fromarray(photograph(8, 9)).save(tmp_path / "p.png", dpi=(70000, 300))
+    photo = photographs.read_photograph(tmp_path / "p.png")
+    fitted = photographs.fitted(photo, "jpg", 8)
+    assert fitted.notes == ("its pHYs cannot be kept in .jpg; --format=png keeps them",)
+    assert "dpi" not in Image.open(_upscaled(executor, photo, "jpg")).info
+    assert photographs.fitted(photo, "tif", 8).notes == ()
+    assert np.allclose(Image.open(_upscaled(executor, photo, "tif")).info["dpi"], (70000, 300))
+
+
 @pytest.mark.parametrize("source", ["jpg", "tif"])
 def test_the_resolution_of_other_formats_is_kept_in_png(executor, tmp_path, source):
     Image.fromarray(photograph(8, 9)).save(tmp_path / f"p.{source}", dpi=(240, 120))
