@@ -112,7 +112,8 @@ def run(
 
     Args:
         jobs: From `plan`.
-        load: From the bits of a picture, 8 or 16, to the result of `fastest.load_network`.
+        load: From the bits of a picture, 8 or 16, to the result of `fastest.load_network`. It is
+            called once for each depth that the pictures have.
         format: One of `photographs.FORMATS`.
         quality: As in `photographs.open_writer`.
         tile: As in `upscaling.upscale`.
@@ -127,8 +128,6 @@ def run(
         ValueError, FileNotFoundError: `load` fails, or the tile is too small for the network.
     """
     load = functools.cache(load)
-    if jobs:
-        load(8)  # before any picture is read: it may be refused
     pixels = {job: pictures.count_pixels(job.source) for job in jobs}
     total, done, failed, start = sum(pixels.values()), 0, 0, None
     ending: deque[tuple[Job, str, Future]] = deque()

@@ -662,7 +662,19 @@ def test_networks_of_different_scale_are_not_blended():
         upscaling.upscale(upscaling.blended(NEAREST, double, 0.5), photograph(8, 8))
 
 
-def test_an_exported_network_of_another_scale_is_refused_before_any_picture_is_read(
+def test_only_networks_for_the_depths_of_the_pictures_are_loaded(tmp_path):
+    asked = []
+
+    def load(bits):
+        asked.append(bits)
+        return NEAREST, "float32"
+
+    for name in ("a.png", "b.png"):
+        Image.fromarray(np.zeros([8, 8], np.uint16)).save(tmp_path / name)
+    assert enlarge.run(enlarge.plan([tmp_path]), load) == 0 and asked == [16]
+
+
+def test_an_exported_network_of_another_scale_is_refused_before_any_picture_is_upscaled(
     upscale, tmp_path
 ):
     @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8, "lr")])
@@ -671,12 +683,12 @@ def test_an_exported_network_of_another_scale_is_refused_before_any_picture_is_r
 
     module, folder = tf.Module(), tmp_path / "double"
     tf.saved_model.save(module, str(folder), signatures={"serving_default": double})
-    (tmp_path / "a.png").write_bytes(b"no picture")
+    save_photograph(tmp_path / "a.png", 8, 8)
     for spec in (folder, f"blend:0.5:{folder}:srresnet_mse"):
         code, out, err = upscale(tmp_path / "a.png", f"--weights={spec}")
         errors = [line for line in err.splitlines() if "no receptive field" not in line]
         line = f"error: {folder}: does not upscale by 4: it makes [1, 16, 16, 3] of [1, 8, 8, 3]"
-        assert (code, out, errors) == (1, "", [line])
+        assert (code, out, errors) == (1, "", [line]) and not (tmp_path / "a_x4.png").exists()
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes")
