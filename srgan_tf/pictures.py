@@ -13,8 +13,7 @@ import numpy as np
 from absl import logging
 from PIL import Image
 
-from srgan_tf import png
-from srgan_tf.files import one_line
+from srgan_tf import files, png
 
 # fmt: off
 _ENDINGS = (
@@ -101,14 +100,14 @@ def find_pictures(
         raise FileNotFoundError(f"{folder}: no such folder")
     found, visited = [], set()
     skipped = collections.defaultdict(list)
-    for parent, folders, files in os.walk(folder, followlinks=True):
+    for parent, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
         if real in visited:  # a link to a folder above would be walked for ever
             folders.clear()
             continue
         visited.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
+        for name in names:
             path = Path(parent, name)
             if is_picture_name(name):
                 if path.is_file():  # reading a pipe would wait for ever
@@ -373,7 +372,7 @@ def unreadable(name: str | os.PathLike, error: Exception) -> ValueError:
     elif isinstance(error, Image.UnidentifiedImageError):
         reason = "not a picture that Pillow knows"
     else:
-        reason = one_line(error)
+        reason = files.one_line(error)
     return ValueError(f"{name}: cannot be read ({reason})")
 
 

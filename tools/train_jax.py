@@ -120,7 +120,7 @@ def read_pictures(config) -> tuple[list, list, int]:
     """
     import numpy as np
 
-    from srgan_tf import pictures
+    from srgan_tf import files, pictures
 
     if config.train_data.startswith("tfds:"):
         raise ValueError(f"--train_data: {_SCRIPT} takes a folder, or sample")
@@ -134,7 +134,7 @@ def read_pictures(config) -> tuple[list, list, int]:
                 raise ValueError(f"{path}: smaller than a crop of {config.crop_size} pixels")
             found.append(picture)
         except ValueError as error:
-            print(f"skipped: {pictures.one_line(error)}", file=sys.stderr)
+            print(f"skipped: {files.one_line(error)}", file=sys.stderr)
     large = [i for i, p in enumerate(found) if min(p.shape[:2]) >= _VALIDATION_SIZE]
     count = min(config.val_pictures, len(large), len(found) // 4)
     held = sorted(np.random.default_rng(config.seed).permutation(large)[:count].tolist())

@@ -133,7 +133,7 @@ def _open_tfds(spec: str, min_size: int) -> Source:
         decoders = {key: tfds.decode.SkipDecoding() for key in images}
         data_source = builder.as_data_source(split, decoders=decoders)
     except Exception as error:  # a data set's own code may raise anything
-        reason = pictures.one_line(error)
+        reason = files.one_line(error)
         if "file format" in reason:
             reason += " Set TFDS_DATA_DIR to another folder to prepare it there as array_record."
         raise ValueError(f"{spec}: cannot be opened or prepared: {reason}") from error
@@ -146,7 +146,7 @@ def _open_tfds(spec: str, min_size: int) -> Source:
         try:
             return data_source[int(number)][key]
         except Exception as error:  # array_record and the parser may raise anything on damage
-            reason = pictures.one_line(error)
+            reason = files.one_line(error)
             raise ValueError(f"{name}:{split}#{number}: damaged record ({reason})") from error
 
     names = [f"tfds:{name}:{split}#{number}" for number in range(len(data_source))]

@@ -266,7 +266,7 @@ def read_kit(folder: str | os.PathLike) -> Kit:
     except FileNotFoundError:
         raise ValueError(f"{folder}: no rating kit, which has a {KEY}") from None
     except Exception as error:  # whatever the damage leads to
-        raise ValueError(f"{path}: not a kit's key ({pictures.one_line(error)})") from error
+        raise ValueError(f"{path}: not a kit's key ({files.one_line(error)})") from error
     return Kit(
         key["id"],
         key["sets"],

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from srgan_tf import metrics, pictures
+from srgan_tf import files, metrics, pictures
 from srgan_tf.evaluation.kept import KeptResults
 from srgan_tf.evaluation.methods import Method, blend_pictures, match_channels
 from srgan_tf.evaluation.sets import (
@@ -142,7 +142,7 @@ def evaluate(
             except ValueError as error:
                 skipped.append(str(error))
             except MemoryError as error:
-                skipped.append(f"{pair.hr}: cannot be scored ({pictures.one_line(error)})")
+                skipped.append(f"{pair.hr}: cannot be scored ({files.one_line(error)})")
             else:  # a picture counts for all methods or for none
                 rows += scored
                 if original["file"]:
@@ -188,7 +188,7 @@ def _upscaled(method: Method, picture: Picture) -> np.ndarray:
     except MemoryError:
         reason = "not enough memory, a smaller --tile takes less"
     except Exception as error:  # the errors of TensorFlow, LiteRT and ONNX have no common class
-        reason = pictures.one_line(error)
+        reason = files.one_line(error)
     raise ValueError(f"{picture.file}: cannot be upscaled by {method.name} ({reason})")
 
 
@@ -201,7 +201,7 @@ def _scores(
     try:
         return {name: measure(sr, picture.hr) for name, measure in measures.items()}
     except Exception as error:  # too little memory has another class in NumPy and in each backend
-        reason = pictures.one_line(error)
+        reason = files.one_line(error)
         raise ValueError(f"{picture.file}: cannot be scored ({reason})") from error
 
 

@@ -198,7 +198,7 @@ def run(
                 remedy = f"set --tile smaller than {side}" if side else "it cannot run in tiles"
                 fail(f"{job.source}: not enough memory, {remedy}")
             except Exception as error:  # Pillow and runtimes raise errors of all kinds
-                fail(f"{job.source}: {pictures.one_line(error)}")
+                fail(f"{job.source}: {files.one_line(error)}")
             else:
                 for line in photograph.notes:
                     note(f"{job.source}: {line}")

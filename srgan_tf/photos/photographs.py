@@ -11,7 +11,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from PIL import Image, ImageCms
 
-from srgan_tf import pictures, png, upscaling
+from srgan_tf import files, pictures, png, upscaling
 from srgan_tf.photos import fastest, transparency
 
 # Pillow's name for each format, and the most pixels that it writes each way.
@@ -519,7 +519,7 @@ def check_result(path: str | os.PathLike, photograph: Photograph, format: str) -
             size = image.size
             image.verify()
     except Exception as error:  # Pillow raises errors of all kinds
-        raise ValueError(f"it could not be read again: {pictures.one_line(error)}") from error
+        raise ValueError(f"it could not be read again: {files.one_line(error)}") from error
     if size != (4 * width, 4 * height):
         raise ValueError(f"it would be read as {size[0]}x{size[1]}")
 
