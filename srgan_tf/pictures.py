@@ -35,7 +35,7 @@ _UNREAD_ENDINGS = (
 # fmt: on
 
 # The color photographs among the files of scikit-image's wheel. Of the stereo pair
-# motorcycle_left/right one is enough; microscopy, textures and drawings are left out.
+# motorcycle_left/right one is enough; microscopy, textures and drawings are skipped.
 _SAMPLES = (
     "astronaut.png",
     "chelsea.png",
@@ -102,7 +102,7 @@ def find_pictures(
     skipped = collections.defaultdict(list)
     for parent, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
-        if real in visited:  # a link to a folder above would be walked for ever
+        if real in visited:  # a link to a folder above would be walked forever
             folders.clear()
             continue
         visited.add(real)
@@ -110,7 +110,7 @@ def find_pictures(
         for name in names:
             path = Path(parent, name)
             if is_picture_name(name):
-                if path.is_file():  # reading a pipe would wait for ever
+                if path.is_file():  # reading a pipe would wait forever
                     found.append(path)
                 else:
                     skipped["no regular file"].append(path)
@@ -289,7 +289,7 @@ def open_picture(file, name: str | None, use: Callable) -> tuple:
         name = str(file if named else getattr(file, "name", file))
     try:
         if named and os.path.exists(file) and not os.path.isfile(file):
-            raise ValueError("no regular file")  # reading a pipe would wait for ever
+            raise ValueError("no regular file")  # reading a pipe would wait forever
         try:
             return _opened(file, use)
         except Exception:

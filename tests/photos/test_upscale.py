@@ -696,7 +696,7 @@ def test_unread_endings_and_named_pipes_in_folders_are_named_and_skipped(upscale
     folder = tmp_path / "in"
     folder.mkdir()
     save_photograph(folder / "a.png", 12, 12)
-    # The longest name of which the result's is no longer than the file system allows.
+    # Its result has the longest name that the file system allows.
     long = "\u00fc" * 123 + "u.png"
     shutil.copy(folder / "a.png", folder / long)
     frames = [Image.fromarray(photograph(12, 12, seed)) for seed in range(2)]
