@@ -170,14 +170,14 @@ def main(_) -> int:
             {name: [*command, f"--contender={name}"] for name in FLAGS.contenders}, FLAGS.rounds
         )
     flops = [r.facts["gflop"] for r in results.values() if "gflop" in getattr(r, "facts", {})]
+    peak = turns.peak_gflops(FLAGS.precision)
     for result in results.values():
         if flops and not isinstance(result, str):
-            result.facts["gflop"] = flops[0]
-    peak = turns.peak_gflops(FLAGS.precision)
+            result.facts.update(gflop=flops[0], peak=peak)
     print(f"{FLAGS.network}, {FLAGS.batch_size} crops of 96x96, {FLAGS.precision}; seconds a step")
-    print(f"{turns.machine()}; matrix product {peak:.0f} GFLOP/s", end="")
+    print(f"{turns.machine()}; at most {peak:.0f} GFLOP/s in one product", end="")
     print(f"; a step has {flops[0]:.0f} GFLOP" if flops else "")
-    print(turns.table(results, "ours", peak))
+    print(turns.table(results, "ours"))
     if not isinstance(results["ours"], str):
         ratios = np.divide(results["ours"].beside, results["ours"].seconds)
         print(f"Fed by the pipeline, ours takes {np.median(ratios) - 1:+.1%} (median by round).")

@@ -165,22 +165,52 @@ def _reply(contender: _Contender):
 
 
 def peak_gflops(dtype: str) -> float:
-    """Measures what this machine reaches at a square matrix product, in GFLOP/s.
+    """Measures the most GFLOP/s that a contender's library reaches on this machine in one product.
+
+    The products are PyTorch's of large square matrices and OpenVINO's 3x3 convolution of 256
+    channels, whose kernels are oneDNN's. The faster depends on the processor.
 
     Args:
-        dtype: "float32" or "bfloat16".
+        dtype: "float32", "bfloat16" or "int8" (OpenVINO's only).
     """
-    import torch
+    speeds = [_convolution_gflops(dtype)]
+    if dtype != "int8":
+        import torch
 
-    torch.set_num_threads(os.cpu_count())  # as the contenders do
-    size = 3072
-    a, b = (torch.rand(size, size, dtype=getattr(torch, dtype)) for _ in range(2))
-    best = float("inf")
-    for _ in range(5):
+        torch.set_num_threads(os.cpu_count())  # as the contenders do
+        size = 3072
+        a, b = (torch.rand(size, size, dtype=getattr(torch, dtype)) for _ in range(2))
+        speeds.append(2e-9 * size**3 / _least_seconds(lambda: torch.mm(a, b)))
+    return max(speeds)
+
+
+def _convolution_gflops(dtype: str) -> float:
+    import openvino
+    from openvino import opset13 as ops
+
+    channels, size = 256, 64
+    x = lr = ops.parameter([1, channels, size, size], np.float32)
+    kernel = np.random.default_rng(1).integers(-127, 128, [channels, channels, 3, 3], np.int8)
+    if dtype == "int8":
+        ends = [np.float32(end) for end in (0, 1, 0, 1)]
+        x = ops.fake_quantize(x, *ends, levels=256)
+    weights = ops.multiply(ops.convert(ops.constant(kernel), "f32"), np.float32(1 / 127))
+    y = ops.convolution(x, weights, [1, 1], [1, 1], [1, 1], [1, 1])
+    hint = "bf16" if dtype == "bfloat16" else "f32"
+    options = {"INFERENCE_NUM_THREADS": os.cpu_count(), "INFERENCE_PRECISION_HINT": hint}
+    request = openvino.compile_model(openvino.Model([y], [lr]), "CPU", options)
+    request = request.create_infer_request()
+    request.set_input_tensor(openvino.Tensor(np.ones([1, channels, size, size], np.float32)))
+    return 2e-9 * 9 * channels**2 * size**2 / _least_seconds(request.infer)
+
+
+def _least_seconds(work: Callable[[], object]) -> float:
+    seconds = []
+    for _ in range(10):
         start = time.perf_counter()
-        torch.mm(a, b)
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best / 1e9
+        work()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
 
 
 def machine() -> str:
@@ -192,13 +222,13 @@ def machine() -> str:
     return f"{model}, {os.cpu_count()} cores, {' '.join(f for f in wanted if f in flags)}"
 
 
-def table(results: dict[str, Result | str], ours: str, peak: float | None = None) -> str:
+def table(results: dict[str, Result | str], ours: str) -> str:
     """Lays results out: medians, the least and the most, the ratio of ours to each.
 
     Args:
-        results: From `compare`.
+        results: From `compare`. Facts may hold the "gflop" of the work and the "peak" of the
+            machine in the contender's precision, see `peak_gflops`.
         ours: Name of the contender that the others are held against.
-        peak: GFLOP/s that the machine reaches, for contenders whose facts give their "gflop".
     """
     lines = [
         f"{'':32}{'median s':>10}{'min':>8}{'max':>8}{'ours/it':>9}{'by round':>10}{'of peak':>9}"
@@ -214,7 +244,7 @@ def table(results: dict[str, Result | str], ours: str, peak: float | None = None
         if name != ours and not isinstance(own, str):
             ratio = f"{np.median(own.seconds) / median:.2f}"
             by_round = f"{np.median(np.divide(own.seconds, result.seconds)):.2f}"
-        gflop = result.facts.get("gflop")
+        gflop, peak = (result.facts.get(name) for name in ("gflop", "peak"))
         share = f"{gflop / median / peak:.0%}" if gflop and peak else ""
         lines.append(
             f"{name:32}{median:>10.3f}{min(result.seconds):>8.3f}{max(result.seconds):>8.3f}"

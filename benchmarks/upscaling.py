@@ -133,6 +133,12 @@ CONTENDERS = {
 }
 
 
+def precision_of(name: str, facts: dict) -> str:
+    """Returns the precision in which a contender computes."""
+    text = facts.get("form") or name
+    return next((p for p in ("int8", "bfloat16") if p in text), "float32")
+
+
 def take_part(name: str) -> None:
     """Takes turns; all go through `upscaling.upscale`."""
     from srgan_tf import upscaling
@@ -207,13 +213,14 @@ def main(_) -> int:
         results = turns.compare({n: [*command, f"--contender={n}"] for n in names}, FLAGS.rounds)
     megapixels = 16 * height * width / 1e6
     print(f"{height}x{width} to {4 * height}x{4 * width}: seconds a picture of {megapixels:.1f} MP")
-    peak = turns.peak_gflops("float32")
-    print(f"{turns.machine()}; matrix product {peak:.0f} GFLOP/s in float32", end="")
-    print(f"; a picture has {gflop:.0f} GFLOP")
     done = {name: result for name, result in results.items() if not isinstance(result, str)}
-    for result in done.values():
-        result.facts["gflop"] = gflop
-    print(turns.table(results, "ours", peak))
+    precisions = {name: precision_of(name, result.facts) for name, result in done.items()}
+    peaks = {precision: turns.peak_gflops(precision) for precision in set(precisions.values())}
+    for name, result in done.items():
+        result.facts.update(gflop=gflop, peak=peaks[precisions[name]])
+    best = ", ".join(f"{peak:.0f} in {precision}" for precision, peak in sorted(peaks.items()))
+    print(f"{turns.machine()}; GFLOP/s in one product, at most: {best}; a picture has {gflop:.0f}")
+    print(turns.table(results, "ours"))
     print("MB: the most, preparing included.")
     print("\nPSNR on sample photographs, megapixels of SR a second:")
     psnr = {

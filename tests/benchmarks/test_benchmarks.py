@@ -119,10 +119,10 @@ def test_no_answer_agrees_if_ours_failed(turns):
 
 def test_the_table_has_medians_ratios_and_the_share_of_the_peak(turns):
     results = {
-        "ours": turns.Result([1.0, 2.0, 9.0], 100.4, None, {"gflop": 30}),
+        "ours": turns.Result([1.0, 2.0, 9.0], 100.4, None, {"gflop": 30, "peak": 20}),
         "it": turns.Result([4.0, 2.5, 5.0], 200, None, {}),
     }
-    header, own, other = turns.table(results, "ours", peak=20).splitlines()
+    header, own, other = turns.table(results, "ours").splitlines()
     assert own.split() == ["ours", "2.000", "1.000", "9.000", "75%", "100"]
     # 2 / 4, and the median of 1 / 4, 2 / 2.5 and 9 / 5.
     assert other.split() == ["it", "4.000", "2.500", "5.000", "0.50", "0.80", "200"]
