@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from srgan_tf import files, pictures, provenance, resize
+from srgan_tf import files, pictures, provenance, resize, weights
 from srgan_tf.evaluation import methods, scoring, sets
 
 ORIGINAL = "original"  # the method whose picture is hr itself
@@ -184,7 +184,7 @@ def write_kit(
                 shutil.copyfile(sources[name], place / PICTURES / name)
             else:
                 Image.fromarray(sources[name]).save(place / PICTURES / name)
-        hashes = {name: _sha256(place / PICTURES / name) for name in names}
+        hashes = {name: weights.file_sha256(place / PICTURES / name) for name in names}
         named = list(zip(shown_names, shown, strict=True))
         key = {
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -240,10 +240,6 @@ def _draw(places: list[tuple[str, str]], count: int | None) -> list[tuple[str, s
 def _nearest(hr: np.ndarray) -> np.ndarray:
     height, width = hr.shape[:2]
     return methods.nearest(resize.imresize(hr, (height // 4, width // 4)))
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _key_id(key: dict) -> str:

@@ -29,7 +29,7 @@ def rater_lines(summary: dict) -> list[str]:
     """Lines about the raters: number, agreement, and who failed calibration."""
     alpha = summary["alpha"]
     lines = [
-        _count(len(summary["raters"]), "rater"),
+        tables.counted(len(summary["raters"]), "rater"),
         "Agreement: Krippendorff's alpha, interval scale: "
         + ("undefined" if alpha is None else f"{alpha:.3f}"),
     ]
@@ -38,10 +38,6 @@ def rater_lines(summary: dict) -> list[str]:
     if summary["excluded"]:
         lines.append(f"Excluded, because they failed calibration: {', '.join(summary['excluded'])}")
     return lines
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _interval(interval: list[float] | None) -> str:
@@ -70,7 +66,7 @@ def terminal_tables(summary: dict) -> str:
         first = max(len(method) for method in results["methods"])
         lines.append(
             f"{tables.heading(name, results['pictures'])}, "
-            f"{_count(len(summary['raters']), 'rater')}"
+            f"{tables.counted(len(summary['raters']), 'rater')}"
         )
         scale = "".join(f"{score:>6}" for score in range(WORST, BEST + 1))
         lines.append(f"{'':{first}}   MOS  95 % interval  ratings{scale}  (paper)")
@@ -169,7 +165,7 @@ def _distribution_html(name: str, methods: dict) -> str:
         cells = []
         for score, count in enumerate(row["counts"], WORST):
             share = count / row["ratings"]
-            title = f"{score}: {_count(count, 'rating')}, {share:.0%}"
+            title = f"{score}: {tables.counted(count, 'rating')}, {share:.0%}"
             # At half strength, so that the text on the cell can be read.
             cells.append(f'<i style="--share:{50 * share:.1f}%" title="{title}">{share:.0%}</i>')
         spread = ""

@@ -102,7 +102,12 @@ def _vgg_text(card: dict) -> str:
 
 def heading(set_name: str, count: int) -> str:
     """A set's name and number of pictures."""
-    return f"{set_name}, {count} picture{'' if count == 1 else 's'}"
+    return f"{set_name}, {counted(count, 'picture')}"
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things, the noun in the plural unless it is 1."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def set_lines(results: scoring.Results) -> list[str]:
