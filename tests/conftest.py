@@ -1,5 +1,6 @@
 """Pictures to test with: made up, small, and the same in every run."""
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.util
@@ -39,6 +40,12 @@ def photograph(height: int, width: int, seed: int = 0) -> np.ndarray:
     top, left = generator.integers(0, height // 2), generator.integers(0, width // 2)
     picture[top : top + height // 3, left : left + width // 3] ^= 0x55
     return picture
+
+
+def noise(*shape: int, seed: int = 0, dtype=np.uint8) -> np.ndarray:
+    """A picture of random values of the type's full range."""
+    most = np.iinfo(dtype).max
+    return np.random.default_rng(seed).integers(0, most, shape, dtype, endpoint=True)
 
 
 def save_photograph(path: Path, height: int, width: int, seed: int = 0, **options) -> np.ndarray:
@@ -88,6 +95,21 @@ def tiff(*images: dict, pixels: bytes) -> bytes:
         file += struct.pack("<I", 0 if is_last else end)
         start = end
     return file
+
+
+@contextlib.contextmanager
+def full_disk(size: int):
+    """Limits new files to a size in bytes, which fails as a full disk does."""
+    if sys.platform != "linux":
+        pytest.skip("setrlimit")
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture
@@ -181,6 +203,26 @@ def tiny(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "tiny.weights.h5"
     networks.build_generator(residual_blocks=1, filters=8).save_weights(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def generator():
+    """A tiny generator that upscales recognizably, and whose every layer matters."""
+    import keras
+
+    from srgan_tf import networks
+
+    keras.utils.set_random_seed(1)
+    generator = networks.build_generator(residual_blocks=2, filters=8)
+    trained = np.random.default_rng(1)
+    for layer in generator.layers:
+        old = layer.get_weights()
+        if isinstance(layer, keras.layers.BatchNormalization):
+            gamma, beta, mean, variance = (trained.uniform(0.5, 1.5, w.shape) for w in old)
+            layer.set_weights([gamma / 5, beta / 20 - 0.05, mean / 5, variance])
+        elif isinstance(layer, keras.layers.PReLU):  # some slopes below 0 or above 1
+            layer.set_weights([trained.uniform(-0.2, 1.4, w.shape) for w in old])
+    return generator
 
 
 @pytest.fixture(scope="session")

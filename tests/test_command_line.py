@@ -25,6 +25,14 @@ app.run(lambda argv: command_line.exit_code(main, argv, ""))
 """
 
 
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py", "export.py", "upscale.py"])
+def test_help_does_not_import_numpy_keras_or_tensorflow(script):
+    command = [sys.executable, "-X", "importtime", script, "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert f"\n{script}:\n" in done.stdout and "absl" in done.stderr
+    assert not any(name in done.stderr for name in ("tensorflow", "keras", "numpy"))
+
+
 @pytest.mark.skipif(os.name != "posix", reason="sh")
 @pytest.mark.parametrize(
     ("how", "code", "told"),

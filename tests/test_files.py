@@ -36,19 +36,26 @@ def test_a_file_is_replaced_atomically(tmp_path, name):
     assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
 
 
-def test_leftovers_of_killed_processes_are_removed_and_files_of_running_ones_are_not(tmp_path):
+@pytest.mark.parametrize("kind", [Path.touch, Path.mkdir])
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda folder: files.write_text(folder / "a", ""),
+        lambda folder: files.staging(folder).cleanup(),
+    ],
+)
+def test_leftovers_of_killed_processes_are_removed_and_those_of_running_ones_are_not(
+    tmp_path, kind, write
+):
     ended = subprocess.Popen(["true"])
     ended.wait()
-    left, running, elsewhere = (
-        tmp_path / f".making-{machine}-{process}-0.png"
-        for machine, process in (
-            (platform.node(), ended.pid), (platform.node(), os.getppid()), ("other", ended.pid)
-        )
-    )  # fmt: skip
-    for path in (left, running, elsewhere):
-        path.touch()
-    files.write_text(tmp_path / "a.txt", "text")
-    assert set(tmp_path.iterdir()) == {running, elsewhere, tmp_path / "a.txt"}
+    here = platform.node()
+    others = (f"{here}-{os.getppid()}", f"other-{ended.pid}", f"{here}-{ended.pid}-{ended.pid}")
+    left, *kept = (tmp_path / f".making-{name}-x" for name in (f"{here}-{ended.pid}", *others))
+    for path in (left, *kept):
+        kind(path)
+    write(tmp_path)
+    assert not left.exists() and set(kept) <= set(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["run [v2]", "a*b", "why?", "back\\slash", b"caf\xe9"])

@@ -6,38 +6,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT
+from conftest import ROOT, noise
 
 from srgan_tf import folding, upscaling
-from srgan_tf.formats import exported, keras_model, onnx_file
+from srgan_tf.formats import exported, keras_model, litert, onnx_file
 from srgan_tf.networks import build_generator
-
-
-@pytest.fixture(scope="module")
-def generator():
-    """A tiny generator of random weights, whose every layer changes the result."""
-    keras.utils.set_random_seed(1)
-    generator = build_generator(residual_blocks=1, filters=8, init="random")
-    moving = np.random.default_rng(1)
-    for layer in generator.layers:
-        if isinstance(layer, keras.layers.BatchNormalization):
-            layer.set_weights([moving.uniform(0.5, 1.5, w.shape) for w in layer.get_weights()])
-    return generator
-
-
-@pytest.fixture(scope="module")
-def saved_model(generator, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("export") / "saved_model"
-    archive = keras.export.ExportArchive()
-    archive.track(generator)
-
-    def serve(lr):
-        sr = generator(tf.cast(lr, tf.float32) / 255, training=False)
-        return tf.cast(tf.clip_by_value(tf.round((sr + 1) * 127.5), 0, 255), tf.uint8)
-
-    archive.add_endpoint("serve", serve, [tf.TensorSpec([None, None, None, 3], tf.uint8)])
-    archive.write_out(folder, verbose=False)
-    return folder
 
 
 def test_a_network_of_another_scale_is_refused():
@@ -55,7 +28,8 @@ def test_a_network_of_another_scale_is_refused():
             upscaling.check_scale(network, "net")
 
 
-def _tflite(generator, path, dtype):
+def _of_another_program(generator, folder, dtype):
+    """Writes a SavedModel and a .tflite file without the margin: their paths."""
     archive = keras.export.ExportArchive()
     archive.track(generator)
 
@@ -66,14 +40,10 @@ def _tflite(generator, path, dtype):
         return tf.cast(tf.clip_by_value((sr + 1) * 127.5 + 0.5, 0, 255), tf.uint8)
 
     archive.add_endpoint("serve", serve, [tf.TensorSpec([1, None, None, 3], dtype)])
-    folder = path.with_suffix("")
-    archive.write_out(folder, verbose=False)
-    path.write_bytes(tf.lite.TFLiteConverter.from_saved_model(str(folder)).convert())
-    return path
-
-
-def _picture(height, width, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, [height, width, 3], np.uint8)
+    archive.write_out(folder / "net", verbose=False)
+    converter = tf.lite.TFLiteConverter.from_saved_model(str(folder / "net"))
+    (folder / "net.tflite").write_bytes(converter.convert())
+    return folder / "net", folder / "net.tflite"
 
 
 def _largest_difference(a, b):
@@ -108,7 +78,7 @@ def test_a_network_of_unknown_receptive_field_runs_in_one_piece(caplog):
     network = keras_model.compiled(keras.Model(picture, four, name="custom"))
     assert network.margin is None
     assert "custom: no receptive field recorded, so each picture is processed in" in caplog.text
-    lr = _picture(600, 3)  # larger than the default tile
+    lr = noise(600, 3, 3)  # larger than the default tile
     sr = upscaling.upscale(network, lr, tile=100)
     expected = np.clip(np.round((lr / 255 + lr.mean(axis=(0, 1)) / 255 + 1) * 127.5), 0, 255)
     assert _largest_difference(sr[::4, ::4], expected) <= 1
@@ -116,9 +86,9 @@ def test_a_network_of_unknown_receptive_field_runs_in_one_piece(caplog):
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 50), (33, 61), (100, 23)])
 def test_tiles_and_one_piece_have_the_same_result(generator, size):
-    lr = _picture(*size)
+    lr = noise(*size, 3)
     whole = _levels(generator, lr)
-    for tile in (23, 31, 64):
+    for tile in (25, 31, 64):
         sr = upscaling.upscale(keras_model.compiled(generator), lr, tile=tile)
         assert sr.dtype == np.uint8 and sr.shape == (4 * size[0], 4 * size[1], 3)
         assert _largest_difference(sr, whole) <= 1
@@ -152,7 +122,7 @@ def test_results_of_every_float_dtype_become_levels(dtype):
     def call(lr):
         return (lr.repeat(4, axis=1).repeat(4, axis=2) / 127.5 - 1).astype(dtype)
 
-    lr = _picture(5, 7)
+    lr = noise(5, 7, 3)
     expected = lr.repeat(4, axis=0).repeat(4, axis=1)
     sr = upscaling.upscale(upscaling.Upscaler(call, margin=0), lr)
     assert sr.dtype == np.uint8 and _largest_difference(sr, expected) == 0
@@ -164,7 +134,7 @@ def test_one_trace_serves_every_size(generator):
     call = traced.call
     traced.call = lambda *args, **kwargs: (traces.append(1), call(*args, **kwargs))[1]
     for size in ((10, 10), (30, 12), (50, 60)):
-        upscaling.upscale(keras_model.compiled(traced), _picture(*size), tile=32)
+        upscaling.upscale(keras_model.compiled(traced), noise(*size, 3), tile=32)
     assert len(traces) == 1
 
 
@@ -176,12 +146,12 @@ def test_a_tile_too_large_for_tensorflow_is_a_memory_error():
     layer = keras.layers.Activation(lambda x: tf.py_function(fail, [x], tf.float32))
     network = keras_model.compiled(keras.Model(picture, layer(picture)))
     with pytest.raises(MemoryError, match="no memory for 7x5"):
-        upscaling.upscale(network, _picture(5, 7))
+        upscaling.upscale(network, noise(5, 7, 3))
 
 
 def test_a_tile_within_the_margin_is_refused(generator):
     with pytest.raises(ValueError, match="a tile of 16 pixels is too small"):
-        upscaling.upscale(keras_model.compiled(generator), _picture(20, 20), tile=16)
+        upscaling.upscale(keras_model.compiled(generator), noise(20, 20, 3), tile=16)
 
 
 def test_anything_but_an_8_or_16_bit_rgb_picture_is_refused(generator):
@@ -190,32 +160,21 @@ def test_anything_but_an_8_or_16_bit_rgb_picture_is_refused(generator):
             upscaling.upscale(keras_model.compiled(generator), picture)
 
 
-def test_a_saved_model_and_the_generator_have_the_same_result(generator, saved_model):
-    assert exported.is_exported(saved_model)
-    network = exported.load(saved_model)
-    assert network.margin is None
-    lr = _picture(40, 30)
-    sr = upscaling.upscale(network, lr)
-    assert _largest_difference(sr, _levels(generator, lr)) <= 1
-
-
 @pytest.mark.parametrize("dtype", [tf.float32, tf.uint8])
-def test_a_tflite_file_and_the_generator_have_the_same_result(generator, tmp_path, dtype):
-    pytest.importorskip("ai_edge_litert")
-    path = _tflite(generator, tmp_path / "generator.tflite", dtype)
-    assert exported.is_exported(path)
-    network = exported.load(path)
-    assert network.margin is None
-    for size in ((40, 30), (12, 9)):
-        lr = _picture(*size)
-        sr = upscaling.upscale(network, lr)
-        assert _largest_difference(sr, _levels(generator, lr)) <= 1
+def test_files_of_other_programs_and_the_generator_have_the_same_result(generator, tmp_path, dtype):
+    for path in _of_another_program(generator, tmp_path, dtype):
+        assert exported.is_exported(path)
+        network = exported.load(path)
+        assert network.margin is None
+        for size in ((40, 30), (12, 9)):
+            lr = noise(*size, 3)
+            sr = upscaling.upscale(network, lr)
+            assert _largest_difference(sr, _levels(generator, lr)) <= 1
 
 
 def test_a_tile_too_large_for_litert_is_a_memory_error(generator, tmp_path):
-    pytest.importorskip("ai_edge_litert")
-    network = exported.load(_tflite(generator, tmp_path / "net.tflite", tf.float32))
-    lr = _picture(12, 9)
+    network = exported.load(litert.write_tflite(generator, tmp_path / "net.tflite"))
+    lr = noise(12, 9, 3)
     expected = network.call(lr[None])
     huge = np.broadcast_to(np.uint8(0), [1, 100_000, 100_000, 3])  # itself takes one byte
     for _ in range(2):
@@ -242,7 +201,6 @@ print(network.call(np.zeros([1, 5, 5, 3], np.uint8)).shape)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
 def test_a_tile_too_large_for_onnx_runtime_is_a_memory_error(generator, tmp_path):
-    pytest.importorskip("onnxruntime")
     path = onnx_file.write_onnx(generator, tmp_path / "net.onnx")
     command = [sys.executable, "-c", _SHORT_OF_MEMORY, path]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -252,7 +210,6 @@ def test_a_tile_too_large_for_onnx_runtime_is_a_memory_error(generator, tmp_path
 def test_a_file_that_is_not_an_exported_generator_is_refused_in_one_line(tmp_path):
     with pytest.raises(FileNotFoundError, match="missing.tflite: no such file"):
         exported.load(tmp_path / "missing.tflite")
-    pytest.importorskip("ai_edge_litert")
     broken = tmp_path / "broken.tflite"
     broken.write_bytes(b"no model")
     with pytest.raises(ValueError, match="no .tflite file of a generator"):

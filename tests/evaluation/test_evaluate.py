@@ -658,11 +658,3 @@ def test_the_progress_bar_is_repainted_on_a_terminal_only(monkeypatch):
         progress(i / 100, "a picture")
     assert len(stream.getvalue().splitlines()) == 9
     assert "\r" not in stream.getvalue()
-
-
-def test_help_does_not_import_numpy_keras_or_tensorflow():
-    command = [sys.executable, "-X", "importtime", ROOT / "evaluate.py", "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert "--data" in done.stdout
-    assert "absl" in done.stderr
-    assert not any(name in done.stderr for name in ("tensorflow", "keras", "numpy"))

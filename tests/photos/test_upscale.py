@@ -117,12 +117,6 @@ def test_wrong_arguments_are_reported_in_one_line(upscale, tiny, tmp_path, monke
     assert _files(tmp_path) == ["a.jpg"]
 
 
-def test_help_does_not_import_tensorflow():
-    code = "import sys, runpy; sys.argv = ['upscale.py', '--help']\ntry:\n  runpy.run_path('upscale.py', run_name='__main__')\nexcept SystemExit: pass\nassert 'tensorflow' not in sys.modules and 'keras' not in sys.modules"  # noqa: E501
-    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert out.returncode == 0 and "--max_megapixels" in out.stdout, out.stderr
-
-
 _WITHOUT_TENSORFLOW = """
 import runpy, sys
 before = set(sys.modules)
@@ -179,11 +173,6 @@ def test_a_missing_package_is_reported_in_one_line(upscale, tiny, tmp_path, monk
     monkeypatch.setitem(sys.modules, "keras", None)
     code, _, err = upscale(tmp_path / "a.png", f"--weights={tiny}", "--precision=float16")
     assert code == 1 and "keras" in err and err.endswith(": pip install -r requirements.txt\n")
-
-
-def test_importing_the_package_does_not_load_tensorflow():
-    code = "import sys, srgan_tf; assert 'tensorflow' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_pictures_that_would_get_the_same_name_keep_their_endings(tmp_path):
