@@ -1,4 +1,3 @@
-import contextlib
 import dataclasses
 import io
 import json
@@ -16,16 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, full_disk
 
 # A small network on small crops: a step takes milliseconds.
-TINY = [
-    "--residual_blocks=1",
-    "--filters=8",
-    "--crop_size=32",
-    "--batch_size=4",
-    "--val_pictures=1",
-]
+SMALL = {"crop_size": 32, "batch_size": 4, "residual_blocks": 1, "filters": 8, "val_pictures": 0}
+TINY = [f"--{name}={value}" for name, value in (SMALL | {"val_pictures": 1}).items()]
 FAMILIES = {
     "srresnet": ["--content_loss=mse"],
     "srgan": ["--content_loss=mse", "--adversarial_weight=1e-3", "--init_generator=none"],
@@ -69,75 +63,95 @@ def assert_identical(first, second):
         assert np.array_equal(first[name], second[name]), name
 
 
+def assert_same_state(first, second, step):
+    assert_identical(checkpoint_arrays(first, step), checkpoint_arrays(second, step))
+
+
+def generator_arrays(path):
+    from srgan_tf import weights
+
+    generator, _ = weights.load_generator(str(path))
+    return {variable.path: variable.numpy() for variable in generator.weights}
+
+
 def logged(run_dir):
     lines = (Path(run_dir) / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
 
 
+@pytest.fixture
+def run(config, photo_folder, tmp_path):
+    """Trains in this process, in a folder of tmp_path: (name, flags) to the run's run.json."""
+    from srgan_tf.training import loop
+
+    def run(name, **flags):
+        run_dir = tmp_path / name
+        given = {"train_data": str(photo_folder), "run_dir": str(run_dir)} | SMALL | flags
+        loop.train(config(**given))
+        return json.loads((run_dir / "run.json").read_text())
+
+    return run
+
+
+def interfered(step, interfere, *flags, code):
+    """Runs train.py, interferes with its process after a step, and returns what it says then."""
+    process = subprocess.Popen(
+        command(*flags), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    for line in process.stderr:
+        if line.startswith(f"step {step}/"):
+            interfere(process)
+            break
+    timer = threading.Timer(120, process.kill)  # it should have ended by then
+    timer.start()
+    rest = process.stderr.read()
+    timer.cancel()
+    assert process.wait() == code and "Traceback" not in rest
+    return rest
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_killed_run_ends_with_the_same_bytes(family, photo_folder, tmp_path):
-    flags = [
-        *FAMILIES[family],
-        f"--train_data={photo_folder}",
-        "--steps=30",
-        "--log_every=1",
-        "--checkpoint_every=5",
-        "--validate_every=10",
-        "--augment",
-    ]
-    train(*flags, f"--run_dir={tmp_path}/whole")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    flags = [*FAMILIES[family], f"--train_data={photo_folder}", "--steps=30", "--log_every=1"]
+    flags += ["--checkpoint_every=5", "--validate_every=10", "--augment"]
+    train(*flags, f"--run_dir={whole}")
 
     kill_at = random.SystemRandom().randrange(7, 16)
     print(f"killed at step {kill_at}")
-    process = subprocess.Popen(
-        command(*flags, f"--run_dir={tmp_path}/killed"),
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    for line in process.stderr:
-        if line.startswith(f"step {kill_at}/"):
-            process.kill()
-            break
-    assert process.wait() == -signal.SIGKILL
-    process.stderr.close()
-    assert not (tmp_path / "killed" / "generator.weights.h5").exists()
+    kill = subprocess.Popen.kill
+    interfered(kill_at, kill, *flags, f"--run_dir={killed}", code=-signal.SIGKILL)
+    assert not (killed / "generator.weights.h5").exists()
 
-    done = train(*flags, f"--run_dir={tmp_path}/killed")
+    done = train(*flags, f"--run_dir={killed}")
     resumed_at = int(re.search(r"ckpt-\d+, step (\d+)", done.stdout)[1])
     assert 0 < resumed_at < 30  # it trained on between its line and the kill
-    assert_identical(
-        checkpoint_arrays(tmp_path / "whole", 30), checkpoint_arrays(tmp_path / "killed", 30)
-    )
-    record = json.loads((tmp_path / "killed" / "run.json").read_text())
+    assert_same_state(whole, killed, 30)
+    record = json.loads((killed / "run.json").read_text())
     assert [start["step"] for start in record["went_on"]] == [resumed_at]
     for name in ("generator.weights.h5", "generator.best.weights.h5"):
-        first, second = (generator_arrays(tmp_path / run / name) for run in ("whole", "killed"))
-        assert_identical(first, second)
-    whole, killed = logged(tmp_path / "whole"), logged(tmp_path / "killed")
-    for line in (*whole, *killed):
+        assert_identical(generator_arrays(whole / name), generator_arrays(killed / name))
+    lines = [logged(run_dir) for run_dir in (whole, killed)]
+    for line in sum(lines, []):
         line.pop("images_per_second", None)
-    assert whole == killed
+    assert lines[0] == lines[1]
 
 
 def test_averaging_leaves_the_training_alone_and_resumes_to_the_same_bytes(
-    config, photo_folder, tmp_path, monkeypatch
+    run, tmp_path, monkeypatch
 ):
-    from srgan_tf.training import loop, recipe
+    from srgan_tf.training import recipe
 
     monkeypatch.setattr(recipe, "AVERAGING_BATCHES", 5)
-    options = {"train_data": str(photo_folder), "crop_size": 32, "batch_size": 4, "filters": 8}
-    options |= {"residual_blocks": 1, "val_pictures": 1, "validate_every": 2, "checkpoint_every": 2}
+    options = {"steps": 4, "val_pictures": 1, "validate_every": 2, "checkpoint_every": 2}
     plain, whole, resumed = (tmp_path / name for name in ("plain", "whole", "resumed"))
-    loop.train(config(run_dir=str(plain), steps=4, **options))
-    options |= {"ema": 0.5}
-    loop.train(config(run_dir=str(whole), steps=4, **options))
+    record = run("plain", **options)
+    run("whole", ema=0.5, **options)
     shutil.copytree(whole, resumed)
     for path in resumed.glob("checkpoints/ckpt-4.*"):
         path.unlink()
     (resumed / "generator.weights.h5").unlink()
-    loop.train(config(run_dir=str(resumed), steps=4, **options))
+    run("resumed", ema=0.5, **options)
 
     before, after = checkpoint_arrays(plain, 4), checkpoint_arrays(whole, 4)
     assert_identical(after, checkpoint_arrays(resumed, 4))
@@ -148,33 +162,27 @@ def test_averaging_leaves_the_training_alone_and_resumes_to_the_same_bytes(
     for name in ("generator.weights.h5", "generator.best.weights.h5"):
         assert_identical(generator_arrays(whole / name), generator_arrays(resumed / name))
 
-    trained, averaged = (generator_arrays(run / "generator.weights.h5") for run in (plain, whole))
+    trained, averaged = (generator_arrays(path / "generator.weights.h5") for path in (plain, whole))
     assert all(not np.array_equal(trained[name], averaged[name]) for name in trained)
     # The average of four steps of Adam is within them.
     kernel = "conv_in/kernel"
     assert 0 < np.abs(trained[kernel] - averaged[kernel]).max() < 4e-4
 
-    record = json.loads((plain / "run.json").read_text())
     del record["config"]["ema"]  # as runs before this flag
     (plain / "run.json").write_text(json.dumps(record))
-    del options["ema"]
-    loop.train(config(run_dir=str(plain), steps=4, **options))
+    run("plain", **options)
     with pytest.raises(ValueError, match=r"other flags: --ema=0.5 \(was 0.0\)"):
-        loop.train(config(run_dir=str(plain), steps=4, ema=0.5, **options))
+        run("plain", ema=0.5, **options)
 
 
-def test_lpips_chooses_the_best_weights_of_a_gan_where_it_is_available(
-    config, photo_folder, tmp_path, monkeypatch
-):
+def test_lpips_chooses_the_best_weights_of_a_gan_where_it_is_available(run, tmp_path, monkeypatch):
     from srgan_tf import lpips
-    from srgan_tf.training import loop
 
-    options = {"train_data": str(photo_folder), "crop_size": 32, "batch_size": 4, "filters": 8}
-    options |= {"residual_blocks": 1, "val_pictures": 1, "steps": 1, "adversarial_weight": 1e-3}
+    options = {"val_pictures": 1, "steps": 1, "adversarial_weight": 1e-3}
     options |= {"init_generator": "none", "deterministic": False}
 
     def scores(name, **changes):
-        loop.train(config(run_dir=str(tmp_path / name), **options, **changes))
+        run(name, **options, **changes)
         return json.loads((tmp_path / name / "scores.json").read_text())
 
     with_lpips = scores("with")
@@ -191,59 +199,24 @@ def test_lpips_chooses_the_best_weights_of_a_gan_where_it_is_available(
         scores("required", validate_lpips=True)
 
 
-def generator_arrays(path):
-    from srgan_tf import weights
-
-    generator, _ = weights.load_generator(str(path))
-    return {variable.path: variable.numpy() for variable in generator.weights}
-
-
-@contextlib.contextmanager
-def _killed_after(process, seconds):
-    """Kills a process that should have ended."""
-    timer = threading.Timer(seconds, process.kill)
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
 def test_a_signal_saves_a_checkpoint_that_the_same_command_resumes_from(photo_folder, tmp_path):
-    flags = [f"--train_data={photo_folder}", "--steps=100000", "--log_every=1"]
-    process = subprocess.Popen(
-        command(*flags, f"--run_dir={tmp_path}"), cwd=ROOT, stderr=subprocess.PIPE, text=True
-    )
-    for line in process.stderr:
-        if line.startswith("step 3/"):
-            process.terminate()
-            break
-    with _killed_after(process, 120):
-        rest = process.stderr.read()
-    assert process.wait() == 128 + signal.SIGTERM
+    flags = [f"--train_data={photo_folder}", f"--run_dir={tmp_path}"]
+    flags += ["--steps=100000", "--log_every=1"]
+    rest = interfered(3, subprocess.Popen.terminate, *flags, code=128 + signal.SIGTERM)
     step = int(re.search(r"stopped at step (\d+)", rest)[1])
-    assert "Traceback" not in rest
-    done = train(*flags, f"--run_dir={tmp_path}", "--dry_run")
+    done = train(*flags, "--dry_run")
     assert f"ckpt-{step}, step {step}" in done.stdout
 
 
 def test_pictures_that_vanish_during_a_run_end_it_in_one_line(photo_folder, tmp_path):
-    shutil.copytree(photo_folder, tmp_path / "photos")
-    flags = [f"--train_data={tmp_path}/photos", "--steps=100000", "--log_every=1"]
-    process = subprocess.Popen(
-        command(*flags, f"--run_dir={tmp_path}/run"), cwd=ROOT, stderr=subprocess.PIPE, text=True
-    )
-    for line in process.stderr:
-        if line.startswith("step 3/"):
-            shutil.rmtree(tmp_path / "photos")
-            break
-    with _killed_after(process, 120):
-        rest = process.stderr.read()
-    assert process.wait() == 1 and "Traceback" not in rest
+    photos = shutil.copytree(photo_folder, tmp_path / "photos")
+    flags = [f"--train_data={photos}", f"--run_dir={tmp_path}/run"]
+    flags += ["--steps=100000", "--log_every=1"]
+    rest = interfered(3, lambda process: shutil.rmtree(photos), *flags, code=1)
     [line] = [line for line in rest.splitlines() if line.startswith("error:")]
     assert line == (
-        f"error: {tmp_path}/photos: none of its pictures can be read; the same command resumes "
-        "from the last checkpoint"
+        f"error: {photos}: none of its pictures can be read; the same command resumes from the "
+        "last checkpoint"
     )
 
 
@@ -294,80 +267,64 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(damage, photo_folder,
     assert_identical(before, checkpoint_arrays(tmp_path, 4))
 
 
-# A small run in this process.
-SMALL = {"crop_size": 32, "batch_size": 4, "residual_blocks": 1, "filters": 8, "val_pictures": 0}
-
-
-def test_a_run_resumes_whatever_its_folder_is_called(config, photo_folder, tmp_path):
-    from srgan_tf.training import loop
-
-    def run(run_dir, **changes):
-        loop.train(config(train_data=str(photo_folder), run_dir=str(run_dir), **SMALL, **changes))
-
-    run_dir, whole = tmp_path / "a*b?" / "run [v2]" / "back\\slash", tmp_path / "whole"
-    run(run_dir, steps=5, checkpoint_every=1, keep_checkpoints=2)
-    steps = [path.stem for path in run_dir.glob("checkpoints/*.index")]
+def test_a_run_resumes_whatever_its_folder_is_called(run, tmp_path):
+    name = "a*b?/run [v2]/back\\slash"
+    run(name, steps=5, checkpoint_every=1, keep_checkpoints=2)
+    steps = [path.stem for path in (tmp_path / name).glob("checkpoints/*.index")]
     assert sorted(steps) == ["ckpt-4", "ckpt-5"]
-    (run_dir / "checkpoints" / "ckpt-5.index").unlink()  # as if killed before the last step
-    run(run_dir, steps=5, checkpoint_every=1, keep_checkpoints=2)
-    run(whole, steps=5)
-    shutil.move(run_dir, tmp_path / "renamed")  # TensorFlow's reader would not find it
-    assert_identical(checkpoint_arrays(whole, 5), checkpoint_arrays(tmp_path / "renamed", 5))
+    # As if killed before the last step.
+    (tmp_path / name / "checkpoints" / "ckpt-5.index").unlink()
+    run(name, steps=5, checkpoint_every=1, keep_checkpoints=2)
+    run("whole", steps=5)
+    # TensorFlow's reader would not find it.
+    renamed = shutil.move(tmp_path / name, tmp_path / "renamed")
+    assert_same_state(tmp_path / "whole", renamed, 5)
 
 
-def test_a_checkpoint_after_a_damaged_one_is_kept(config, photo_folder, tmp_path):
-    from srgan_tf.training import loop
-
-    options = {"train_data": str(photo_folder), "checkpoint_every": 1, "deterministic": False}
-    options |= SMALL | {"run_dir": str(tmp_path), "steps": 3}
-    loop.train(config(keep_checkpoints=3, **options))
-    for step in (2, 3):
-        (tmp_path / "checkpoints" / f"ckpt-{step}.index").write_bytes(b"rubbish")
+def test_a_checkpoint_after_a_damaged_one_is_kept(run, tmp_path, monkeypatch):
     from srgan_tf.training import resume
 
+    options = {"steps": 3, "checkpoint_every": 1, "deterministic": False}
+    run("run", keep_checkpoints=3, **options)
+    for step in (2, 3):
+        (tmp_path / "run" / "checkpoints" / f"ckpt-{step}.index").write_bytes(b"rubbish")
     saved, save = [], resume.save
 
     def saving(checkpoint, folder, step, keep):
         save(checkpoint, folder, step, keep)
         saved.append((step, (folder / f"ckpt-{step}.index").stat().st_size > 7))
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(resume, "save", saving)
-        loop.train(config(keep_checkpoints=1, **options))
+    monkeypatch.setattr(resume, "save", saving)
+    run("run", keep_checkpoints=1, **options)
     assert saved == [(2, True), (3, True)]
 
 
-def test_more_steps_continue_a_finished_run(config, photo_folder, tmp_path):
+def test_more_steps_continue_a_finished_run(run, tmp_path):
     from srgan_tf import weights
-    from srgan_tf.training import loop
-
-    def run(name, **changes):
-        changes |= {"train_data": str(photo_folder), "run_dir": str(tmp_path / name)}
-        loop.train(config(**SMALL | {"learning_rate": 1e-2} | changes))
-        return json.loads((tmp_path / name / "run.json").read_text())
 
     # At a constant rate.
-    run("constant", steps=2)
-    assert run("constant", steps=4)["config"]["steps"] == 4
-    run("constant_whole", steps=4)
-    first, second = (checkpoint_arrays(tmp_path / n, 4) for n in ("constant", "constant_whole"))
-    assert_identical(first, second)
+    run("constant", steps=2, learning_rate=1e-2)
+    assert run("constant", steps=4, learning_rate=1e-2)["config"]["steps"] == 4
+    run("constant_whole", steps=4, learning_rate=1e-2)
+    assert_same_state(tmp_path / "constant", tmp_path / "constant_whole", 4)
     assert weights.read_card(str(tmp_path / "constant"))["steps"] == 4
     assert json.loads((tmp_path / "constant" / "scores.json").read_text())["steps"] == 4
 
     # The rate stays at a tenth after the step at which it dropped.
-    run("step", steps=2, learning_rate_drop_at=0.5)
+    def dropping(name, steps, share):
+        return run(name, steps=steps, learning_rate=1e-2, learning_rate_drop_at=share)
+
+    dropping("step", 2, 0.5)
     for share in (0.5, 0.25):  # the command with more steps, then flags.txt
-        record = run("step", steps=4, learning_rate_drop_at=share)
+        record = dropping("step", 4, share)
     assert "--learning_rate_drop_at=0.25\n" in (tmp_path / "step" / "flags.txt").read_text()
     assert [start["step"] for start in record["went_on"]] == [2, 4]
-    run("step_whole", steps=4, learning_rate_drop_at=0.25)
-    first, second = (checkpoint_arrays(tmp_path / n, 4) for n in ("step", "step_whole"))
-    assert_identical(first, second)
+    dropping("step_whole", 4, 0.25)
+    assert_same_state(tmp_path / "step", tmp_path / "step_whole", 4)
     with pytest.raises(ValueError, match=r"--steps=3 \(was 4\)"):
-        run("step", steps=3, learning_rate_drop_at=0.5)
+        dropping("step", 3, 0.5)
     with pytest.raises(ValueError, match=r"--learning_rate_drop_at=0.75 \(was 0.5\)"):
-        run("step", steps=8, learning_rate_drop_at=0.75)
+        dropping("step", 8, 0.75)
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.5, 0.25), (0.996, 1.0)])
@@ -406,24 +363,16 @@ def test_a_file_that_is_no_runs_record_is_named(config, tmp_path, text):
         resume.earlier_run(config(run_dir=str(tmp_path)), has_state=True)
 
 
-def test_a_second_run_in_the_same_folder_is_refused(config, photo_folder, tmp_path):
+def test_a_second_run_in_the_same_folder_is_refused(run, tmp_path):
     from srgan_tf import files
-    from srgan_tf.training import loop
 
-    again = config(
-        train_data=str(photo_folder), run_dir=str(tmp_path), deterministic=False, **SMALL
-    )
-    with (
-        files.locked(tmp_path, ""),
-        pytest.raises(ValueError, match=f"^{tmp_path}: another train.py is training there"),
-    ):
-        loop.train(again)
+    line = f"^{tmp_path}: another train.py is training there"
+    with files.locked(tmp_path, ""), pytest.raises(ValueError, match=line):
+        run("", deterministic=False)
     assert not (tmp_path / "run.json").exists()
 
 
-def test_a_run_that_another_process_has_continued_meanwhile_is_refused(
-    config, photo_folder, tmp_path, monkeypatch
-):
+def test_a_run_that_another_process_has_continued_meanwhile_is_refused(run, tmp_path, monkeypatch):
     from srgan_tf.training import loop
 
     build = loop.build_model
@@ -434,28 +383,14 @@ def test_a_run_that_another_process_has_continued_meanwhile_is_refused(
         return build(*args, **kwargs)
 
     monkeypatch.setattr(loop, "build_model", build_while_another_trains)
-    options = {"train_data": str(photo_folder), "deterministic": False, **SMALL}
     with pytest.raises(ValueError, match="another train.py has trained there meanwhile"):
-        loop.train(config(run_dir=str(tmp_path), **options))
+        run("", deterministic=False)
     assert not (tmp_path / "run.json").exists()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="setrlimit")
-def test_a_checkpoint_that_does_not_fit_on_the_disk_is_one_line(config, photo_folder, tmp_path):
-    import resource  # a limit on the size of files fails like a full disk
-
-    from srgan_tf.training import loop
-
-    full = config(
-        train_data=str(photo_folder), run_dir=str(tmp_path), steps=1, deterministic=False, **SMALL
-    )
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, before[1]))
-    try:
-        with pytest.raises(ValueError) as raised:
-            loop.train(full)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+def test_a_checkpoint_that_does_not_fit_on_the_disk_is_one_line(run, tmp_path):
+    with pytest.raises(ValueError) as raised, full_disk(30_000):
+        run("", steps=1, deterministic=False)
     line = f"{tmp_path}/checkpoints/ckpt-1: cannot be saved ("
     text = str(raised.value)
     assert text.startswith(line) and "File too large" in text
@@ -508,14 +443,13 @@ def test_a_loss_that_is_not_finite_stops_the_run(photo_folder, tmp_path):
     assert not list((tmp_path / "checkpoints").iterdir())
 
 
-def test_changed_flags_and_a_lost_checkpoint_are_refused(photo_folder, tmp_path):
-    run = [f"--train_data={photo_folder}", f"--run_dir={tmp_path}/run", "--steps=1"]
-    train(*run)
-    (line,) = errors(train(*run, "--learning_rate=0.5", code=1))
-    assert re.search(r"--learning_rate=0.5 \(was 0.0001\)", line)
+def test_changed_flags_and_a_lost_checkpoint_are_refused(run, tmp_path):
+    run("run", steps=1)
+    with pytest.raises(ValueError, match=r"--learning_rate=0.5 \(was 0.0001\)"):
+        run("run", steps=1, learning_rate=0.5)
     shutil.rmtree(tmp_path / "run" / "checkpoints")
-    (line,) = errors(train(*run, code=1))
-    assert "holds weights but no checkpoint to resume from" in line
+    with pytest.raises(ValueError, match="holds weights but no checkpoint to resume from"):
+        run("run", steps=1)
     assert (tmp_path / "run" / "generator.weights.h5").exists()
 
 
@@ -550,80 +484,64 @@ def test_float16_is_refused_with_several_replicas(config, tmp_path):
         ),
     ],
 )
-def test_flags_that_cannot_be_trained_are_refused(
-    message, wrong, config, photo_folder, tmp_path, monkeypatch
-):
-    from srgan_tf.training import loop
-
+def test_flags_that_cannot_be_trained_are_refused(message, wrong, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
     Path("a_file").touch()
-    options = {"train_data": str(photo_folder), "residual_blocks": 1, "filters": 8}
     with pytest.raises((ValueError, FileNotFoundError), match=message) as raised:
-        loop.train(config(**{"deterministic": False} | options | wrong))
+        run("run", deterministic=False, **wrong)
     assert "\n" not in str(raised.value)
     assert not Path("run").exists()
 
 
-def test_a_run_resumes_only_with_its_pictures_its_vgg_and_its_version(
-    config, photo_folder, tmp_path
-):
-    from srgan_tf.training import loop
-
-    pictures, run_dir = tmp_path / "pictures", tmp_path / "run"
-    shutil.copytree(photo_folder, pictures)
-    shutil.copytree(photo_folder, tmp_path / "validation")
-    flags = ["--steps=1", "--content_loss=block1_conv2", "--vgg_weights=vgg16", "--nodeterministic"]
-    flags += [f"--train_data={pictures}", f"--val_data={tmp_path}/validation"]
-    train(*flags, f"--run_dir={run_dir}")
-
-    record = run_dir / "run.json"
+def test_a_run_resumes_only_with_its_pictures_its_vgg_and_its_version(run, photo_folder, tmp_path):
+    pictures, validation = (
+        shutil.copytree(photo_folder, tmp_path / name) for name in ("pictures", "validation")
+    )
+    options = {"train_data": str(pictures), "val_data": str(validation), "val_pictures": 1}
+    options |= {"content_loss": "block1_conv2", "vgg_weights": "vgg16", "deterministic": False}
+    run("run", steps=1, **options)
+    record = tmp_path / "run" / "run.json"
     text = record.read_text()
-    same = config(**json.loads(text)["config"])
 
     def refused(message):
         with pytest.raises(ValueError, match=message):
-            loop.train(same)
+            run("run", steps=1, **options)
         record.write_text(text)
 
     record.write_text(text.replace('"vgg": "vgg16"', '"vgg": "imagenet"'))
     refused("--vgg_weights: .* started with imagenet, not vgg16")
     record.write_text(text.replace('"recipe": ', '"recipe": 1'))
     refused("--run_dir=.* an incompatible version")
-    shutil.copy(pictures / "00.jpg", tmp_path / "validation" / "one_more.jpg")
+    shutil.copy(pictures / "00.jpg", validation / "one_more.jpg")
     refused("--val_data=.*not the pictures")
     shutil.copy(pictures / "00.jpg", pictures / "one_more.jpg")
     refused("--train_data=.*not the pictures.*20 then, 21 now")
 
 
-def test_a_run_keeps_the_vgg_that_auto_found_at_its_start(
-    config, photo_folder, tmp_path, monkeypatch
-):
+def test_a_run_keeps_the_vgg_that_auto_found_at_its_start(run, tmp_path, monkeypatch):
     from srgan_tf import vgg
-    from srgan_tf.training import loop
 
     def refuse(vgg19):
         raise ValueError("no network")
 
     monkeypatch.setattr(vgg, "_load_imagenet", refuse)
-    options = {"content_loss": "block1_conv2", "residual_blocks": 1, "filters": 8, "crop_size": 32}
-    options |= {"train_data": str(photo_folder), "val_pictures": 0, "deterministic": False}
-    loop.train(config(run_dir=str(tmp_path), steps=2, checkpoint_every=1, **options))
+    options = {"content_loss": "block1_conv2", "checkpoint_every": 1, "deterministic": False}
+    run("run", steps=2, **options)
     # As if killed after the first step, with the download available before it resumes.
-    (tmp_path / "checkpoints" / "ckpt-2.index").unlink()
+    (tmp_path / "run" / "checkpoints" / "ckpt-2.index").unlink()
     monkeypatch.setattr(vgg, "_load_imagenet", lambda vgg19: None)
-    loop.train(config(run_dir=str(tmp_path), steps=2, checkpoint_every=1, **options))
-    record = json.loads((tmp_path / "run.json").read_text())
+    record = run("run", steps=2, **options)
     assert record["vgg"] == "vgg16" and record["went_on"][0]["step"] == 1
 
 
-def test_a_run_resumes_after_its_pictures_have_moved(photo_folder, tmp_path):
-    shutil.copytree(photo_folder, tmp_path / "here")
-    flags = [f"--run_dir={tmp_path}/run", "--steps=2", "--checkpoint_every=1"]
-    train(*flags, f"--train_data={tmp_path}/here")
-    (tmp_path / "here").rename(tmp_path / "there")
-    done = train(*flags, f"--train_data={tmp_path}/there")
-    assert "ckpt-2, step 2" in done.stdout
+def test_a_run_resumes_after_its_pictures_have_moved(run, photo_folder, tmp_path, capsys):
+    here, there = tmp_path / "here", tmp_path / "there"
+    shutil.copytree(photo_folder, here)
+    run("run", steps=2, train_data=str(here))
+    here.rename(there)
+    run("run", steps=2, train_data=str(there))
+    assert "ckpt-2, step 2" in capsys.readouterr().out
 
 
 def test_a_terminal_of_80_columns_shows_the_most_watched_values(tmp_path, monkeypatch):
@@ -657,17 +575,13 @@ def test_flags_txt_repeats_the_run(photo_folder, tmp_path):
     assert list((first / "tensorboard").iterdir())
 
     train(f"--flagfile={first}/flags.txt", f"--run_dir={tmp_path}/second")
-    assert_identical(checkpoint_arrays(first, 3), checkpoint_arrays(tmp_path / "second", 3))
+    assert_same_state(first, tmp_path / "second", 3)
 
 
-def test_steps_per_call_and_number_of_checkpoints_do_not_change_the_weights(photo_folder, tmp_path):
-    flags = [f"--train_data={photo_folder}", "--steps=7"]
-    train(*flags, f"--run_dir={tmp_path}/one")
-    more = ["--steps_per_call=3", "--checkpoint_every=5", "--keep_checkpoints=1"]
-    train(*flags, f"--run_dir={tmp_path}/three", *more)
-    assert_identical(
-        checkpoint_arrays(tmp_path / "one", 7), checkpoint_arrays(tmp_path / "three", 7)
-    )
+def test_steps_per_call_and_number_of_checkpoints_do_not_change_the_weights(run, tmp_path):
+    run("one", steps=7)
+    run("three", steps=7, steps_per_call=3, checkpoint_every=5, keep_checkpoints=1)
+    assert_same_state(tmp_path / "one", tmp_path / "three", 7)
     assert len(list((tmp_path / "three" / "checkpoints").glob("*.index"))) == 1
 
 
