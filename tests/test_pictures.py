@@ -20,34 +20,18 @@ def _written(image, suffix, tmp_path, **options):
     return path
 
 
-def test_pictures_are_found_at_any_depth_sorted_whatever_the_case_of_their_ending(tmp_path):
-    wanted = ["b.JPEG", "deep/c.TIF", "deep/er/a.png", "z.webp"]
+def test_pictures_are_found_at_any_depth_and_behind_links_whatever_the_case_of_their_ending(
+    tmp_path,
+):
+    folder, store = tmp_path / "folder", tmp_path / "store"
+    wanted = ["b.JPEG", "deep/c.TIF", "deep/er/a.png", "link/a.png", "z.webp"]
     for name in [*wanted, "notes.txt", "jpg", ".hidden.png", ".thumbnails/d.png"]:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "deep" / "loop").symlink_to(tmp_path, target_is_directory=True)
-    assert pictures.find_pictures(tmp_path) == [tmp_path / name for name in wanted]
-
-
-def test_links_to_folders_are_followed(tmp_path):
-    (tmp_path / "store").mkdir()
-    (tmp_path / "store" / "a.png").touch()
-    (tmp_path / "train").mkdir()
-    (tmp_path / "train" / "link").symlink_to(tmp_path / "store", target_is_directory=True)
-    assert pictures.find_pictures(tmp_path / "train") == [tmp_path / "train" / "link" / "a.png"]
-
-
-def test_skipped_files_that_look_like_pictures_are_counted_by_their_ending(tmp_path):
-    names = ("a.HEIC", "b.heic", "c.dng", "d.apng", "e.PSD", ".f.heic", "g.txt", "h.heic.txt")
-    for name in names:
-        (tmp_path / name).touch()
-    said = []
-    found = pictures.find_pictures(tmp_path, said.append)
-    assert [path.name for path in found] == ["d.apng", "e.PSD"]
-    assert said == [
-        f"skipped {tmp_path / 'c.dng'}: .dng is not read",
-        f"skipped 2 files, such as {tmp_path / 'a.HEIC'}: .heic is not read",
-    ]
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    (folder / "link").replace(store)
+    (folder / "link").symlink_to(store, target_is_directory=True)
+    (folder / "deep" / "loop").symlink_to(folder, target_is_directory=True)
+    assert pictures.find_pictures(folder) == [folder / name for name in wanted]
 
 
 def test_every_ending_that_pillow_knows_is_read_or_named():
@@ -87,12 +71,11 @@ def test_sample_pictures_are_color_photographs_on_disk():
         assert np.ptp(picture.astype(int), axis=2).mean() > 5, path
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("orientation", range(10))  # 0 and 9 are none
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".webp"])
 def test_exif_orientation_is_applied(orientation, suffix, tmp_path):
     upright = photograph(40, 64)
     stored = {
-        1: upright,
         2: upright[:, ::-1],
         3: upright[::-1, ::-1],
         4: upright[::-1],
@@ -100,7 +83,7 @@ def test_exif_orientation_is_applied(orientation, suffix, tmp_path):
         6: np.rot90(upright),  # to be turned clockwise when shown
         7: upright[::-1, ::-1].transpose(1, 0, 2),
         8: np.rot90(upright, -1),
-    }[orientation]
+    }.get(orientation, upright)
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     path = _written(
@@ -111,15 +94,7 @@ def test_exif_orientation_is_applied(orientation, suffix, tmp_path):
     assert np.abs(picture.astype(int) - upright).mean() < 4
     header = pictures.read_header(path)
     assert (header.height, header.width) == (40, 64)
-    assert header.orientation == orientation
-
-
-def test_an_invalid_exif_orientation_is_ignored(tmp_path):
-    exif = Image.Exif()
-    exif[ORIENTATION] = 9
-    path = _written(Image.fromarray(photograph(20, 30)), ".jpg", tmp_path, exif=exif)
-    assert pictures.read_header(path).orientation == 1
-    assert pictures.read_rgb(path).shape == (20, 30, 3)
+    assert header.orientation == (orientation if orientation in range(1, 9) else 1)
 
 
 def test_transparency_is_laid_over_white():
@@ -132,12 +107,8 @@ def test_transparency_is_laid_over_white():
     np.testing.assert_array_equal(rgb[:, 6:], color[:, 6:])
     half = Image.new("RGBA", (1, 1), (0, 100, 200, 51))  # 20 % opaque
     np.testing.assert_allclose(pictures.to_rgb(half)[0, 0], [204, 224, 244], atol=1)
-
-
-def test_gray_with_transparency_is_laid_over_white():
-    image = Image.new("LA", (2, 1), (80, 255))
-    image.putpixel((0, 0), (80, 0))
-    np.testing.assert_array_equal(pictures.to_rgb(image), [[[255] * 3, [80] * 3]])
+    gray = Image.new("LA", (1, 1), (80, 51))
+    np.testing.assert_allclose(pictures.to_rgb(gray)[0, 0], [220] * 3, atol=1)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P"])
@@ -374,10 +345,12 @@ def test_the_transparent_gray_of_a_png_of_any_depth_is_hidden(tmp_path, bits):
 
 
 def test_the_transparent_color_of_a_16_bit_png_is_hidden(tmp_path):
+    path = tmp_path / "a.png"
     pixels = struct.pack(">6H", 0x1234, 0x5678, 0x9ABC, 0x1134, 0x5678, 0x9ABC)
-    _png_with_a_hidden_value(tmp_path / "a.png", 2, 16, 2, [pixels], pixels[:6])
-    rgb = pictures.read_rgb(tmp_path / "a.png")
+    _png_with_a_hidden_value(path, 2, 16, 2, [pixels], pixels[:6])
+    rgb = pictures.read_rgb(path)
     np.testing.assert_array_equal(rgb, [[[255] * 3, [0x11, 0x56, 0x9A]]])
+    np.testing.assert_array_equal(photographs.read_photograph(path).alpha, [[0, 65535]])
 
 
 def test_1_bit_pictures_are_read_as_black_and_white():
@@ -394,34 +367,30 @@ def test_scoring_keeps_the_values_of_a_gray_file_and_has_color_otherwise(tmp_pat
     np.testing.assert_array_equal(pictures.read_scoring(tmp_path / "color.png"), color)
 
 
-def test_an_open_file_is_read_like_a_path():
-    picture, buffer = photograph(8, 9), io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG")
-    np.testing.assert_array_equal(pictures.read_rgb(buffer), picture)
-
-
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".gif", ".webp", ".tif"])
 def test_a_truncated_picture_is_reported_by_name_in_one_line(suffix, tmp_path):
     path = tmp_path / f"cut{suffix}"
     save_photograph(path, 100, 120)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(ValueError, match="cut") as caught:
-        pictures.read_rgb(path)
-    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
-
-
-@pytest.mark.parametrize("content", [b"", b"Not a picture.", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"])
-def test_a_file_that_is_no_picture_is_reported_by_name_in_one_line(content, tmp_path):
-    path = tmp_path / "odd.png"
-    path.write_bytes(content)
-    for read in (pictures.read_rgb, pictures.read_header, pictures.read_scoring):
-        with pytest.raises(ValueError, match=r"odd\.png: cannot be read \(.+\)$"):
+    for read in (pictures.read_rgb, photographs.read_photograph):
+        with pytest.raises(ValueError, match=rf"cut{suffix}: cannot be read \(.+\)$"):
             read(path)
 
 
-def test_a_missing_picture_is_reported_as_missing(tmp_path):
-    with pytest.raises(ValueError, match="gone.png: cannot be read .no such file"):
-        pictures.read_rgb(tmp_path / "gone.png")
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(None, "no such file"), (b"", ".+"), (b"Not a picture.", "not a picture that Pillow knows"),
+     (b"\x89PNG\r\n\x1a\n", ".+"), (b"\xff\xd8\xff", ".+")],
+)  # fmt: skip
+def test_a_file_that_is_no_picture_is_reported_by_name_in_one_line(content, reason, tmp_path):
+    path = tmp_path / "odd.png"
+    if content is not None:
+        path.write_bytes(content)
+    for read in (
+        pictures.read_rgb, pictures.read_header, pictures.read_scoring, photographs.read_photograph
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=rf"odd\.png: cannot be read \({reason}\)$"):
+            read(path)
 
 
 def test_a_header_is_read_without_the_body(tmp_path):

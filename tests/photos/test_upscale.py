@@ -691,7 +691,7 @@ def test_unread_endings_and_named_pipes_in_folders_are_named_and_skipped(upscale
     frames = [Image.fromarray(photograph(12, 12, seed)) for seed in range(2)]
     frames[0].save(folder / "b.apng", "PNG", save_all=True, append_images=frames[1:])
     os.mkfifo(folder / "pipe.png")
-    for name in ("IMG_1.HEIC", "IMG_2.heic", "c.dng", "notes.txt"):
+    for name in ("IMG_1.HEIC", "IMG_2.heic", "c.dng", ".d.heic", "e.heic.txt", "notes.txt"):
         (folder / name).write_bytes(b"x")
     code, out, err = upscale(folder, f"--weights={tiny}", f"--out_dir={tmp_path / 'out'}")
     assert code == 0, err

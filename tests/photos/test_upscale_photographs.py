@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tifffile
-from conftest import NEAREST, photograph, with_chunk
-from PIL import Image, ImageCms, ImageOps, PngImagePlugin
+from conftest import NEAREST, noise, photograph, save_photograph, with_chunk
+from PIL import Image, ImageCms, ImageOps
 
 import srgan_tf
 from srgan_tf import networks, pictures, png, upscaling, weights
@@ -32,10 +32,6 @@ def bundled_network(tmp_path_factory):
     path = tmp_path_factory.mktemp("network") / "network.xml"
     openvino_model.write(openvino_model.build(weights.load_layers("srresnet_mse")), path)
     return openvino_model.load(path)
-
-
-def _noise(*shape, dtype=np.uint8):
-    return np.random.default_rng(0).integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
 
 
 def _visible(pixels):
@@ -81,7 +77,7 @@ def _exif_of(photo):
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_other_decoders_read_the_written_png(executor, channels, dtype):
     for pixels in (
-        _noise(101, 1 if channels == 1 else 997, channels, dtype=dtype),
+        noise(101, 1 if channels == 1 else 997, channels, dtype=dtype),
         np.full([3, 1, channels], 7, dtype),
     ):
         data = _png(executor, pixels[..., 0] if channels == 1 else pixels)
@@ -219,7 +215,7 @@ def test_a_profile_too_large_for_png_is_applied_or_noted(executor, tmp_path):
     assert photo.notes == (line,) and photo.icc == b""
     assert np.abs(photo.colors.astype(int) - np.asarray(picture)).max() <= 1
     Image.open(_upscaled(executor, photo)).load()
-    gray = photographs.Photograph(_noise(8, 9), None, b"", large)
+    gray = photographs.Photograph(noise(8, 9), None, b"", large)
     [note] = photographs.fitted(gray, "png", 8).notes
     assert note == "its color profile is too large for .png: it is skipped"
     assert photographs.fitted(gray, "tif", 8) == gray
@@ -262,7 +258,7 @@ def test_each_pillow_mode_has_its_mode_of_result(executor, mode, result):
         profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
         image = ImageCms.profileToProfile(rgb, *profiles, outputMode="LAB")
     elif mode == "I;16":
-        image = Image.fromarray(_noise(20, 30, dtype=np.uint16))
+        image = Image.fromarray(noise(20, 30, dtype=np.uint16))
     elif mode in ("La", "RGBa", "PA"):
         image = rgb.convert({"La": "LA", "RGBa": "RGBA", "PA": "P"}[mode]).convert(mode)
     else:
@@ -334,7 +330,7 @@ def test_visible_colors_and_opaque_pictures_are_not_changed():
     for faint in (1, 20, 128):  # nothing around is more visible
         alpha = np.full([200, 130], faint, np.uint8)
         np.testing.assert_array_equal(transparency.filled(colors, alpha), colors)
-    alpha = _noise(200, 130)
+    alpha = noise(200, 130)
     filled = transparency.filled(colors, alpha)
     opaque = alpha >= 64
     np.testing.assert_array_equal(filled[opaque], colors[opaque])
@@ -343,7 +339,7 @@ def test_visible_colors_and_opaque_pictures_are_not_changed():
 
 
 def test_hidden_colors_do_not_depend_on_bands(monkeypatch):
-    colors, alpha = photograph(700, 90), 255 * (_noise(700, 90) > 253)
+    colors, alpha = photograph(700, 90), 255 * (noise(700, 90) > 253)
     alpha = alpha.astype(np.uint8)
     bands = transparency.filled(colors, alpha)
     monkeypatch.setattr(transparency, "_BAND", 1024)
@@ -369,16 +365,6 @@ def test_hidden_colors_of_files_do_not_show(executor, bundled_network, tmp_path,
     assert all(np.abs(result[..., :3].astype(int) - 90).max() <= 2 for result in results)
 
 
-def test_a_palettes_transparent_color_becomes_alpha(executor, tmp_path):
-    image = Image.new("P", (8, 8), 1)
-    image.putpalette([255, 0, 0, 0, 0, 255])
-    image.putpixel((0, 0), 0)
-    image.save(tmp_path / "p.gif", transparency=0)
-    photo = photographs.read_photograph(tmp_path / "p.gif")
-    assert photo.alpha[0, 0] == 0 and (photo.alpha.ravel()[1:] == 255).all()
-    assert (photo.colors[4, 4] == [0, 0, 255]).all()
-
-
 def test_cmyk_with_a_damaged_profile_is_read():
     image = Image.fromarray(photograph(8, 8)).convert("CMYK")
     image.info["icc_profile"] = b"damaged"
@@ -389,7 +375,7 @@ def test_cmyk_with_a_damaged_profile_is_read():
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_16_bits_of_a_png_are_kept(executor, tmp_path, channels):
-    pixels = _visible(_noise(30, 20, channels, dtype=np.uint16))
+    pixels = _visible(noise(30, 20, channels, dtype=np.uint16))
     pixels = pixels[..., 0] if channels == 1 else pixels
     (tmp_path / "p.png").write_bytes(_png(executor, pixels))
     photo = photographs.read_photograph(tmp_path / "p.png")
@@ -403,36 +389,23 @@ def test_16_bits_of_a_png_are_kept(executor, tmp_path, channels):
 
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("compression", [None, "lzw", "zlib"])
-@pytest.mark.parametrize("channels", [3, 4])
-def test_16_bits_of_a_tiff_are_read(tmp_path, order, compression, channels):
-    pixels = _noise(30, 20, channels, dtype=np.uint16)
-    options = {"extrasamples": ["unassalpha"]} if channels == 4 else {}
-    tifffile.imwrite(
-        tmp_path / "p.tif",
-        pixels,
-        byteorder=order,
-        photometric="rgb",
-        compression=compression,
-        **options,
-    )
+@pytest.mark.parametrize("kind", ["rgb", "rgb and alpha", "planes"])
+def test_16_bits_of_a_tiff_are_read(tmp_path, order, compression, kind):
+    pixels = noise(30, 20, 4 if kind == "rgb and alpha" else 3, dtype=np.uint16)
+    options = {"byteorder": order, "photometric": "rgb", "compression": compression}
+    options |= {"extrasamples": ["unassalpha"]} if kind == "rgb and alpha" else {}
+    options |= {"planarconfig": "separate"} if kind == "planes" else {}
+    stored = np.moveaxis(pixels, -1, 0) if kind == "planes" else pixels
+    tifffile.imwrite(tmp_path / "p.tif", stored, **options)
     photo = photographs.read_photograph(tmp_path / "p.tif")
     np.testing.assert_array_equal(photo.colors, pixels[..., :3])
-    if channels == 4:
+    if kind == "rgb and alpha":
         np.testing.assert_array_equal(photo.alpha, pixels[..., 3])
-
-
-@pytest.mark.parametrize("compression", [None, "lzw", "zlib"])
-def test_16_bits_of_a_tiff_in_planes_are_read(tmp_path, compression):
-    pixels = _noise(30, 20, 3, dtype=np.uint16)
-    planes = {"photometric": "rgb", "planarconfig": "separate", "compression": compression}
-    tifffile.imwrite(tmp_path / "p.tif", np.moveaxis(pixels, -1, 0), **planes)
-    photo = photographs.read_photograph(tmp_path / "p.tif")
-    np.testing.assert_array_equal(photo.colors, pixels)
     assert photo.notes == ()
 
 
 def test_16_bits_that_are_read_as_8_are_noted(tmp_path):
-    deep = _noise(30, 20, 4, dtype=np.uint16)
+    deep = noise(30, 20, 4, dtype=np.uint16)
     tifffile.imwrite(tmp_path / "cmyk.tif", deep, photometric="separated")
     (tmp_path / "p.ppm").write_bytes(b"P6 20 30 65535\n" + deep[..., :3].astype(">u2").tobytes())
     photos = {path.stem: photographs.read_photograph(path) for path in tmp_path.iterdir()}
@@ -456,7 +429,7 @@ def test_8_bits_in_planes_and_ppm_are_read_without_a_note(tmp_path):
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("format", ["png", "tif"])
 def test_a_16_bit_picture_is_oriented(executor, tmp_path, format, orientation):
-    pixels = _noise(6, 9, 3, dtype=np.uint16)
+    pixels = noise(6, 9, 3, dtype=np.uint16)
     if format == "png":
         exif = Image.Exif()
         exif[ORIENTATION] = orientation
@@ -472,17 +445,6 @@ def test_a_16_bit_picture_is_oriented(executor, tmp_path, format, orientation):
     assert ORIENTATION not in _exif_of(photo)
 
 
-def test_the_one_transparent_color_of_a_16_bit_png_becomes_alpha(executor, tmp_path):
-    pixels = np.full([4, 4, 3], 0x1234, np.uint16)
-    pixels[1, 2] = 0x1235
-    data = _png(executor, pixels)
-    key = b"tRNS" + 3 * b"\x12\x35"
-    chunk = PngImagePlugin.o32(6) + key + PngImagePlugin.o32(PngImagePlugin._crc32(key))
-    (tmp_path / "p.png").write_bytes(data[:33] + chunk + data[33:])
-    photo = photographs.read_photograph(tmp_path / "p.png")
-    assert photo.alpha[1, 2] == 0 and (photo.alpha == 65535).sum() == 15
-
-
 def test_networks_compute_16_bit_pictures_at_full_depth():
     generator = networks.build_generator(residual_blocks=1, filters=8)
     ramp = np.linspace(20000, 21000, 40 * 40).reshape(40, 40).astype(np.uint16)
@@ -496,8 +458,8 @@ def test_networks_compute_16_bit_pictures_at_full_depth():
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_alpha_is_upscaled_with_bicubic_without_seams(dtype):
-    alpha = _noise(50, 40, dtype=dtype)
-    photo = photographs.Photograph(_noise(50, 40, 3, dtype=dtype), alpha, b"", b"")
+    alpha = noise(50, 40, dtype=dtype)
+    photo = photographs.Photograph(noise(50, 40, 3, dtype=dtype), alpha, b"", b"")
     rows = np.concatenate(list(photographs.upscaled_rows(NEAREST, photo, tile=13)))
     whole = Image.fromarray(alpha.astype(np.float32)).resize((160, 200), Image.Resampling.BICUBIC)
     expected = np.clip(np.round(np.asarray(whole)), 0, np.iinfo(dtype).max)
@@ -509,7 +471,7 @@ def test_alpha_is_upscaled_with_bicubic_without_seams(dtype):
 
 def test_losses_to_a_format_are_noted(executor):
     clear = np.zeros([8, 8], np.uint16)
-    photo = photographs.Photograph(_noise(8, 8, 3, dtype=np.uint16), clear, b"x" * 70000, b"")
+    photo = photographs.Photograph(noise(8, 8, 3, dtype=np.uint16), clear, b"x" * 70000, b"")
     kept = photographs.fitted(photo, "jpg", 16)
     assert kept.colors.dtype == np.uint8 and (kept.colors == 255).all() and kept.alpha is None
     assert "over white" in kept.notes[0] and "8 bits" in kept.notes[1] and "EXIF" in kept.notes[2]
@@ -519,7 +481,7 @@ def test_losses_to_a_format_are_noted(executor):
         "reduced to 8 bits, the most that this network takes",
     )
     assert photographs.fitted(photo, "png", 16) == photo
-    deep_gray = photographs.Photograph(_noise(8, 8, dtype=np.uint16), None, b"", b"")
+    deep_gray = photographs.Photograph(noise(8, 8, dtype=np.uint16), None, b"", b"")
     small = np.asarray(Image.open(_upscaled(executor, deep_gray, "tif")))[::4, ::4]
     np.testing.assert_array_equal(small, deep_gray.colors)
 
@@ -564,18 +526,12 @@ def test_the_first_frame_of_an_animation_is_read_with_a_note(tmp_path):
     np.testing.assert_array_equal(photo.colors, np.asarray(frames[0]))
 
 
-def test_unreadable_files_are_reported_in_one_line(tmp_path, monkeypatch):
-    Image.fromarray(photograph(100, 100)).save(tmp_path / "cut.jpg")
-    data = (tmp_path / "cut.jpg").read_bytes()
-    (tmp_path / "cut.jpg").write_bytes(data[: len(data) // 2])
-    (tmp_path / "text.png").write_text("no picture")
-    for name, reason in (("cut.jpg", "truncated"), ("text.png", "not a picture"), ("a", "no such")):
-        with pytest.raises(ValueError, match=f"{name}: cannot be read .*{reason}") as error:
-            photographs.read_photograph(tmp_path / name)
-        assert "\n" not in str(error.value)
+def test_a_picture_of_too_many_pixels_is_refused_with_the_flag_that_allows_it(
+    tmp_path, monkeypatch
+):
+    save_photograph(tmp_path / "bomb.jpg", 100, 100)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4000)
-    (tmp_path / "bomb.jpg").write_bytes(data)
-    with pytest.raises(ValueError, match="bomb.jpg: more than .* raise --max_megapixels"):
+    with pytest.raises(ValueError, match="^.*bomb.jpg: more than .* raise --max_megapixels.*$"):
         photographs.read_photograph(tmp_path / "bomb.jpg")
 
 
@@ -591,7 +547,7 @@ def nearest_weights(monkeypatch):
 @pytest.mark.parametrize("dtype", [np.uint8, "<u2", ">u2"])
 def test_from_python_arrays_become_arrays_of_their_kind(nearest_weights, shape, dtype):
     native = np.dtype(dtype).newbyteorder("=")
-    picture = _visible(_noise(*shape, dtype=native)).astype(dtype)
+    picture = _visible(noise(*shape, dtype=native)).astype(dtype)
     sr = srgan_tf.upscale(picture)
     assert sr.dtype == dtype and sr.shape == (20, 24, *shape[2:])
     colors = {2: 1, 4: 3}.get(sr.shape[-1])
@@ -605,13 +561,13 @@ def test_from_python_images_become_images(nearest_weights):
     result = srgan_tf.upscale(image)
     assert (result.mode, result.size) == ("RGB", (40, 80)) and result.info["icc_profile"] == SRGB
     assert image.getexif()[ORIENTATION] == 6  # what was given stays as it is
-    assert srgan_tf.upscale(Image.fromarray(_noise(4, 4, dtype=np.uint16))).mode == "I;16"
+    assert srgan_tf.upscale(Image.fromarray(noise(4, 4, dtype=np.uint16))).mode == "I;16"
 
 
 def test_from_python_16_bit_gray_with_a_transparent_value_becomes_8_bit_gray_and_alpha(
     nearest_weights, tmp_path
 ):
-    pixels = _noise(4, 5, dtype=np.uint16)
+    pixels = noise(4, 5, dtype=np.uint16)
     Image.fromarray(pixels).save(tmp_path / "p.png", transparency=int(pixels[1, 2]))
     result = srgan_tf.upscale(Image.open(tmp_path / "p.png"))
     assert (result.mode, result.size) == ("LA", (20, 16))
