@@ -57,14 +57,8 @@ def checkpoint_arrays(run_dir, step):
     return {name: reader.get_tensor(name) for name in names if "save_counter" not in name}
 
 
-def assert_identical(first, second):
-    assert first.keys() == second.keys()
-    for name in first:
-        assert np.array_equal(first[name], second[name]), name
-
-
 def assert_same_state(first, second, step):
-    assert_identical(checkpoint_arrays(first, step), checkpoint_arrays(second, step))
+    np.testing.assert_equal(checkpoint_arrays(first, step), checkpoint_arrays(second, step))
 
 
 def generator_arrays(path):
@@ -130,7 +124,7 @@ def test_a_killed_run_ends_with_the_same_bytes(family, photo_folder, tmp_path):
     record = json.loads((killed / "run.json").read_text())
     assert [start["step"] for start in record["went_on"]] == [resumed_at]
     for name in ("generator.weights.h5", "generator.best.weights.h5"):
-        assert_identical(generator_arrays(whole / name), generator_arrays(killed / name))
+        np.testing.assert_equal(generator_arrays(whole / name), generator_arrays(killed / name))
     lines = [logged(run_dir) for run_dir in (whole, killed)]
     for line in sum(lines, []):
         line.pop("images_per_second", None)
@@ -154,13 +148,13 @@ def test_averaging_leaves_the_training_alone_and_resumes_to_the_same_bytes(
     run("resumed", ema=0.5, **options)
 
     before, after = checkpoint_arrays(plain, 4), checkpoint_arrays(whole, 4)
-    assert_identical(after, checkpoint_arrays(resumed, 4))
+    np.testing.assert_equal(after, checkpoint_arrays(resumed, 4))
     optimizer = "optimizer/_variables"  # where the averages are among Adam's own variables
     same = [name for name in before if not name.startswith((optimizer, "best_loss"))]
     assert len(same) > 10
-    assert_identical({n: before[n] for n in same}, {n: after[n] for n in same})
+    np.testing.assert_equal({n: before[n] for n in same}, {n: after[n] for n in same})
     for name in ("generator.weights.h5", "generator.best.weights.h5"):
-        assert_identical(generator_arrays(whole / name), generator_arrays(resumed / name))
+        np.testing.assert_equal(generator_arrays(whole / name), generator_arrays(resumed / name))
 
     trained, averaged = (generator_arrays(path / "generator.weights.h5") for path in (plain, whole))
     assert all(not np.array_equal(trained[name], averaged[name]) for name in trained)
@@ -264,7 +258,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(damage, photo_folder,
     done = train(*flags, "--steps=4")
     assert "ckpt-4: cannot be read" in done.stderr
     assert "ckpt-2, step 2" in done.stdout
-    assert_identical(before, checkpoint_arrays(tmp_path, 4))
+    np.testing.assert_equal(before, checkpoint_arrays(tmp_path, 4))
 
 
 def test_a_run_resumes_whatever_its_folder_is_called(run, tmp_path):
