@@ -35,6 +35,10 @@ def unchanged(before, variables):
     return all(np.array_equal(b, v) for b, v in zip(before, values(variables), strict=True))
 
 
+def all_changed(before, variables):
+    return not any(np.array_equal(b, v) for b, v in zip(before, values(variables), strict=True))
+
+
 def test_srresnet_learns():
     model = srgan(adversarial=False, init="nearest")
     step = tf.function(model.train_step)
@@ -64,10 +68,7 @@ def test_a_generator_update_does_not_change_the_discriminator_or_its_statistics(
     model._train_discriminator = lambda hr, sr: {}
     model.train_step(batch())
     assert unchanged(before, watched)
-    assert not any(
-        np.array_equal(b, v)
-        for b, v in zip(generator_before, values(model.generator.variables), strict=True)
-    )
+    assert all_changed(generator_before, model.generator.variables)
 
 
 def test_a_discriminator_update_does_not_change_the_generator_or_its_statistics():
@@ -77,10 +78,7 @@ def test_a_discriminator_update_does_not_change_the_generator_or_its_statistics(
     _, hr = batch()
     model._train_discriminator(hr, tf.zeros_like(hr))
     assert unchanged(before, model.generator.variables)
-    assert not any(
-        np.array_equal(b, v)
-        for b, v in zip(discriminator_before, values(model.discriminator.variables), strict=True)
-    )
+    assert all_changed(discriminator_before, model.discriminator.variables)
 
 
 @pytest.mark.parametrize(
@@ -101,14 +99,6 @@ def test_every_term_has_a_gradient_in_every_weight_of_the_generator(term):
         if (term, variable.path) == ("total_variation", "conv_out/bias"):
             continue
         assert gradient is not None and float(tf.norm(gradient)) > 0, variable.path
-
-
-def test_the_discriminators_loss_has_a_gradient_in_all_its_weights():
-    model = srgan()
-    before = values(model.discriminator.trainable_variables)
-    model.train_step(batch())
-    after = values(model.discriminator.trainable_variables)
-    assert not any(np.array_equal(b, a) for b, a in zip(before, after, strict=True))
 
 
 def test_the_probe_changes_nothing_and_shows_a_detached_term():

@@ -45,6 +45,14 @@ def test_wangs_ssim_equals_scikit_image(size):
     assert metrics.ssim_wang(sr, hr) == pytest.approx(reference, abs=1e-6)
 
 
+def _window(kernel, place, length):
+    """A kernel around a place of a line, and zero elsewhere."""
+    half = len(kernel) // 2
+    line = np.zeros(length + 2 * half)
+    line[place : place + len(kernel)] = kernel
+    return line[half : half + length]
+
+
 @pytest.mark.parametrize("size", [(20, 300), (300, 20), (601, 31), (1300, 40)])
 def test_ssim_equals_the_definition_at_each_position(size):
     sr, hr = _noisy_pair(*size)
@@ -58,26 +66,13 @@ def test_ssim_equals_the_definition_at_each_position(size):
         maps[where] = similarity
     for _ in range(20):
         i, j = generator.integers(height), generator.integers(width)
-        rows = [n for n in range(-(len(down) // 2), len(down) // 2 + 1) if 0 <= i + n < height]
-        columns = [
-            n for n in range(-(len(across) // 2), len(across) // 2 + 1) if 0 <= j + n < width
-        ]
-        weights = np.outer(
-            [down[n + len(down) // 2] for n in rows],
-            [across[n + len(across) // 2] for n in columns],
+        weights = np.outer(_window(down, i, height), _window(across, j, width))
+        mean_x, mean_y, xx, yy, xy = (
+            (weights * values).sum() / weights.sum() for values in (x, y, x * x, y * y, x * y)
         )
-        weights /= weights.sum()
-        a, b = (
-            plane[i + rows[0] : i + rows[-1] + 1, j + columns[0] : j + columns[-1] + 1]
-            for plane in (x, y)
-        )
-        mean_a, mean_b = (weights * a).sum(), (weights * b).sum()
-        variance_a = (weights * a * a).sum() - mean_a**2
-        variance_b = (weights * b * b).sum() - mean_b**2
-        covariance = (weights * a * b).sum() - mean_a * mean_b
         c1, c2 = 2.55**2, 7.65**2
-        expected = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
-        expected /= (mean_a**2 + mean_b**2 + c1) * (variance_a + variance_b + c2)
+        expected = (2 * mean_x * mean_y + c1) * (2 * (xy - mean_x * mean_y) + c2)
+        expected /= (mean_x**2 + mean_y**2 + c1) * (xx - mean_x**2 + yy - mean_y**2 + c2)
         assert maps[i, j] == pytest.approx(expected, abs=1e-9)
 
 

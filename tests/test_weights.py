@@ -16,13 +16,17 @@ def generator():
     return networks.build_generator(residual_blocks=2, filters=8, init="random")
 
 
-@pytest.mark.parametrize("name", ["any.weights.h5", "any.keras"])
-def test_a_weights_file_alone_determines_blocks_and_filters(generator, tmp_path, name):
-    path = tmp_path / name
-    if name.endswith(".keras"):
+def _saved(generator, path):
+    if path.suffix == ".keras":
         generator.save(path)
     else:
         generator.save_weights(path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["any.weights.h5", "any.keras"])
+def test_a_weights_file_alone_determines_blocks_and_filters(generator, tmp_path, name):
+    path = _saved(generator, tmp_path / name)
     loaded, card = weights.load_generator(str(path))
     lr = np.random.default_rng(0).random((1, 6, 5, 3), np.float32)
     np.testing.assert_array_equal(loaded(lr, training=False), generator(lr, training=False))
@@ -34,11 +38,7 @@ def test_layers_loaded_without_keras_equal_the_generators(tmp_path, name):
     generator = networks.build_generator(residual_blocks=11, filters=4, init="random")
     rng = np.random.default_rng(0)
     generator.set_weights([rng.uniform(0.5, 1.5, w.shape) for w in generator.get_weights()])
-    path = tmp_path / name
-    if name.endswith(".keras"):
-        generator.save(path)
-    else:
-        generator.save_weights(path)
+    path = _saved(generator, tmp_path / name)
     expected, layers = folding.fold(generator), weights.load_layers(str(path))
     assert list(layers) == list(expected)
     for given, layer in zip(layers.values(), expected.values(), strict=True):
@@ -82,15 +82,12 @@ def test_weights_that_cannot_be_loaded_are_named_in_one_line(generator, tmp_path
     networks.build_discriminator(16, filters=4).save_weights(tmp_path / "other.weights.h5")
     (tmp_path / "noise.keras").write_bytes(b"nothing of the kind")
     (tmp_path / "photo.jpg").write_bytes(b"")
-    names = ("noise.weights.h5", "noise.keras", "other.weights.h5", "photo.jpg", "missing", ".")
-    for name in names:
-        with pytest.raises(
-            (ValueError, FileNotFoundError), match=name if name != "." else "no generator"
-        ) as error:
-            weights.load_generator(str(tmp_path / name) if name != "." else str(tmp_path))
-        assert "\n" not in str(error.value) and "not found" not in str(error.value)
-        with pytest.raises(type(error.value), match=name if name != "." else "no generator"):
-            weights.load_layers(str(tmp_path / name) if name != "." else str(tmp_path))
+    names = ("noise.weights.h5", "noise.keras", "other.weights.h5", "photo.jpg", "missing")
+    for path, said in [(tmp_path / name, name) for name in names] + [(tmp_path, "no generator")]:
+        for load in (weights.load_generator, weights.load_layers):
+            with pytest.raises((ValueError, FileNotFoundError), match=said) as error:
+                load(str(path))
+            assert "\n" not in str(error.value) and "not found" not in str(error.value)
 
 
 @pytest.mark.parametrize(
