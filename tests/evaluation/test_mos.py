@@ -23,6 +23,7 @@ from srgan_tf import files
 from srgan_tf.evaluation import collect, methods, mos, mos_kit, ratings, report, scoring, sets
 
 SCORES = {"nearest": 1, "bicubic": 2, "bright": 3, "original": 5}
+CALIBRATION = [photograph(64, 64, seed=seed) for seed in (9, 10, 11)]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def kept(tmp_path_factory):
 def folder(kept, tmp_path_factory):
     """A kit's folder: 12 pictures to rate, 2 examples, 4 for the warm-up."""
     folder = tmp_path_factory.mktemp("kits") / "kit"
-    mos_kit.write_kit(*kept, folder, [photograph(64, 64, seed=9 + i) for i in range(3)])
+    mos_kit.write_kit(*kept, folder, CALIBRATION)
     return folder
 
 
@@ -164,7 +165,6 @@ def test_raters_are_never_calibrated_on_a_picture_that_they_rate(tmp_path):
 def test_a_whole_kit_is_rated_by_keyboard_with_a_reload_and_a_step_back(
     page, folder, kit, evaluate, tmp_path
 ):
-    page.open(folder / "index.html")
     _start(page, "Ann")
     warm_up = _rate(page, kit, 4, lambda score: page.press(str(score)))
     assert sorted(warm_up) == sorted(kit.calibration)
@@ -240,16 +240,13 @@ def test_each_rater_has_an_order_of_their_own_that_names_do_not_tell(page, kit):
 def test_names_do_not_tell_methods(kept, tmp_path):
     seen = collections.defaultdict(set)
     for number in range(12):
-        mos_kit.write_kit(
-            *kept, tmp_path / str(number), [photograph(32, 32, seed=i) for i in (7, 8)]
-        )
+        mos_kit.write_kit(*kept, tmp_path / str(number), CALIBRATION[:2])
         for file, item in mos_kit.read_kit(tmp_path / str(number)).items.items():
             seen[file].add(item.method)
     assert max(map(len, seen.values())) == len(SCORES)
 
 
-def test_pictures_are_loaded_before_their_turn(page, kit, folder):
-    page.open(folder / "index.html")
+def test_pictures_are_loaded_before_their_turn(page, kit):
     _start(page, "Cy")
     page.requests()
     _rate(page, kit, 1, lambda score: page.press(str(score)))
@@ -263,8 +260,7 @@ def test_pictures_are_loaded_before_their_turn(page, kit, folder):
     )
 
 
-def test_a_zoomed_page_warns_and_pictures_keep_whole_pixels(page, folder, kit):
-    page.open(folder / "index.html")
+def test_a_zoomed_page_warns_and_pictures_keep_whole_pixels(page):
     _start(page, "Di")
     _shown(page)
     warned = "!document.getElementById('zoom').hidden"
@@ -285,8 +281,7 @@ def test_a_zoomed_page_warns_and_pictures_keep_whole_pixels(page, folder, kit):
         assert page.js(whole)
 
 
-def test_every_control_is_reached_by_tab(page, folder):
-    page.open(folder / "index.html")
+def test_every_control_is_reached_by_tab(page):
     _start(page, "Ed")
     _shown(page)
     page.press("1")
@@ -506,8 +501,7 @@ def test_the_report_shows_the_scores_before_and_after_the_pictures_are_scored(
 @pytest.fixture
 def collector(kept, tmp_path):
     """A running collector of a new kit."""
-    pictures = [photograph(64, 64, seed=9 + i) for i in range(2)]
-    mos_kit.write_kit(*kept, tmp_path / "kit", pictures)
+    mos_kit.write_kit(*kept, tmp_path / "kit", CALIBRATION[:2])
     with collect.Collector(tmp_path / "kit", "localhost", 0) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
@@ -528,11 +522,9 @@ def _collected(server):
 
 def test_fifty_raters_who_send_at_once_lose_nothing(collector, monkeypatch):
     files = [rating_file(collector.kit, f"rater {i}", _score) for i in range(50)]
+    post = functools.partial(_ask, collector.server_port, "POST", "/ratings")
     with ThreadPoolExecutor(50) as pool:
-        # Each sends twice, as after a lost answer.
-        answers = list(pool.map(
-            lambda body: _ask(collector.server_port, "POST", "/ratings", body), files * 2
-        ))  # fmt: skip
+        answers = list(pool.map(post, files * 2))  # each sends twice, as after a lost answer
     assert {status for status, _ in answers} == {200}
     counted, skipped = _collected(collector)
     assert {r.alias for r in counted} == {f"rater {i}" for i in range(50)} and not skipped
@@ -541,9 +533,7 @@ def test_fifty_raters_who_send_at_once_lose_nothing(collector, monkeypatch):
     monkeypatch.setattr(collect.os, "fsync", lambda _: time.sleep(0.05))  # a slow disk
     one = [rating_file(collector.kit, "one", _score, seed=f"{i:032x}") for i in range(20)]
     with ThreadPoolExecutor(20) as pool:
-        answers = list(pool.map(
-            lambda body: _ask(collector.server_port, "POST", "/ratings", body), one
-        ))  # fmt: skip
+        answers = list(pool.map(post, one))
     assert sorted(status for status, _ in answers) == [200] + 19 * [409]
 
 
@@ -620,7 +610,7 @@ def test_a_killed_collector_loses_nothing_that_it_acknowledged(folder, kit):
 def refusal(kept, tmp_path, monkeypatch, capsys):
     """A kit's folder, and a function that returns the line with which the collector refuses it."""
     folder = tmp_path / "kit"
-    mos_kit.write_kit(*kept, folder, [photograph(64, 64, seed=9 + i) for i in range(2)])
+    mos_kit.write_kit(*kept, folder, CALIBRATION[:2])
     (folder / "ratings").mkdir()
     monkeypatch.setattr(collect.Collector, "serve_forever", lambda self: None)
 
