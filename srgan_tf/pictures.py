@@ -299,8 +299,14 @@ def open_picture(file, name: str | None, use: Callable) -> tuple:
                 raise
         copy, icc, skipped = rest
         result, notes = _opened(copy, use, icc)
-    except Exception as error:
-        raise unreadable(name, error) from error
+    except Exception as error:  # Pillow's readers raise all kinds on broken files
+        if isinstance(error, FileNotFoundError):
+            reason = "no such file"
+        elif isinstance(error, Image.UnidentifiedImageError):
+            reason = "not a picture that Pillow knows"
+        else:
+            reason = files.one_line(error)
+        raise ValueError(f"{name}: cannot be read ({reason})") from error
     if skipped:
         chunks = ", ".join(dict.fromkeys(skipped))
         notes = (f"damaged or large metadata is skipped ({chunks})", *notes)
@@ -355,25 +361,6 @@ def _is_canon_raw(image: Image.Image) -> bool:
     mark = image.fp.read(3)
     image.fp.seek(position)
     return mark == b"CR\2"
-
-
-def unreadable(name: str | os.PathLike, error: Exception) -> ValueError:
-    """Makes an error of one line from any error while a picture was read.
-
-    Args:
-        name: The name for the picture.
-        error: Any error: Pillow's readers raise all kinds on broken files.
-
-    Returns:
-        The error to raise instead.
-    """
-    if isinstance(error, FileNotFoundError):
-        reason = "no such file"
-    elif isinstance(error, Image.UnidentifiedImageError):
-        reason = "not a picture that Pillow knows"
-    else:
-        reason = files.one_line(error)
-    return ValueError(f"{name}: cannot be read ({reason})")
 
 
 def read_rgb(file: str | os.PathLike | io.IOBase, name: str | None = None) -> np.ndarray:

@@ -44,11 +44,6 @@ def bicubic_matrix(size_in: int, size_out: int) -> np.ndarray:
     return matrix
 
 
-def _to_8_bits(values: np.ndarray) -> np.ndarray:
-    # Matlab rounds half away from zero (negative values are clipped anyway), np.round to even.
-    return np.clip(np.floor(values + 0.5), 0, 255)
-
-
 def imresize(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resizes a picture exactly as Matlab's `imresize(picture, size, 'bicubic')`.
 
@@ -72,6 +67,7 @@ def imresize(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     values = picture.astype(np.float64)
     for axis in sorted((0, 1), key=lambda axis: size[axis] / picture.shape[axis]):
         matrix = bicubic_matrix(picture.shape[axis], size[axis])
-        resized = np.tensordot(matrix, values, axes=(1, axis))
-        values = _to_8_bits(np.moveaxis(resized, 0, axis))
+        resized = np.moveaxis(np.tensordot(matrix, values, axes=(1, axis)), 0, axis)
+        # Matlab rounds half away from zero (negative values are clipped anyway), np.round to even.
+        values = np.clip(np.floor(resized + 0.5), 0, 255)
     return values.astype(np.uint8)

@@ -17,12 +17,10 @@ FILE = "mos.json"
 _SIGNIFICANT = 0.05  # the paper's level
 
 
-def method_note() -> str:
-    """Returns a sentence on how intervals and tests are computed."""
-    return (
-        "Intervals: 95 %, bootstrap over raters and pictures. Tests: two-sided Wilcoxon "
-        "signed-rank, paired by rater and picture, with Holm's correction for all pairs of a set."
-    )
+_METHOD_NOTE = (
+    "Intervals: 95 %, bootstrap over raters and pictures. Tests: two-sided Wilcoxon "
+    "signed-rank, paired by rater and picture, with Holm's correction for all pairs of a set."
+)
 
 
 def rater_lines(summary: dict) -> list[str]:
@@ -87,7 +85,7 @@ def terminal_tables(summary: dict) -> str:
                 f"{_p(test['holm']):>10}{mark}"
             )
         lines.append("")
-    note = f"{method_note()} *: Holm's p < {_SIGNIFICANT}"
+    note = f"{_METHOD_NOTE} *: Holm's p < {_SIGNIFICANT}"
     return "\n".join(text.rstrip() for text in [*lines, note, *rater_lines(summary)])
 
 
@@ -125,7 +123,7 @@ def section_html(document: dict) -> str:
     Args:
         document: From `mos.json`.
     """
-    lines = [method_note(), *rater_lines(document)]
+    lines = [_METHOD_NOTE, *rater_lines(document)]
     if document["skipped"]:
         lines.append(f"Rating files that are not counted: {len(document['skipped'])}")
     parts = [
@@ -138,24 +136,17 @@ def section_html(document: dict) -> str:
         distribution = _distribution_html(name, results["methods"])
         parts.append(f'<div class="opinions">{table}{distribution}</div>')
         parts.append(_tests_html(results))
-    items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
-    return "\n".join([*parts, f"<ul>{items}</ul>"])
+    return "\n".join([*parts, tables.list_html(lines)])
 
 
 def _table_html(name: str, results: dict) -> str:
     rows = []
     for method, row in results["methods"].items():
         paper = f" <i>({_paper(row['paper'])})</i>" if row["paper"] is not None else ""
-        rows.append(
-            f'<tr><th scope="row">{html.escape(method)}</th><td>{row["mos"]:.2f}{paper}</td>'
-            f"<td>{_interval(row['interval'])}</td><td>{row['ratings']}</td></tr>"
-        )
-    heads = "".join(f'<th scope="col">{head}</th>' for head in ("MOS", "95 % interval", "Ratings"))
+        cells = [f"{row['mos']:.2f}{paper}", _interval(row["interval"]), str(row["ratings"])]
+        rows.append((method, cells))
     caption = html.escape(tables.heading(name, results["pictures"]))
-    return (
-        f"<table><caption>{caption}</caption><thead><tr><td></td>{heads}</tr></thead>"
-        f"<tbody>{''.join(rows)}</tbody></table>"
-    )
+    return tables.table_html(("MOS", "95 % interval", "Ratings"), rows, caption)
 
 
 def _distribution_html(name: str, methods: dict) -> str:
@@ -193,17 +184,15 @@ def _position(mos: float) -> float:
 def _tests_html(results: dict) -> str:
     rows = []
     for test in results["tests"]:
-        first, second = map(html.escape, test["methods"])
-        strong = test["holm"] < _SIGNIFICANT
+        first, second = test["methods"]
         difference = f"{test['difference']:+.2f}".replace("-", "&minus;")
-        corrected = f"<b>{html.escape(_p(test['holm']))}</b>" if strong else _p(test["holm"])
-        rows.append(
-            f'<tr><th scope="row">{second} &minus; {first}</th><td>{difference}</td>'
-            f"<td>{html.escape(_p(test['p']))}</td><td>{corrected}</td></tr>"
-        )
-    heads = "".join(f'<th scope="col">{head}</th>' for head in ("Difference", "p", "Holm's p"))
+        corrected = html.escape(_p(test["holm"]))
+        if test["holm"] < _SIGNIFICANT:
+            corrected = f"<b>{corrected}</b>"
+        cells = [difference, html.escape(_p(test["p"])), corrected]
+        rows.append((f"{second} \N{MINUS SIGN} {first}", cells))
+    table = tables.table_html(("Difference", "p", "Holm's p"), rows)
     return (
         f"<details><summary>Differences between methods; bold: Holm's p &lt; {_SIGNIFICANT}"
-        f"</summary><table><thead><tr><td></td>{heads}</tr></thead>"
-        f"<tbody>{''.join(rows)}</tbody></table></details>"
+        f"</summary>{table}</details>"
     )

@@ -40,17 +40,18 @@ def write_report(results: scoring.Results, out_dir: str | os.PathLike) -> Path:
     size = sum((out_dir / file).stat().st_size for file in shown) * 4 / 3
     embedded = shown if size <= SELF_CONTAINED_BYTES else []
     page = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
+    skipped = results.skipped
     parts = {
         "tables": _tables_html(results),
         "planes": _planes_html(results),
-        "notes": _list_html(
+        "notes": tables.list_html(
             [
                 *tables.measure_lines(results),
                 *tables.set_lines(results),
                 *tables.method_lines(results),
             ]
         ),
-        "skipped": _skipped_html(results),
+        "skipped": f"<h2>Skipped</h2>{tables.list_html(skipped)}" if skipped else "",
         "data": _script_json(_viewer_data(results, out_dir, embedded)),
         "embedded": "\n".join(
             f'<script type="text/plain" id="file{i}">{_base64(out_dir / file)}</script>'
@@ -116,37 +117,25 @@ def _script_json(value) -> str:
     return json.dumps(tables.finite(value), separators=(",", ":")).replace("<", "\\u003c")
 
 
-def _list_html(lines: list[str]) -> str:
-    return "<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in lines) + "</ul>"
-
-
-def _skipped_html(results: scoring.Results) -> str:
-    if not results.skipped:
-        return ""
-    return f"<h2>Skipped</h2>{_list_html(list(results.skipped))}"
-
-
 def _tables_html(results: scoring.Results) -> str:
     """A table of means for each set, with the paper's figures in parentheses."""
-    means, counts, measures = results.means(), results.counts(), results.measures()
-    heads = "".join(f'<th scope="col">{html.escape(scoring.MEASURES[m])}</th>' for m in measures)
+    counts = results.counts()
+    heads = [scoring.MEASURES[m] for m in results.measures()]
+
+    def cell(measure, value, paper):
+        theirs = paper.get(measure)
+        note = "" if theirs is None else f" <i>({tables.format_score(measure, theirs)})</i>"
+        return tables.format_score(measure, value) + note
+
     texts = []
-    for i, (name, by_method) in enumerate(means.items()):
+    for i, (name, means) in enumerate(results.means().items()):
         rows = []
         for method in results.methods:
             paper = tables.paper_scores(name, method.variant)
-            cells = "".join(
-                f"<td>{tables.format_score(m, value)}"
-                + (f" <i>({tables.format_score(m, paper[m])})</i>" if m in paper else "")
-                + "</td>"
-                for m, value in by_method[method.name].items()
-            )
-            rows.append(f'<tr><th scope="row">{html.escape(method.name)}</th>{cells}</tr>')
-        texts.append(
-            f'<table><caption><a href="#set{i}">'
-            f"{html.escape(tables.heading(name, counts[name]))}</a></caption>"
-            f"<thead><tr><td></td>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-        )
+            cells = [cell(measure, value, paper) for measure, value in means[method.name].items()]
+            rows.append((method.name, cells))
+        text = html.escape(tables.heading(name, counts[name]))
+        texts.append(tables.table_html(heads, rows, f'<a href="#set{i}">{text}</a>'))
     return "\n".join(texts)
 
 

@@ -2,11 +2,12 @@
 
 import csv
 import datetime
+import html
 import io
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from srgan_tf import files, provenance
@@ -145,6 +146,32 @@ def terminal_table(results: scoring.Results) -> str:
             lines.append(line(paper, theirs))
     lines += ["", *measure_lines(results), *set_lines(results), *method_lines(results)]
     return "\n".join(text.rstrip() for text in lines)
+
+
+def list_html(lines: Iterable[str]) -> str:
+    """Lays lines of text out as a list of HTML."""
+    return "<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in lines) + "</ul>"
+
+
+def table_html(
+    heads: Iterable[str], rows: Iterable[tuple[str, Sequence[str]]], caption: str = ""
+) -> str:
+    """Lays a table out as HTML.
+
+    Args:
+        heads: Of the columns after the first, text.
+        rows: The name of each, text, and its cells, HTML.
+        caption: HTML.
+    """
+    head = "".join(f'<th scope="col">{html.escape(text)}</th>' for text in heads)
+    body = "".join(
+        f'<tr><th scope="row">{html.escape(name)}</th><td>{"</td><td>".join(cells)}</td></tr>'
+        for name, cells in rows
+    )
+    return (
+        f"<table>{caption and f'<caption>{caption}</caption>'}"
+        f"<thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody></table>"
+    )
 
 
 def write_scores(results: scoring.Results, out_dir: str | os.PathLike, flags: dict) -> None:

@@ -98,8 +98,9 @@ def compare(path: Path, expected: Reference, *, tile: int | None = None) -> Pari
         results.append(upscaling.upscale(network, lr, tile=tile))
         seconds += time.perf_counter() - start
     psnr = _psnr(results, expected.pairs)
+    files = [file for file in (path, *path.rglob("*")) if file.is_file()]
     return Parity(
-        megabytes=sum(file.stat().st_size for file in _files(path)) / 1e6,
+        megabytes=sum(file.stat().st_size for file in files) / 1e6,
         psnr=float(psnr.mean()),
         change=float(psnr.mean() - expected.psnr.mean()),
         pooled=float(_pooled(psnr) - _pooled(expected.psnr)),
@@ -120,10 +121,6 @@ def out_of_bounds(form: str, parity: Parity) -> str | None:
     if decibels is not None and not abs(parity.pooled) <= decibels:
         return f"{form} changes the pooled PSNR by {parity.pooled:+.3f} dB, more than {decibels}"
     return None
-
-
-def _files(path: Path) -> list[Path]:
-    return [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
 
 
 def _psnr(results, pairs) -> np.ndarray:

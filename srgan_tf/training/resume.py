@@ -60,7 +60,14 @@ def earlier_run(config: Config, *, has_state: bool, script: str = "train.py") ->
         before = _BEFORE_THE_FLAG | record["config"]
         may_change = MAY_CHANGE
         if config.steps > before["steps"]:
-            _require_extensible(config, before["steps"])
+            # The rates of the steps already made depend on the number of steps.
+            if config.learning_rate_schedule == "cosine":
+                raise ValueError(
+                    f"--steps={config.steps} (was {before['steps']}): a cosine schedule reaches 0 "
+                    "at the last step, so other steps mean other rates from the first step on; "
+                    "start a new run with another --run_dir and "
+                    f"--init_generator={config.run_dir}"
+                )
             may_change = may_change | {"steps"}
         drop = drop_step(config.learning_rate_drop_at, config.steps)
         if drop == _first_drop(record):  # flags.txt of a run with more steps sets this
@@ -86,16 +93,6 @@ def earlier_run(config: Config, *, has_state: bool, script: str = "train.py") ->
             " --run_dir, so that nothing is lost"
         )
     return record if has_state else None
-
-
-def _require_extensible(config: Config, steps: int) -> None:
-    """Raises ValueError where the rates of the steps already made depend on the number of steps."""
-    if config.learning_rate_schedule == "cosine":
-        raise ValueError(
-            f"--steps={config.steps} (was {steps}): a cosine schedule reaches 0 at the last step, "
-            "so other steps mean other rates from the first step on; start a new run with another "
-            f"--run_dir and --init_generator={config.run_dir}"
-        )
 
 
 def _first_drop(record: dict) -> int | None:
@@ -173,10 +170,6 @@ def checkpoints(folder: Path) -> list[str]:
     return [os.fspath(folder / f"ckpt-{step}") for step in steps]
 
 
-def _step(checkpoint: str) -> int:
-    return int(checkpoint.rpartition("-")[2])
-
-
 def save(checkpoint: tf.train.Checkpoint, folder: Path, step: int, keep: int) -> None:
     """Writes the checkpoint of a step and removes old ones.
 
@@ -195,7 +188,7 @@ def save(checkpoint: tf.train.Checkpoint, folder: Path, step: int, keep: int) ->
     with files.naming(path, "cannot be saved"), files.plain_path(folder) as plain:
         checkpoint.write(os.fspath(plain / path.name))
         # A newer one is damaged, as the run did not resume from it.
-        earlier = [name for name in checkpoints(folder) if _step(name) <= step]
+        earlier = [name for name in checkpoints(folder) if int(name.rpartition("-")[2]) <= step]
         for name in earlier[:-keep]:
             for file in [Path(f"{name}.index"), *folder.glob(f"{Path(name).name}.data-*")]:
                 with contextlib.suppress(OSError):  # it only takes space

@@ -30,7 +30,8 @@ def write_start(run_dir: Path, config: dict, facts: dict) -> None:
 
 
 def _write_flags(run_dir: Path, config: dict) -> None:
-    lines = [f"--{name}={_flag_text(v)}\n" for name, v in config.items() if v is not None]
+    values = {name: str(v).lower() if isinstance(v, bool) else v for name, v in config.items()}
+    lines = [f"--{name}={value}\n" for name, value in values.items() if value is not None]
     write_text(run_dir / "flags.txt", "".join(lines))
 
 
@@ -64,10 +65,6 @@ def add_resumption(run_dir: Path, step: int, config: dict, facts: dict) -> None:
     resumption = {"step": step, **here(), **machine}
     record.setdefault("went_on", []).append(resumption)
     write_text(run_dir / "run.json", json.dumps(record, indent=2) + "\n")
-
-
-def _flag_text(value) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def open_metrics(run_dir: Path, first_step: int) -> TextIO:
