@@ -69,21 +69,28 @@ class Chromium(webdriver.Chrome):
         """Presses keys, characters or constants of Selenium's `Keys`, one after the other."""
         ActionChains(self).send_keys(*keys).perform()
 
-    def tap(self, selector: str) -> None:
-        """Taps the middle of an element with a finger, once it is scrolled into view."""
-        self.js(f"document.querySelector({selector!r}).scrollIntoView({{block: 'nearest'}})")
-        x, y, width, height = self.js(
+    def box(self, selector: str) -> list[float]:
+        """An element's x, y, width and height in the window."""
+        return self.js(
             "(r => [r.x, r.y, r.width, r.height])"
             f"(document.querySelector({selector!r}).getBoundingClientRect())"
         )
-        self.drag((x + width / 2, y + height / 2), (x + width / 2, y + height / 2), touch=True)
 
-    def drag(self, start: tuple[float, float], end: tuple[float, float], touch=False) -> None:
-        """Drags from start to end, (x, y) in the window, with the left button or a finger."""
+    def tap(self, selector: str) -> None:
+        """Taps the middle of an element with a finger, once it is scrolled into view."""
+        self.js(f"document.querySelector({selector!r}).scrollIntoView({{block: 'nearest'}})")
+        self.drag(selector, (0.5, 0.5), (0.5, 0.5), touch=True)
+
+    def drag(
+        self, selector: str, start: tuple[float, float], end: tuple[float, float], touch=False
+    ) -> None:
+        """Drags within an element with the left button or a finger, (x, y) in 0..1 of its size."""
+        left, top, width, height = self.box(selector)
+        (down, up) = ((round(left + x * width), round(top + y * height)) for x, y in (start, end))
         kind = "touch" if touch else "mouse"
         actions = ActionBuilder(self, mouse=PointerInput(kind, kind), duration=100)
-        actions.pointer_action.move_to_location(*map(round, start)).pointer_down()
-        actions.pointer_action.move_to_location(*map(round, end)).pointer_up()
+        actions.pointer_action.move_to_location(*down).pointer_down()
+        actions.pointer_action.move_to_location(*up).pointer_up()
         actions.perform()
 
     def problems(self) -> list[str]:

@@ -9,7 +9,6 @@ import json
 import os
 import struct
 import sys
-import zlib
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -20,7 +19,7 @@ import pytest
 from absl import flags
 from PIL import Image
 
-from srgan_tf import upscaling
+from srgan_tf import png, upscaling
 from srgan_tf.evaluation import mos_kit, ratings
 
 ROOT = Path(__file__).parents[1]
@@ -69,14 +68,21 @@ def rating_file(kit: mos_kit.Kit, alias: str, score, /, **changes) -> bytes:
     return json.dumps({**document, "checksum": ratings.checksum(document)}).encode()
 
 
-def with_chunk(png: bytes | Image.Image, kind: bytes, data: bytes) -> bytes:
+def png_of(*chunks: tuple[bytes, bytes]) -> bytes:
+    """Makes a PNG file of chunks (kind, data)."""
+    file = io.BytesIO()
+    for kind, data in chunks:
+        png._write_chunk(file, kind, data)
+    return b"\x89PNG\r\n\x1a\n" + file.getvalue()
+
+
+def with_chunk(given: bytes | Image.Image, kind: bytes, data: bytes) -> bytes:
     """Inserts a chunk into a PNG file, or the PNG of an image, before its pixels."""
-    if isinstance(png, Image.Image):
+    if isinstance(given, Image.Image):
         file = io.BytesIO()
-        png.save(file, "PNG")
-        png = file.getvalue()
-    head = struct.pack(">I", len(data)) + kind + data
-    return png[:33] + head + struct.pack(">I", zlib.crc32(kind + data)) + png[33:]
+        given.save(file, "PNG")
+        given = file.getvalue()
+    return given[:33] + png_of((kind, data))[8:] + given[33:]
 
 
 def tiff(*images: dict, pixels: bytes) -> bytes:
@@ -232,7 +238,7 @@ def tfds_folder(tmp_path_factory) -> Path:
     20 pictures in "train", 4 in "validation", under "hr" beside a shrunken "lr" as in DIV2K. To be
     read with TFDS_DATA_DIR set to it, as `tfds:tiny_photos[:SPLIT]`.
     """
-    tfds = pytest.importorskip("tensorflow_datasets")
+    import tensorflow_datasets as tfds
 
     def examples(numbers):
         for number in numbers:

@@ -5,7 +5,7 @@ import zlib
 
 import numpy as np
 import pytest
-from conftest import photograph, save_photograph, tiff, with_chunk
+from conftest import photograph, png_of, save_photograph, tiff, with_chunk
 from PIL import Image, PngImagePlugin
 
 from srgan_tf import pictures
@@ -323,13 +323,10 @@ def test_a_picture_is_oriented_though_another_tag_of_its_exif_is_damaged(tmp_pat
 
 
 def _png_with_a_hidden_value(path, width, bits, color_type, rows, value):
-    head = struct.pack(">IIBBBBB", width, len(rows), bits, color_type, 0, 0, 0)
-    png = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + head
-    png += struct.pack(">I", zlib.crc32(b"IHDR" + head))
+    header = struct.pack(">IIBBBBB", width, len(rows), bits, color_type, 0, 0, 0)
     pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
-    for kind, data in ((b"IEND", b""), (b"IDAT", pixels), (b"tRNS", value)):
-        png = with_chunk(png, kind, data)
-    path.write_bytes(png)
+    chunks = ((b"IHDR", header), (b"tRNS", value), (b"IDAT", pixels), (b"IEND", b""))
+    path.write_bytes(png_of(*chunks))
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])

@@ -53,13 +53,6 @@ def _show_first(page):
     page.wait("document.querySelectorAll('.stage img')[1]?.naturalWidth")
 
 
-def _stage(page):
-    return page.js(
-        "(r => [r.x, r.y, r.width, r.height])(document.querySelector('.stage')"
-        ".getBoundingClientRect())"
-    )
-
-
 def _line(page):
     return page.js("parseFloat(document.querySelector('.divider').style.left)")
 
@@ -88,9 +81,8 @@ def _mean_of_right_side(page):
 
 
 def test_the_dividing_line_follows_mouse_slider_and_keys(page):
-    x, y, width, height = _stage(page)
     assert _line(page) == 50
-    page.drag((x + width / 2, y + height / 2), (x + width / 4, y + height / 2))
+    page.drag(".stage", (0.5, 0.5), (0.25, 0.5))
     assert _line(page) == pytest.approx(25, abs=1)
     clip = page.js("document.querySelectorAll('.layer')[1].style.clipPath")
     assert float(re.search(r"([\d.]+)%", clip)[1]) == pytest.approx(25, abs=1)
@@ -158,8 +150,7 @@ def test_both_sides_zoom_and_move_together(page):
     page.js("document.querySelector('[aria-label^=\"Zoom in\"]').click()")
     zoomed = transforms()
     assert zoomed[0] == zoomed[1] != before[0]
-    x, y, width, height = _stage(page)
-    page.drag((x + width * 0.7, y + height / 2), (x + width * 0.6, y + height * 0.4))
+    page.drag(".stage", (0.7, 0.5), (0.6, 0.4))
     moved = transforms()
     assert moved[0] == moved[1] != zoomed[0]
     assert _line(page) == 50
@@ -221,9 +212,9 @@ def test_the_page_fits_a_phone_in_dark_mode(browser, written):
     )
     background, ink = (sum(map(int, re.findall(r"\d+", color)[:3])) for color in colors)
     assert background < 100 and ink > 600
-    x, y, width, height = _stage(browser)
+    x, _, width, _ = browser.box(".stage")
     assert x >= 0 and x + width <= 360
-    browser.drag((x + width / 2, y + height / 2), (x + width * 0.8, y + height / 2), touch=True)
+    browser.drag(".stage", (0.5, 0.5), (0.8, 0.5), touch=True)
     assert _line(browser) == pytest.approx(80, abs=2)
     assert not browser.problems()
 

@@ -17,8 +17,9 @@ import pytest
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 from conftest import ROOT, full_disk, noise, photograph, save_photograph
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf import empty_pb2, unknown_fields
 from PIL import Image
+from tensorflow.core.framework import tensor_pb2
 
 from srgan_tf import folding, metrics, pictures, resize, upscaling
 from srgan_tf.evaluation.methods import load_methods
@@ -360,29 +361,10 @@ def test_the_documented_code_that_loads_files_runs(beside_an_export):
     assert Image.open("photo_x4.png").size == (56, 48)
 
 
-def _prediction_log():
-    """The message class of TensorFlow Serving's prediction_log.proto, as far as it is used."""
-    file = descriptor_pb2.FileDescriptorProto(name="log.proto", package="t", syntax="proto3")
-    file.dependency.append("tensorflow/core/framework/tensor.proto")
-    text, message = 9, 11
-    for name, fields in {
-        "ModelSpec": [("name", 1, text, ""), ("signature_name", 3, text, "")],
-        "Entry": [("key", 1, text, ""), ("value", 2, message, ".tensorflow.TensorProto")],
-        "PredictRequest": [
-            ("model_spec", 1, message, ".t.ModelSpec"),
-            ("inputs", 2, message, ".t.Entry"),
-        ],
-        "PredictLog": [("request", 1, message, ".t.PredictRequest")],
-        "PredictionLog": [("predict_log", 6, message, ".t.PredictLog")],
-    }.items():
-        described = file.message_type.add(name=name)
-        for field, number, kind, type_name in fields:
-            described.field.add(
-                name=field, number=number, type=kind, type_name=type_name or None, label=1
-            )
-    pool = descriptor_pool.Default()
-    pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("t.PredictionLog"))
+def _fields(message: bytes) -> dict[int, bytes]:
+    """The fields of an encoded protobuf message by their numbers."""
+    fields = unknown_fields.UnknownFieldSet(empty_pb2.Empty.FromString(message))
+    return {field.field_number: field.data for field in fields}
 
 
 def test_tensorflow_serving_can_warm_up(saved_model):
@@ -390,12 +372,14 @@ def test_tensorflow_serving_can_warm_up(saved_model):
     records = tf.data.TFRecordDataset(
         str(saved_model / "assets.extra" / "tf_serving_warmup_requests")
     )
-    message, warmed = _prediction_log(), []
+    warmed = []
     for record in records.as_numpy_iterator():
-        request = message.FromString(record).predict_log.request
-        value = tf.constant(tf.make_ndarray(request.inputs.value))
-        signatures[request.model_spec.signature_name](**{request.inputs.key: value})
-        warmed.append(request.model_spec.signature_name)
+        # By number, as in tensorflow_serving/apis/{prediction_log,predict,model}.proto.
+        request = _fields(_fields(_fields(record)[6])[1])
+        signature, entry = _fields(request[1])[3].decode(), _fields(request[2])
+        value = tf.constant(tf.make_ndarray(tensor_pb2.TensorProto.FromString(entry[2])))
+        signatures[signature](**{entry[1].decode(): value})
+        warmed.append(signature)
     assert warmed == ["serving_default", "serve_bytes"]
 
 
@@ -515,20 +499,15 @@ def test_a_full_disk_is_one_line_that_names_the_file(generator, pairs, tmp_path,
 
 
 def test_a_damaged_saved_model_is_one_line_that_names_the_folder(saved_model, tmp_path):
-    folder = tmp_path / "saved"
-    shutil.copytree(saved_model, folder)
-    data = folder / "variables" / "variables.data-00000-of-00001"
-    contents = data.read_bytes()
-    for damaged in (contents[:-1], b""):
-        data.write_bytes(damaged)
-        with pytest.raises(ValueError, match=f"^{folder}: no SavedModel with .*$") as raised:
-            exported.load(folder)
-        assert "\n" not in str(raised.value)
-    data.write_bytes(contents)
-    for damaged in (b"no protobuf", b""):
-        (folder / "saved_model.pb").write_bytes(damaged)
-        with pytest.raises(ValueError, match=f"^{folder}: no SavedModel with .*$"):
-            exported.load(folder)
+    folder = shutil.copytree(saved_model, tmp_path / "saved")
+    for name in ("variables/variables.data-00000-of-00001", "saved_model.pb"):
+        contents = (folder / name).read_bytes()
+        for damaged in (contents[:-1], b"no protobuf", b""):
+            (folder / name).write_bytes(damaged)
+            with pytest.raises(ValueError, match=f"^{folder}: no SavedModel with .*$") as raised:
+                exported.load(folder)
+            assert "\n" not in str(raised.value)
+        (folder / name).write_bytes(contents)
 
 
 def test_pairs_are_cut_to_the_size_that_a_file_takes(pairs):

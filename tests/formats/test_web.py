@@ -19,7 +19,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from conftest import photograph
+from conftest import photograph, png_of, save_photograph
 from PIL import ExifTags, Image, ImageOps
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -149,10 +149,6 @@ def _download(page, path):
     return result
 
 
-def _stage(page):
-    return page.js("(r => [r.x, r.y, r.width, r.height])($('stage').getBoundingClientRect())")
-
-
 def _expected(folder, lr, detail):
     """Upscales a picture as upscale.py does, in its own tiles."""
     first, second = (exported.load(path) for path in sorted(folder.glob("*.tflite")))
@@ -201,15 +197,8 @@ def test_networks_whose_files_share_a_name_are_refused(generators, pairs, tmp_pa
 
 def _png(width, height):
     """A PNG that states a size and holds next to nothing."""
-
-    def chunk(kind, data):
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    body = chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + header + body
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return png_of((b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b""))
 
 
 def test_what_is_no_photo_gets_one_sentence(browser, bare, tmp_path):
@@ -243,9 +232,8 @@ def test_what_is_no_photo_gets_one_sentence(browser, bare, tmp_path):
 
 @pytest.mark.parametrize("size", [(30, 41), (257, 300)])
 def test_the_page_makes_upscale_pys_pixels(page, complete, tmp_path, size):
-    lr = photograph(*size)
     path = tmp_path / "photo 1.webp"
-    Image.fromarray(lr).save(path, lossless=True)
+    lr = save_photograph(path, *size, lossless=True)
     _upscale(page, path)
     tiles = 1 if max(size) < 256 else 4
     assert page.js("pieces.map((layer) => layer.length)") == [tiles, tiles]
@@ -258,14 +246,12 @@ def test_a_part_of_an_oriented_photo_is_upscaled_by_itself(page, complete, tmp_p
     path = tmp_path / "photo.jpg"
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
-    Image.fromarray(photograph(120, 90)).save(path, quality=95, subsampling=0, exif=exif)
+    save_photograph(path, 120, 90, quality=95, subsampling=0, exif=exif)
     lr = np.asarray(ImageOps.exif_transpose(Image.open(path)))
     _choose(page, path)
     _click(page, "cut")
     assert "with Shift they resize it" in page.js("$('stage').getAttribute('aria-label')")
-    x, y, width, _ = _stage(page)
-    scale = width / 120
-    page.drag((x + 10 * scale, y + 20 * scale), (x + 70 * scale, y + 50 * scale))
+    page.drag("#stage", (10 / 120, 20 / 90), (70 / 120, 50 / 90))
     page.find_element(By.ID, "stage").send_keys(Keys.ARROW_RIGHT)
     part = page.js("[part.left, part.top, part.width, part.height]")
     np.testing.assert_allclose(part, [12, 20, 60, 30], atol=1)
@@ -302,12 +288,9 @@ def test_hidden_colors_leave_no_fringe(page, complete, tmp_path):
 
 def test_the_slider_compares_and_zooms(page, tmp_path):
     path = tmp_path / "photo.jpg"
-    Image.fromarray(photograph(150, 200)).save(path)
+    save_photograph(path, 150, 200)
     _upscale(page, path)
-    x, y, width, height = page.js(
-        "(r => [r.x, r.y, r.width, r.height])($('stage').getBoundingClientRect())"
-    )
-    page.drag((x + width / 2, y + height / 2), (x + width / 4, y + height / 2))
+    page.drag("#stage", (0.5, 0.5), (0.25, 0.5))
     assert page.js("+$('slide').value") == pytest.approx(25, abs=1)
     assert (
         page.js("$('after').style.clipPath") == f"inset(0px 0px 0px {page.js('$(`slide`).value')}%)"
@@ -339,14 +322,13 @@ def test_photos_are_dropped_and_pasted_on_a_phone_in_the_dark(page, address):
     assert page.js("document.documentElement.scrollWidth") == 360
     color = "getComputedStyle(document.body).backgroundColor"
     assert page.js(color) == "rgb(20, 23, 27)"
-    x, y, width, height = _stage(page)
-    page.drag((x + width / 2, y + height / 2), (x + width * 0.8, y + height / 2), touch=True)
+    page.drag("#stage", (0.5, 0.5), (0.8, 0.5), touch=True)
     assert page.js("view.position") == pytest.approx(80, abs=2)
 
 
 def test_a_cancelled_photo_can_be_started_again(page, tmp_path):
     path = tmp_path / "photo.png"
-    Image.fromarray(photograph(500, 600)).save(path)
+    save_photograph(path, 500, 600)
     _choose(page, path)
     _click(page, "start")
     page.wait("pieces.flat().length")
@@ -362,7 +344,7 @@ def test_a_cancelled_photo_can_be_started_again(page, tmp_path):
 
 def test_after_an_error_the_next_try_starts_clean(page, tmp_path):
     path = tmp_path / "photo.png"
-    Image.fromarray(photograph(30, 40)).save(path)
+    save_photograph(path, 30, 40)
     page.execute_script("self.file = data.models[0].file; data.models[0].file = 'gone'")
     _choose(page, path)
     _click(page, "start")
@@ -385,7 +367,7 @@ def test_after_an_error_the_next_try_starts_clean(page, tmp_path):
 
 def test_the_keyboard_stays_where_it_was(page, tmp_path):
     path = tmp_path / "photo.png"
-    Image.fromarray(photograph(500, 600)).save(path)
+    save_photograph(path, 500, 600)
     _choose(page, path)
     page.find_element(By.ID, "start").send_keys(Keys.ENTER)
     assert page.js("[state, document.activeElement.id]") == ["running", "cancel"]
@@ -395,9 +377,8 @@ def test_the_keyboard_stays_where_it_was(page, tmp_path):
 
 def test_a_network_with_a_wide_margin_gets_larger_tiles(page, complete, tmp_path):
     page.execute_script("data.margin = 130")
-    lr = photograph(10, 260)
     path = tmp_path / "photo.png"
-    Image.fromarray(lr).save(path)
+    lr = save_photograph(path, 10, 260)
     _upscale(page, path)
     assert _difference(_download(page, path), _expected(complete, lr, 0.5)) <= 1
 
@@ -419,8 +400,7 @@ def test_a_plain_host_and_a_runtime_from_elsewhere_suffice(browser, complete, np
     """One thread, and the runtime from another origin, as from the CDN."""
     cors = {"Access-Control-Allow-Origin": "*", "Cross-Origin-Resource-Policy": "cross-origin"}
     path = tmp_path / "photo.png"
-    lr = photograph(40, 50)
-    Image.fromarray(lr).save(path)
+    lr = save_photograph(path, 40, 50)
     with _hosted(npm_folder, cors) as elsewhere:
         folder = tmp_path / "page"
         shutil.copytree(complete, folder, ignore=shutil.ignore_patterns("litertjs"))
@@ -472,9 +452,8 @@ def test_the_bundled_pair_makes_upscale_pys_pixels(browser, npm_folder, pairs, t
     generators = [weights.load_generator(name) for name in weights.BUNDLED_PAIR]
     folder = tmp_path / "page"
     web.export(generators, folder, quantize="float16", runtime=npm_folder, pairs=pairs)
-    lr = photograph(60, 270)
     path = tmp_path / "photo.png"
-    Image.fromarray(lr).save(path)
+    lr = save_photograph(path, 60, 270)
     files = [folder / f"{name}.float16.tflite" for name in weights.BUNDLED_PAIR]
     network = upscaling.blended(*map(exported.load, files), 0.5)
     with _serving(folder) as address:
@@ -495,8 +474,7 @@ def test_a_gpu_makes_the_same_pixels_and_the_cpu_stands_in_for_it(
     flags += ["--enable-features=Vulkan", "--use-vulkan=swiftshader"]
     gpu = chromium.Chromium(tmp_path / "profile", *flags)
     try:
-        lr = photograph(40, 50)
-        Image.fromarray(lr).save(tmp_path / "photo.png")
+        lr = save_photograph(tmp_path / "photo.png", 40, 50)
         folder = tmp_path / "refused"
         shutil.copytree(complete, folder)
         runtime = folder / "litertjs" / "core" / "dist" / "index.js"
@@ -550,8 +528,7 @@ def test_firefox_makes_the_same_pixels(address, complete, npm_folder, tmp_path):
     _install(folder, "puppeteer-core@24.43.1")
     script = folder / "firefox.mjs"
     script.write_text(_FIREFOX)
-    lr = photograph(40, 50)
-    Image.fromarray(lr).save(tmp_path / "photo.png")
+    lr = save_photograph(tmp_path / "photo.png", 40, 50)
     command = ["node", script, address, tmp_path / "photo.png"]
     output = subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=120)
     result = np.asarray(Image.open(io.BytesIO(base64.b64decode(output.stdout))))
