@@ -46,12 +46,6 @@ def test_the_discriminator_has_the_layers_of_figure_4():
     assert discriminator.output_shape == (None, 1)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (7, 13), (24, 24)])
-def test_any_height_and_width_is_enlarged_four_times(size):
-    sr = small_generator()(random_lr(*size), training=False)
-    assert sr.shape == (2, 4 * size[0], 4 * size[1], 3)
-
-
 def test_the_generator_starts_as_a_nearest_neighbor_upscaler():
     generator = networks.build_generator(residual_blocks=3, filters=16)
     # The other channels of the last convolution begin small, not zero.

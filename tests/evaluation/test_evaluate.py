@@ -181,21 +181,6 @@ def test_pictures_that_cannot_be_scored_are_named_and_skipped(evaluate, tmp_path
     assert "LR_x4/orphan.png" in (tmp_path / "out/report.html").read_text()
 
 
-def test_files_without_a_sensible_reading_are_skipped_by_name(evaluate, tmp_path):
-    folder = tmp_path / "set"
-    _save(folder / "good.png", photograph(40, 40))
-    ramp = np.linspace(0, 1, 1600, dtype=np.float32).reshape(40, 40)
-    _save(folder / "floats.tif", ramp)
-    _save(folder / "negative.tif", ramp - 1)
-    _save(folder / "nan.tif", np.where(ramp > 0.5, np.nan, ramp))
-    code, out, err = evaluate(f"--data={folder}", "--weights=", f"--out_dir={tmp_path / 'out'}")
-    assert code == 2 and "set, 2 pictures" in out
-    for name, reason in (("negative", "begin at -1"), ("nan", "include NaN")):
-        assert f"skipped: {folder / name}.tif: cannot be read (its values {reason}" in err
-    scores = {row["picture"]: float(row["psnr"]) for row in _rows(tmp_path / "out")}
-    assert scores.keys() == {"good", "floats"} and np.isfinite(list(scores.values())).all()
-
-
 def test_a_picture_that_one_method_fails_on_is_skipped_for_all_methods(
     evaluate, tmp_path, monkeypatch
 ):

@@ -324,12 +324,6 @@ def test_failing_writers_and_full_disks_leave_no_files(tmp_path, monkeypatch):
     assert _files(tmp_path) == ["a.png", "b.png"]
 
 
-def test_a_result_may_have_the_longest_name_that_the_file_system_allows(tmp_path):
-    save_photograph(tmp_path / "a.png", 8, 8)
-    target = tmp_path / ("a" * 248 + "_x4.png")
-    assert _run([enlarge.Job(tmp_path / "a.png", target)])[0] == 0 and target.exists()
-
-
 _SLOW = """
 import sys, time
 from srgan_tf import upscaling
