@@ -116,14 +116,9 @@ def _open_tfds(spec: str, min_size: int) -> Source:
     if not match:
         raise ValueError(f"{spec}: should read tfds:NAME[/CONFIG][:SPLIT]")
     name, split = match[1], match[2] or "train"
-    try:
-        import array_record  # noqa: F401  (TFDS would fail later, and less plainly)
-        import tensorflow_datasets as tfds
-    except ImportError as error:
-        raise ValueError(
-            f"{spec}: needs pip install tensorflow-datasets array_record importlib_resources "
-            f"({error})"
-        ) from error
+    import array_record  # noqa: F401  (TFDS would fail later, and less plainly)
+    import tensorflow_datasets as tfds
+
     try:
         data_dir = os.environ.get("TFDS_DATA_DIR")  # TFDS itself reads it once, when imported
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")

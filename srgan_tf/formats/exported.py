@@ -44,10 +44,8 @@ def _load(path: Path) -> upscaling.Upscaler:
         from srgan_tf.formats import onnx_file
 
         return onnx_file.load(path)
-    try:
-        from srgan_tf.formats import litert
-    except ImportError as error:
-        raise ValueError(f"{path}: to run it, pip install ai-edge-litert") from error
+    from srgan_tf.formats import litert
+
     return litert.load(path)
 
 

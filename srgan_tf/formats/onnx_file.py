@@ -32,12 +32,9 @@ def write_onnx(generator: keras.Model, path: str | os.PathLike) -> Path:
         The path.
 
     Raises:
-        ValueError: The generator is not the paper's, or the onnx package is missing.
+        ValueError: The generator is not the paper's.
     """
-    try:
-        import onnx
-    except ImportError as error:
-        raise ValueError("to write an .onnx file, pip install onnx") from error
+    import onnx
 
     layers = folding.fold(generator)
     nodes, weights = [], []
