@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import keras
 import numpy as np
@@ -536,16 +537,15 @@ def test_a_blend_averages_the_pictures_of_two_networks(pair):
 def test_networks_run_once_per_picture_for_all_positions_of_the_dial(
     pair, flat_set, tmp_path, monkeypatch, keep, listed
 ):
-    calls = []
-    upscale = upscaling.upscale
-    monkeypatch.setattr(upscaling, "upscale", lambda *a, **k: calls.append(1) or upscale(*a, **k))
+    upscale = mock.Mock(wraps=upscaling.upscale)
+    monkeypatch.setattr(upscaling, "upscale", upscale)
     blends = ["blend:0.25", "blend:0.75"]
     specs = ["blend:0", *blends, "blend:1"] if listed else blends
     methods = load_methods(specs, tile=64)
     sets = open_sets([str(flat_set)])
     out_dir = tmp_path / "out" if keep else None
     results = scoring.evaluate(sets, methods, out_dir=out_dir)
-    assert not results.skipped and len(calls) == 2 * 2
+    assert not results.skipped and upscale.call_count == 2 * 2
     [dial] = results.dials()
     assert [detail for detail, _ in dial] == ([0, 0.25, 0.75, 1] if listed else [0.25, 0.75])
     assert [m.name for _, m in dial] == ([pair[0], *blends, pair[1]] if listed else blends)

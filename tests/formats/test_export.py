@@ -54,6 +54,20 @@ def saved_model(generator, tmp_path_factory):
 
 
 @pytest.fixture
+def write(generator, pairs):
+    """Exports the generator as "tiny", in float32 unless told, as exporting.export does."""
+    return functools.partial(
+        exporting.export, generator, {"name": "tiny"}, quantize=["float32"], pairs=pairs
+    )
+
+
+@pytest.fixture
+def write_tflite(generator, calibration):
+    """Writes the generator as a .tflite file, as litert.write_tflite does."""
+    return functools.partial(litert.write_tflite, generator, calibration=calibration)
+
+
+@pytest.fixture
 def export(run_script):
     """Runs export.py in this process: arguments to (exit code, stdout, stderr)."""
     return functools.partial(run_script, "export.py")
@@ -73,10 +87,8 @@ def test_a_generator_trained_in_bfloat16_is_folded_in_float32():
 
 
 @pytest.mark.parametrize("form", litert.QUANTIZE)
-def test_a_tflite_file_upscales_as_its_generator(generator, pairs, calibration, tmp_path, form):
-    path = litert.write_tflite(
-        generator, tmp_path / "generator.tflite", quantize=form, calibration=calibration
-    )
+def test_a_tflite_file_upscales_as_its_generator(generator, write_tflite, pairs, tmp_path, form):
+    path = write_tflite(tmp_path / "generator.tflite", quantize=form)
     found = parity.compare(path, parity.reference(generator, pairs))
     assert parity.out_of_bounds(form, found) is None, found
     assert found.psnr > 15  # it is a picture
@@ -84,7 +96,7 @@ def test_a_tflite_file_upscales_as_its_generator(generator, pairs, calibration, 
     assert [p.name for p in tmp_path.iterdir()] == ["generator.tflite"]
 
 
-def test_quantized_files_are_smaller(generator, calibration, tmp_path):
+def test_quantized_files_are_smaller(calibration, tmp_path):
     wide = build_generator(residual_blocks=1, filters=32)
     size = {
         form: litert.write_tflite(wide, tmp_path / form, quantize=form, calibration=calibration)
@@ -97,10 +109,8 @@ def test_quantized_files_are_smaller(generator, calibration, tmp_path):
 
 
 @pytest.mark.parametrize("form", litert.QUANTIZE)
-def test_xnnpack_runs_every_operation_of_a_tflite_file(generator, calibration, tmp_path, form):
-    path = litert.write_tflite(
-        generator, tmp_path / "generator.tflite", quantize=form, calibration=calibration
-    )
+def test_xnnpack_runs_every_operation_of_a_tflite_file(write_tflite, tmp_path, form):
+    path = write_tflite(tmp_path / "generator.tflite", quantize=form)
     interpreter = Interpreter(str(path))
     interpreter.allocate_tensors()
     operations = interpreter._get_ops_details()
@@ -122,12 +132,9 @@ def test_xnnpack_runs_every_operation_of_a_tflite_file(generator, calibration, t
     assert types == {np.uint8, np.int8, np.int32}
 
 
-def test_the_size_of_a_tflite_file_may_be_fixed(generator, calibration, pairs, tmp_path):
+def test_the_size_of_a_tflite_file_may_be_fixed(write_tflite, pairs, tmp_path):
     lr, _ = pairs[0]
-    path = litert.write_tflite(
-        generator, tmp_path / "fixed", input_size=lr.shape[:2], quantize="int8",
-        calibration=calibration,
-    )  # fmt: skip
+    path = write_tflite(tmp_path / "fixed", input_size=lr.shape[:2], quantize="int8")
     interpreter = Interpreter(str(path))
     [given], [result] = interpreter.get_input_details(), interpreter.get_output_details()
     assert given["shape_signature"].tolist() == [1, *lr.shape]
@@ -321,15 +328,12 @@ def _documented(language, part):
 
 
 @pytest.fixture
-def beside_an_export(generator, saved_model, calibration, tmp_path, monkeypatch):
+def beside_an_export(write_tflite, saved_model, tmp_path, monkeypatch):
     """Goes where the documented commands may run, beside photo.jpg and what has been exported."""
     save_photograph(tmp_path / "photo.jpg", 12, 14)
     (tmp_path / "export" / "srresnet_mse").mkdir(parents=True)
     (tmp_path / "export" / "srresnet_mse" / "1").symlink_to(saved_model)
-    litert.write_tflite(
-        generator, tmp_path / "export" / "srresnet_mse.dynamic.tflite", quantize="dynamic",
-        calibration=calibration,
-    )  # fmt: skip
+    write_tflite(tmp_path / "export" / "srresnet_mse.dynamic.tflite", quantize="dynamic")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -457,27 +461,16 @@ def test_a_form_out_of_its_bound_is_named_and_the_others_are_written(
     assert left == {"tiny.float32.tflite", "tiny.float32.tflite.json"}
 
 
-def test_nothing_is_written_where_every_form_misses_its_bound(
-    generator, pairs, tmp_path, monkeypatch
-):
+def test_nothing_is_written_where_every_form_misses_its_bound(write, tmp_path, monkeypatch):
     monkeypatch.setitem(parity.BOUNDS, "float16", (-1, None))
     with pytest.raises(ValueError, match="nothing exported: float16 differs by"):
-        exporting.export(
-            generator, {"name": "tiny"}, tmp_path / "out", formats=["tflite"],
-            quantize=["float16"], pairs=pairs,
-        )  # fmt: skip
+        write(tmp_path / "out", formats=["tflite"], quantize=["float16"])
     assert not list(tmp_path.iterdir())  # nor a folder for it
 
 
 @pytest.mark.parametrize("folder", ["ex [1]", "a*b?", "back\\slash", b"caf\xe9"])
-def test_exports_are_written_and_loaded_whatever_the_folder_is_called(
-    generator, pairs, tmp_path, folder
-):
-    out_dir = tmp_path / os.fsdecode(folder)
-    written, failed = exporting.export(
-        generator, {"name": "tiny"}, out_dir, formats=["savedmodel", "tflite", "onnx"],
-        quantize=["float32"], pairs=pairs,
-    )  # fmt: skip
+def test_exports_are_written_and_loaded_whatever_the_folder_is_called(write, tmp_path, folder):
+    written, failed = write(tmp_path / os.fsdecode(folder))
     assert not failed and len(written) == 3
     methods = load_methods([str(path) for _, path, _ in written])
     for method in methods[2:]:
@@ -485,12 +478,9 @@ def test_exports_are_written_and_loaded_whatever_the_folder_is_called(
 
 
 @pytest.mark.parametrize("form", ["savedmodel", "tflite", "onnx"])
-def test_a_full_disk_is_one_line_that_names_the_file(generator, pairs, tmp_path, form):
+def test_a_full_disk_is_one_line_that_names_the_file(write, tmp_path, form):
     with pytest.raises(ValueError) as raised, full_disk(1000):
-        exporting.export(
-            generator, {"name": "tiny"}, tmp_path / "out", formats=[form], quantize=["float32"],
-            pairs=pairs,
-        )  # fmt: skip
+        write(tmp_path / "out", formats=[form])
     name = {"savedmodel": "saved_model", "tflite": "tiny.float32.tflite", "onnx": "tiny.onnx"}[form]
     line = str(raised.value)
     assert line.startswith(f"{tmp_path / 'out' / name}: cannot be written (")
@@ -520,16 +510,14 @@ def test_pairs_are_cut_to_the_size_that_a_file_takes(pairs):
         np.testing.assert_array_equal(picture[16 * size :], picture[12 * size : 16 * size][::-1])
 
 
-def test_a_file_of_one_size_is_compared_at_that_size(generator, tmp_path, monkeypatch):
+def test_a_file_of_one_size_is_compared_at_that_size(write, tmp_path, monkeypatch):
     def resize_tensor_input(*args):
         raise AssertionError("resized")
 
     monkeypatch.setattr(Interpreter, "resize_tensor_input", resize_tensor_input)
     hr = photograph(64, 2160)
-    exporting.export(
-        generator, {"name": "tiny"}, tmp_path, formats=["tflite"], quantize=["float32"],
-        input_size=(12, upscaling.DEFAULT_TILE + 6), pairs=[(resize.imresize(hr, (16, 540)), hr)],
-    )  # fmt: skip
+    pairs, size = [(resize.imresize(hr, (16, 540)), hr)], (12, upscaling.DEFAULT_TILE + 6)
+    write(tmp_path, formats=["tflite"], input_size=size, pairs=pairs)
 
 
 def test_pairs_of_any_size_are_brought_to_one_size():

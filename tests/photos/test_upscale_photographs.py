@@ -17,13 +17,8 @@ from srgan_tf.photos import fastest, photographs, transparency
 from srgan_tf.png import PngWriter
 
 ORIENTATION, MAKE, EXIF_IFD, EXPOSURE, WIDTH, HEIGHT = 0x0112, 271, 0x8769, 0x829A, 0xA002, 0xA003
+EXECUTOR = ThreadPoolExecutor(2)
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-
-
-@pytest.fixture(scope="module")
-def executor():
-    with ThreadPoolExecutor(2) as executor:
-        yield executor
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +36,13 @@ def _visible(pixels):
     return pixels
 
 
-def _png(executor, pixels, **options):
+def _png(pixels, **options):
     file = io.BytesIO()
     channels = 1 if pixels.ndim == 2 else pixels.shape[-1]
     bits = 8 * pixels.dtype.itemsize
     height, width = pixels.shape[:2]
     writer = PngWriter(
-        file, width, height, channels=channels, bits=bits, executor=executor, **options
+        file, width, height, channels=channels, bits=bits, executor=EXECUTOR, **options
     )
     for start in range(0, height, 40):  # bands, as they come from the network
         writer.write(pixels[start : start + 40])
@@ -55,10 +50,10 @@ def _png(executor, pixels, **options):
     return file.getvalue()
 
 
-def _upscaled(executor, photo, format="png", tile=16, network=NEAREST):
+def _upscaled(photo, format="png", tile=16, network=NEAREST):
     file = io.BytesIO()
     photo = photographs.fitted(photo, format, network.bits)
-    writer = photographs.open_writer(file, photo, format=format, executor=executor)
+    writer = photographs.open_writer(file, photo, format=format, executor=EXECUTOR)
     for rows in photographs.upscaled_rows(network, photo, tile=tile):
         writer.write(rows)
     writer.close()
@@ -75,27 +70,27 @@ def _exif_of(photo):
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
-def test_other_decoders_read_the_written_png(executor, channels, dtype):
+def test_other_decoders_read_the_written_png(channels, dtype):
     for pixels in (
         noise(101, 1 if channels == 1 else 997, channels, dtype=dtype),
         np.full([3, 1, channels], 7, dtype),
     ):
-        data = _png(executor, pixels[..., 0] if channels == 1 else pixels)
+        data = _png(pixels[..., 0] if channels == 1 else pixels)
         decoded = tf.io.decode_png(data, dtype=dtype).numpy()
         np.testing.assert_array_equal(decoded, pixels)
         Image.open(io.BytesIO(data)).verify()
 
 
-def test_the_written_png_is_at_most_5_percent_larger_than_pillows(executor):
+def test_the_written_png_is_at_most_5_percent_larger_than_pillows():
     [cat] = [path for path in pictures.sample_pictures() if path.stem == "chelsea"]
     pixels = pictures.read_rgb(cat)
     by_pillow = io.BytesIO()
     Image.fromarray(pixels).save(by_pillow, "PNG")
-    assert len(_png(executor, pixels)) < 1.05 * by_pillow.tell()
+    assert len(_png(pixels)) < 1.05 * by_pillow.tell()
 
 
-def test_missing_rows_are_an_error(executor):
-    writer = PngWriter(io.BytesIO(), 4, 4, channels=1, bits=8, executor=executor)
+def test_missing_rows_are_an_error():
+    writer = PngWriter(io.BytesIO(), 4, 4, channels=1, bits=8, executor=EXECUTOR)
     writer.write(np.zeros([3, 4], np.uint8))
     with pytest.raises(ValueError, match="1 rows of the picture are missing"):
         writer.close()
@@ -103,9 +98,7 @@ def test_missing_rows_are_an_error(executor):
 
 @pytest.mark.parametrize("format", ["png", "jpg", "webp", "tif"])
 @pytest.mark.parametrize("orientation", [1, 6])
-def test_exif_and_profile_are_kept_and_the_picture_is_oriented(
-    executor, tmp_path, format, orientation
-):
+def test_exif_and_profile_are_kept_and_the_picture_is_oriented(tmp_path, format, orientation):
     exif = Image.Exif()
     exif[ORIENTATION], exif[MAKE] = orientation, "Lens Works"
     exif.get_ifd(EXIF_IFD).update({EXPOSURE: 0.5, WIDTH: 20, HEIGHT: 12})
@@ -114,7 +107,7 @@ def test_exif_and_profile_are_kept_and_the_picture_is_oriented(
         tmp_path / "p.jpg", exif=exif, icc_profile=SRGB, quality=95, subsampling=0
     )
     photo = photographs.read_photograph(tmp_path / "p.jpg")
-    result = Image.open(_upscaled(executor, photo, format))
+    result = Image.open(_upscaled(photo, format))
     seen = np.rot90(stored, -1) if orientation == 6 else stored
     assert result.size == (4 * seen.shape[1], 4 * seen.shape[0])
     small = np.asarray(result.convert("RGB"))[1::4, 1::4].astype(int)
@@ -139,7 +132,7 @@ def test_tags_for_a_tiffs_own_layout_are_not_copied_as_exif(tmp_path):
     [{256: 20, 257: 12}, {256: 4000, 257: 3000, 278: 1}, {284: 2}, {262: 6, 277: 1}, {339: (3,)},
      {254: 1, 330: (8,)}, {258: (16, 16, 16), 338: 1}],
 )  # fmt: skip
-def test_exif_about_the_storage_of_the_source_is_not_copied(executor, tmp_path, format, tags):
+def test_exif_about_the_storage_of_the_source_is_not_copied(tmp_path, format, tags):
     exif = Image.Exif()
     exif.update(tags | {MAKE: "Lens Works"})
     exif.get_ifd(EXIF_IFD).update({EXPOSURE: 0.5, 0x9102: 4})
@@ -148,7 +141,7 @@ def test_exif_about_the_storage_of_the_source_is_not_copied(executor, tmp_path, 
     photo = photographs.read_photograph(tmp_path / "p.webp")
     exif = _exif_of(photo)
     assert dict(exif).keys() == {MAKE, EXIF_IFD} and exif.get_ifd(EXIF_IFD) == {EXPOSURE: 0.5}
-    (tmp_path / "result").write_bytes(_upscaled(executor, photo, format).read())
+    (tmp_path / "result").write_bytes(_upscaled(photo, format).read())
     photographs.check_result(tmp_path / "result", photo, format)
     result = Image.open(tmp_path / "result")
     assert (result.mode, result.size, result.getexif()[MAKE]) == ("RGB", (80, 48), "Lens Works")
@@ -156,7 +149,7 @@ def test_exif_about_the_storage_of_the_source_is_not_copied(executor, tmp_path, 
     assert np.abs(difference).mean() < (12 if format in photographs.LOSSY else 0.01)
 
 
-def test_gamma_cicp_and_resolution_are_kept_in_png_and_kept_or_noted_elsewhere(executor, tmp_path):
+def test_gamma_cicp_and_resolution_are_kept_in_png_and_kept_or_noted_elsewhere(tmp_path):
     chunks = {
         b"gAMA": struct.pack(">I", 100000),
         b"cICP": bytes([9, 16, 0, 1]),
@@ -168,14 +161,14 @@ def test_gamma_cicp_and_resolution_are_kept_in_png_and_kept_or_noted_elsewhere(e
     (tmp_path / "p.png").write_bytes(data)
     photo = photographs.read_photograph(tmp_path / "p.png")
     assert dict(photo.meaning) == chunks
-    result = _upscaled(executor, photo)
+    result = _upscaled(photo)
     assert dict(png.meaning(result)) == chunks
     assert Image.open(result).info["gamma"] == 1
     for format in ("jpg", "tif", "webp"):
         fitted = photographs.fitted(photo, format, 8)
         note = f"its cICP, gAMA cannot be kept in .{format}; --format=png keeps them"
         assert fitted.notes == (note,)
-        result = Image.open(_upscaled(executor, photo, format))
+        result = Image.open(_upscaled(photo, format))
         dpi = result.getexif()[282] if format == "webp" else result.info["dpi"]
         assert np.allclose(float(dpi) if format == "webp" else dpi, 300, atol=0.1)
 
@@ -189,24 +182,24 @@ def test_chunks_that_mean_srgb_are_not_noted_as_lost(tmp_path):
     assert photographs.fitted(photo, "jpg", 8).notes == ()
 
 
-def test_a_resolution_too_large_for_jpeg_is_noted(executor, tmp_path):
+def test_a_resolution_too_large_for_jpeg_is_noted(tmp_path):
     Image.fromarray(photograph(8, 9)).save(tmp_path / "p.png", dpi=(70000, 300))
     photo = photographs.read_photograph(tmp_path / "p.png")
     fitted = photographs.fitted(photo, "jpg", 8)
     assert fitted.notes == ("its pHYs cannot be kept in .jpg; --format=png keeps them",)
-    assert "dpi" not in Image.open(_upscaled(executor, photo, "jpg")).info
+    assert "dpi" not in Image.open(_upscaled(photo, "jpg")).info
     assert photographs.fitted(photo, "tif", 8).notes == ()
-    assert np.allclose(Image.open(_upscaled(executor, photo, "tif")).info["dpi"], (70000, 300))
+    assert np.allclose(Image.open(_upscaled(photo, "tif")).info["dpi"], (70000, 300))
 
 
 @pytest.mark.parametrize("source", ["jpg", "tif"])
-def test_the_resolution_of_other_formats_is_kept_in_png(executor, tmp_path, source):
+def test_the_resolution_of_other_formats_is_kept_in_png(tmp_path, source):
     Image.fromarray(photograph(8, 9)).save(tmp_path / f"p.{source}", dpi=(240, 120))
-    result = Image.open(_upscaled(executor, photographs.read_photograph(tmp_path / f"p.{source}")))
+    result = Image.open(_upscaled(photographs.read_photograph(tmp_path / f"p.{source}")))
     assert np.allclose(result.info["dpi"], (240, 120), atol=0.02)
 
 
-def test_a_profile_too_large_for_png_is_applied_or_noted(executor, tmp_path):
+def test_a_profile_too_large_for_png_is_applied_or_noted(tmp_path):
     large = SRGB + bytes(1_500_000)
     picture = Image.fromarray(photograph(8, 9))
     picture.save(tmp_path / "p.tif", icc_profile=large)
@@ -214,7 +207,7 @@ def test_a_profile_too_large_for_png_is_applied_or_noted(executor, tmp_path):
     line = "its color profile is too large for .png: its colors are converted to sRGB"
     assert photo.notes == (line,) and photo.icc == b""
     assert np.abs(photo.colors.astype(int) - np.asarray(picture)).max() <= 1
-    Image.open(_upscaled(executor, photo)).load()
+    Image.open(_upscaled(photo)).load()
     gray = photographs.Photograph(noise(8, 9), None, b"", large)
     [note] = photographs.fitted(gray, "png", 8).notes
     assert note == "its color profile is too large for .png: it is skipped"
@@ -228,9 +221,9 @@ def test_a_large_profile_of_a_png_is_read(tmp_path):
     assert photo.icc == large and photo.notes == ()
 
 
-def test_a_result_that_could_not_be_read_again_is_refused(executor, tmp_path):
+def test_a_result_that_could_not_be_read_again_is_refused(tmp_path):
     photo = photographs.Photograph(photograph(8, 9), None, b"", b"")
-    data = _upscaled(executor, photo).getvalue()
+    data = _upscaled(photo).getvalue()
     path = tmp_path / "a_x4.png"
     path.write_bytes(data)
     photographs.check_result(path, photo, "png")
@@ -238,7 +231,7 @@ def test_a_result_that_could_not_be_read_again_is_refused(executor, tmp_path):
         (data[:-20], "could not be read again"),
         (data[:60] + bytes(9) + data[69:], "could not be read again"),
         (with_chunk(data, b"iCCP", b"p\0\0" + zlib.compress(bytes(2 << 20))), "read again"),
-        (_upscaled(executor, photo._replace(colors=photo.colors[:4])).read(), "as 36x16"),
+        (_upscaled(photo._replace(colors=photo.colors[:4])).read(), "as 36x16"),
     ):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=reason):
@@ -252,7 +245,7 @@ def test_a_result_that_could_not_be_read_again_is_refused(executor, tmp_path):
      ("LAB", "RGB"), ("I", "I;16"), ("F", "I;16"), ("I;16", "I;16"), ("La", "LA"),
      ("RGBa", "RGBA")],
 )  # fmt: skip
-def test_each_pillow_mode_has_its_mode_of_result(executor, mode, result):
+def test_each_pillow_mode_has_its_mode_of_result(mode, result):
     rgb = Image.fromarray(photograph(20, 30))
     if mode == "LAB":
         profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
@@ -263,7 +256,7 @@ def test_each_pillow_mode_has_its_mode_of_result(executor, mode, result):
         image = rgb.convert({"La": "LA", "RGBa": "RGBA", "PA": "P"}[mode]).convert(mode)
     else:
         image = rgb.convert(mode)
-    upscaled = Image.open(_upscaled(executor, photographs._photograph(image)))
+    upscaled = Image.open(_upscaled(photographs._photograph(image)))
     assert (upscaled.mode, upscaled.size) == (result, (120, 80))
     if result == "RGB":
         small = np.asarray(upscaled)[::4, ::4].astype(int)
@@ -347,7 +340,7 @@ def test_hidden_colors_do_not_depend_on_bands(monkeypatch):
 
 
 @pytest.mark.parametrize("format", ["png", "webp", "tif", "gif"])
-def test_hidden_colors_of_files_do_not_show(executor, bundled_network, tmp_path, format):
+def test_hidden_colors_of_files_do_not_show(bundled_network, tmp_path, format):
     results = []
     for hidden in (0, 255):
         pixels = np.full([24, 24, 4], 90, np.uint8)
@@ -357,9 +350,9 @@ def test_hidden_colors_of_files_do_not_show(executor, bundled_network, tmp_path,
         Image.fromarray(pixels).save(tmp_path / f"p.{format}", **options)
         photo = photographs.read_photograph(tmp_path / f"p.{format}")
         for target in ("png", "tif"):
-            file = _upscaled(executor, photo, target, tile=None, network=bundled_network)
+            file = _upscaled(photo, target, tile=None, network=bundled_network)
             results.append(np.asarray(Image.open(file))[:, 48:])
-        flat = np.asarray(Image.open(_upscaled(executor, photo, "jpg")).convert("L")).astype(int)
+        flat = np.asarray(Image.open(_upscaled(photo, "jpg")).convert("L")).astype(int)
         assert np.abs(flat[:, :36] - 255).max() <= 8 and np.abs(flat[:, 60:] - 90).max() <= 8
         np.testing.assert_array_equal(pictures.read_rgb(tmp_path / f"p.{format}")[:, :12], 255)
     assert all(np.abs(result[..., :3].astype(int) - 90).max() <= 2 for result in results)
@@ -374,12 +367,12 @@ def test_cmyk_with_a_damaged_profile_is_read():
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
-def test_16_bits_of_a_png_are_kept(executor, tmp_path, channels):
+def test_16_bits_of_a_png_are_kept(tmp_path, channels):
     pixels = _visible(noise(30, 20, channels, dtype=np.uint16))
     pixels = pixels[..., 0] if channels == 1 else pixels
-    (tmp_path / "p.png").write_bytes(_png(executor, pixels))
+    (tmp_path / "p.png").write_bytes(_png(pixels))
     photo = photographs.read_photograph(tmp_path / "p.png")
-    data = _upscaled(executor, photo).getvalue()
+    data = _upscaled(photo).getvalue()
     upscaled = tf.io.decode_png(data, dtype=tf.uint16).numpy()[1::4, 1::4]
     colors = 1 if channels < 3 else 3
     expected = pixels.reshape(30, 20, channels)[..., :colors]
@@ -428,12 +421,12 @@ def test_8_bits_in_planes_and_ppm_are_read_without_a_note(tmp_path):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("format", ["png", "tif"])
-def test_a_16_bit_picture_is_oriented(executor, tmp_path, format, orientation):
+def test_a_16_bit_picture_is_oriented(tmp_path, format, orientation):
     pixels = noise(6, 9, 3, dtype=np.uint16)
     if format == "png":
         exif = Image.Exif()
         exif[ORIENTATION] = orientation
-        data = _png(executor, pixels, exif=exif.tobytes().removeprefix(b"Exif\0\0"))
+        data = _png(pixels, exif=exif.tobytes().removeprefix(b"Exif\0\0"))
         (tmp_path / "p.png").write_bytes(data)
     else:
         tags = [(ORIENTATION, "H", 1, orientation, True)]
@@ -469,20 +462,20 @@ def test_alpha_is_upscaled_with_bicubic_without_seams(dtype):
     np.testing.assert_array_equal(rows[::4, ::4, :3][seen], photo.colors[seen])
 
 
-def test_losses_to_a_format_are_noted(executor):
+def test_losses_to_a_format_are_noted():
     clear = np.zeros([8, 8], np.uint16)
     photo = photographs.Photograph(noise(8, 8, 3, dtype=np.uint16), clear, b"x" * 70000, b"")
     kept = photographs.fitted(photo, "jpg", 16)
     assert kept.colors.dtype == np.uint8 and (kept.colors == 255).all() and kept.alpha is None
     assert "over white" in kept.notes[0] and "8 bits" in kept.notes[1] and "EXIF" in kept.notes[2]
-    assert Image.open(_upscaled(executor, kept, "jpg")).mode == "RGB"
+    assert Image.open(_upscaled(kept, "jpg")).mode == "RGB"
     assert "8 bits" in photographs.fitted(photo, "tif", 16).notes[0]
     assert photographs.fitted(photo, "png", 8).notes == (
         "reduced to 8 bits, the most that this network takes",
     )
     assert photographs.fitted(photo, "png", 16) == photo
     deep_gray = photographs.Photograph(noise(8, 8, dtype=np.uint16), None, b"", b"")
-    small = np.asarray(Image.open(_upscaled(executor, deep_gray, "tif")))[::4, ::4]
+    small = np.asarray(Image.open(_upscaled(deep_gray, "tif")))[::4, ::4]
     np.testing.assert_array_equal(small, deep_gray.colors)
 
 
@@ -500,16 +493,16 @@ def test_pillow_writes_the_largest_size_of_each_format_and_no_more(ending):
         Image.new("RGB", (most + 1, 1)).save(io.BytesIO(), name)
 
 
-def test_a_large_tiff_is_a_bigtiff(executor, monkeypatch):
+def test_a_large_tiff_is_a_bigtiff(monkeypatch):
     exif = Image.Exif()
     exif[MAKE] = "Lens Works"
     exif.get_ifd(EXIF_IFD)[EXPOSURE] = 0.5
     exif = exif.tobytes().removeprefix(b"Exif\0\0")
     photo = photographs.Photograph(photograph(10, 20), None, exif, SRGB)
     monkeypatch.setattr(photographs, "BIG_TIFF", 40 * 80 * 3)
-    assert _upscaled(executor, photo, "tif").read(4) == b"II*\0"
+    assert _upscaled(photo, "tif").read(4) == b"II*\0"
     monkeypatch.setattr(photographs, "BIG_TIFF", 40 * 80 * 3 - 1)
-    file = _upscaled(executor, photo, "tif")
+    file = _upscaled(photo, "tif")
     assert file.read(4) == b"II+\0"
     result = Image.open(file)
     np.testing.assert_array_equal(np.asarray(result)[::4, ::4], photo.colors)
