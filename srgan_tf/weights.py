@@ -113,10 +113,7 @@ def read_card(spec: str) -> dict:
         "name": path.name.removesuffix(_SUFFIX),
         "path": str(path),
         "sha256": file_sha256(path),
-        "variant": None,
-        "steps": None,
-        "vgg": None,
-        "ema": None,
+        **dict.fromkeys(("variant", "steps", "vgg", "ema")),
     }
     run = path.parent / "run.json"
     beside = path.with_name(f"{card['name']}.json")

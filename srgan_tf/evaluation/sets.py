@@ -104,14 +104,10 @@ def _open_set(spec: str, kept: Path | None) -> EvaluationSet:
              for stem, path in _by_name(lr_folder, kept).items()}  # fmt: skip
     pairs = [Pair(name, path, small[name]) for name, path in originals.items() if name in small]
     skipped = [
-        f"{path}: no picture of this name in {lr_folder}"
-        for name, path in originals.items()
-        if name not in small
-    ]
-    skipped += [
-        f"{path}: no picture of this name in {hr_folder}"
-        for name, path in small.items()
-        if name not in originals
+        f"{path}: no picture of this name in {place}"
+        for found, others, place in ((originals, small, lr_folder), (small, originals, hr_folder))
+        for name, path in found.items()
+        if name not in others
     ]
     return EvaluationSet(name, str(folder), pairs, "from LR_x4", skipped)
 

@@ -126,18 +126,17 @@ def score(
     """
     network = keras_model.compiled(generator)
     srs = [upscaling.upscale(network, lr) for _, lr, _ in pairs]
-    psnrs = [metrics.psnr(sr, hr) for sr, (_, _, hr) in zip(srs, pairs, strict=True)]
-    contents = [
-        float(content(_symmetric(hr), _symmetric(sr)))
-        for sr, (_, _, hr) in zip(srs, pairs, strict=True)
-    ]
-    means = {
-        "validation_psnr": float(np.mean(psnrs)),
-        "validation_loss": float(np.mean(contents)),
+    measures = {
+        "validation_psnr": metrics.psnr,
+        "validation_loss": lambda sr, hr: float(content(_symmetric(hr), _symmetric(sr))),
     }
     if lpips:
-        distances = [lpips(sr, hr) for sr, (_, _, hr) in zip(srs, pairs, strict=True)]
-        means["validation_lpips"] = float(np.mean(distances))
+        measures["validation_lpips"] = lpips
+    scored = [(sr, hr) for sr, (_, _, hr) in zip(srs, pairs, strict=True)]
+    means = {
+        name: float(np.mean([measure(sr, hr) for sr, hr in scored]))
+        for name, measure in measures.items()
+    }
     return means, srs
 
 

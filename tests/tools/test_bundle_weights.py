@@ -144,9 +144,7 @@ def test_the_bundled_srresnet_beats_bicubic_on_photographs():
     generator, _ = weights.load_generator("srresnet_mse")
     samples = {path.stem: path for path in pictures.sample_pictures()}
     for name in ("astronaut", "coffee"):
-        photograph = pictures.read_rgb(samples[name])
-        top, left = (side // 2 - 64 for side in photograph.shape[:2])
-        hr = photograph[top : top + 128, left : left + 128]
+        hr = pictures.middle(pictures.read_rgb(samples[name]), 128)
         lr = resize.imresize(hr, (32, 32))
         ours, baseline = (
             metrics.psnr(sr, hr)
