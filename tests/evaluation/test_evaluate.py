@@ -366,8 +366,8 @@ def test_a_damaged_kept_picture_is_recomputed(score, tmp_path):
     methods = [_counting(method, calls) for method in load_methods([])]
     first = score(methods)
     calls.clear()
-    files = [*(row.file for row in first.rows[:3]), next(iter(first.originals.values()))]
-    cut, changed, gone, original = paths = [tmp_path / "out" / file for file in files]
+    names = [*(row.file for row in first.rows[:3]), next(iter(first.originals.values()))]
+    cut, changed, gone, original = paths = [tmp_path / "out" / name for name in names]
     whole = {path: path.read_bytes() for path in paths}
     cut.write_bytes(whole[cut][:-100])
     changed.write_bytes(whole[changed].replace(b"IDAT", b"IDAT\x55"))
