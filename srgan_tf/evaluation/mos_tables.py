@@ -15,8 +15,6 @@ from srgan_tf.evaluation.mos_kit import BEST, WORST
 
 FILE = "mos.json"
 _SIGNIFICANT = 0.05  # the paper's level
-
-
 _METHOD_NOTE = (
     "Intervals: 95 %, bootstrap over raters and pictures. Tests: two-sided Wilcoxon "
     "signed-rank, paired by rater and picture, with Holm's correction for all pairs of a set."

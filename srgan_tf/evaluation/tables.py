@@ -1,4 +1,4 @@
-"""An evaluation's tables, the paper's figures beside ours: on the terminal, as CSV and as JSON."""
+"""An evaluation's tables, the paper's figures beside ours: as text, CSV, JSON and HTML."""
 
 import csv
 import datetime
