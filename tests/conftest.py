@@ -20,7 +20,7 @@ from absl import flags
 from PIL import Image
 
 from srgan_tf import png, upscaling
-from srgan_tf.evaluation import mos_kit, ratings
+from srgan_tf.evaluation import methods, mos_kit, ratings, scoring, sets
 
 ROOT = Path(__file__).parents[1]
 
@@ -52,6 +52,15 @@ def save_photograph(path: Path, height: int, width: int, seed: int = 0, **option
     picture = photograph(height, width, seed)
     Image.fromarray(picture).save(path, **options)
     return picture
+
+
+def scored(folder: Path, sizes: list, also: list[methods.Method], **options) -> scoring.Results:
+    """Scores nearest, bicubic and others on made-up pictures; the results are in folder/out."""
+    (folder / "Set5").mkdir()
+    for number, size in enumerate(sizes):
+        save_photograph(folder / "Set5" / f"{number} #%.png", *size, seed=number)
+    opened, compared = sets.open_sets([str(folder / "Set5")]), [*methods.load_methods([]), *also]
+    return scoring.evaluate(opened, compared, out_dir=folder / "out", **options)
 
 
 def rating_file(kit: mos_kit.Kit, alias: str, score, /, **changes) -> bytes:

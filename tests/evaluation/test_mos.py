@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from conftest import ROOT, photograph, rating_file
+from conftest import ROOT, photograph, rating_file, scored
 from PIL import Image
 from scipy import stats
 from selenium.webdriver.common.keys import Keys
@@ -30,17 +30,8 @@ CALIBRATION = [photograph(64, 64, seed=seed) for seed in (9, 10, 11)]
 def kept(tmp_path_factory):
     """Results of three methods on three pictures, one larger than a phone, and their folder."""
     folder = tmp_path_factory.mktemp("kept")
-    for number, size in enumerate([(96, 128), (60, 60), (400, 600)]):
-        path = folder / "Set5" / f"{number}.png"
-        path.parent.mkdir(exist_ok=True)
-        Image.fromarray(photograph(*size, seed=number)).save(path)
     bright = methods.Method("bright", lambda lr: methods.bicubic(lr) // 2 + 128, "b", {"path": "b"})
-    results = scoring.evaluate(
-        sets.open_sets([str(folder / "Set5")]),
-        [*methods.load_methods([]), bright],
-        out_dir=folder / "out",
-    )
-    return results, folder / "out"
+    return scored(folder, [(96, 128), (60, 60), (400, 600)], [bright]), folder / "out"
 
 
 @pytest.fixture(scope="module")

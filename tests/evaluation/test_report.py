@@ -2,34 +2,26 @@ import re
 
 import numpy as np
 import pytest
-from conftest import photograph
+from conftest import scored
 from PIL import Image
 from selenium.webdriver.common.keys import Keys
 
-from srgan_tf.evaluation import report, scoring
-from srgan_tf.evaluation.methods import Method, bicubic, load_methods
-from srgan_tf.evaluation.sets import open_sets
+from srgan_tf.evaluation import report
+from srgan_tf.evaluation.methods import Method, bicubic
 
 METHODS = ["nearest", "bicubic", "trained <b>&amp;</b>"]
 
 
+def _brighter(lr):
+    return np.minimum(bicubic(lr), 225) + np.uint8(30)
+
+
 def _report(folder, sizes, method_count=3):
     """Scores made-up pictures of these sizes and writes the page; the third method brightens."""
-    for i, size in enumerate(sizes):
-        path = folder / "set" / f"picture {i} #%.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(photograph(*size, seed=i)).save(path)
-    methods = load_methods([], tile=64)
-
-    def brighter(lr):
-        return np.minimum(bicubic(lr), 225) + np.uint8(30)
-
+    names = [METHODS[2], *(f"method {i}" for i in range(3, method_count))]
     card = {"name": METHODS[2], "path": "somewhere"}
-    for i in range(2, method_count):
-        name = METHODS[2] if i == 2 else f"method {i}"
-        methods.append(Method(name, brighter, f"hash of {i}", card))
-    sets = open_sets([str(folder / "set")])
-    results = scoring.evaluate(sets, methods, out_dir=folder / "out")
+    also = [Method(name, _brighter, f"hash of {name}", card) for name in names]
+    results = scored(folder, sizes, also)
     return report.write_report(results, folder / "out"), results
 
 
@@ -101,12 +93,12 @@ def test_tab_reaches_every_control_of_a_picture_in_order(page):
         page.press(Keys.TAB)
         reached.append(page.js("document.activeElement.getAttribute('aria-label')"))
     starts = [
-        "Left side", "Right side", "set picture 0", "Line between", "Zoom out", "Zoom in",
+        "Left side", "Right side", "Set5 0", "Line between", "Zoom out", "Zoom in",
         "Take the crops", *(f"{name}: PSNR" for name in METHODS), "original", "Left side",
     ]  # fmt: skip
     for label, start in zip(reached, starts, strict=True):
         assert label.startswith(start)
-    assert "picture 1" in reached[-1]
+    assert "Set5 1" in reached[-1]
 
 
 def test_choosing_another_method_changes_the_picture(page, written):
@@ -197,10 +189,10 @@ def test_the_spread_is_drawn_for_the_chosen_measure(page):
 def test_names_are_escaped_and_tables_are_complete(page, written):
     text = page.js("document.querySelector('table').innerText")
     assert METHODS[2] in text and "SSIM (Wang)" in text
-    for method, scores in written[1].means()["set"].items():
+    for method, scores in written[1].means()["Set5"].items():
         assert f"{scores['psnr']:.2f}" in text, method
     assert page.js("document.querySelector('h3 + .strip span:nth-of-type(1)').textContent")
-    assert page.js("document.querySelector('article h3').textContent") == "set picture 0 #%"
+    assert page.js("document.querySelector('article h3').textContent") == "Set5 0 #%"
 
 
 def test_the_page_fits_a_phone_in_dark_mode(browser, written):
@@ -243,19 +235,16 @@ def test_a_small_report_embeds_its_pictures_and_a_large_one_links_to_them(
 def dialed(tmp_path_factory):
     """A report with LPIPS and three positions of a dial between two methods."""
     folder = tmp_path_factory.mktemp("dialed")
-    (folder / "set").mkdir()
-    Image.fromarray(photograph(64, 80)).save(folder / "set" / "one.png")
     ends = [
         Method(name, lambda lr, level=level: np.maximum(bicubic(lr), level), name, {"path": name})
         for name, level in (("faithful", 10), ("detailed", 200))
     ]
     blend = Method("blend:0.5", None, "blend", {"path": "b"}, 0.5, tuple(ends))
-    results = scoring.evaluate(
-        open_sets([str(folder / "set")]),
-        [*load_methods([]), *ends, blend],
-        out_dir=folder / "out",
-        lpips=lambda sr, hr: float(np.abs(sr.astype(float) - hr).mean() / 255),
-    )
+
+    def distance(sr, hr):
+        return float(np.abs(sr.astype(float) - hr).mean() / 255)
+
+    results = scored(folder, [(64, 80)], [*ends, blend], lpips=distance)
     return report.write_report(results, folder / "out"), results
 
 
@@ -263,7 +252,7 @@ def test_the_plane_shows_each_method_and_a_line_for_the_dial(browser, dialed):
     path, results = dialed
     browser.open(path, width=360, height=740, dark=True, phone=True)
     titles = browser.js("[...document.querySelectorAll('.plane title')].map(t => t.textContent)")
-    for method, scores in results.means()["set"].items():
+    for method, scores in results.means()["Set5"].items():
         text = f"{method}: {scores['psnr']:.2f} dB, LPIPS {scores['lpips']:.4f}"
         assert text in titles
     order = browser.js("""(() => {
