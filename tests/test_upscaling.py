@@ -166,6 +166,7 @@ def test_files_of_other_programs_and_the_generator_have_the_same_result(generato
         assert exported.is_exported(path)
         network = exported.load(path)
         assert network.margin is None
+        assert upscaling.checked_tile(network, 9) is None  # in one piece, whatever --tile is
         for size in ((40, 30), (12, 9)):
             lr = noise(*size, 3)
             sr = upscaling.upscale(network, lr)
