@@ -2,11 +2,11 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import platform
 import signal
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +17,7 @@ import tensorflow as tf
 from absl import logging
 
 from srgan_tf import command_line, data, files, gan, lpips, provenance, weights
-from srgan_tf.training import adam, averaging, progress, recipe, resume, run_folder
+from srgan_tf.training import adam, averaging, cluster, progress, recipe, resume, run_folder
 
 # The validation score that chooses the best weights: without and with LPIPS.
 _BEST_BY = "validation_loss", "validation_lpips"
@@ -40,48 +40,17 @@ def make_strategy() -> tf.distribute.Strategy:
         GPUs, TensorFlow's default strategy on one device.
 
     Raises:
-        OSError, ValueError: TF_CONFIG describes no cluster with this machine in it, or its port
+        ValueError: TF_CONFIG describes no cluster with this machine in it, or its port
             cannot be opened; one line.
     """
     if os.environ.get("TF_CONFIG"):
-        _require_cluster(os.environ["TF_CONFIG"])
-        with files.naming("TF_CONFIG", "the cluster cannot be joined"):
-            return tf.distribute.MultiWorkerMirroredStrategy()
+        return cluster.join()
     if len(tf.config.list_logical_devices("GPU")) > 1:
         return tf.distribute.MirroredStrategy()
     return tf.distribute.get_strategy()
 
 
-def _require_cluster(text: str) -> None:
-    """Raises ValueError, one line, where TF_CONFIG is not what TensorFlow's guide asks for."""
-
-    def wrong(what):
-        return ValueError(f"TF_CONFIG: {what}")
-
-    try:
-        given = json.loads(text)
-    except ValueError as error:
-        raise wrong(f"not JSON ({error})") from error
-    cluster, task = (given.get(key) if isinstance(given, dict) else None
-                     for key in ("cluster", "task"))  # fmt: skip
-    if not isinstance(cluster, dict) or not cluster:
-        raise wrong('no "cluster" of addresses by type, such as {"worker": ["host:port"]}')
-    for kind, addresses in cluster.items():
-        if not isinstance(addresses, list) or not addresses:
-            raise wrong(f'"{kind}" of the cluster is not a list of addresses')
-        for address in addresses:
-            host, _, port = str(address).rpartition(":")
-            if not (host and port.isdecimal() and 0 < int(port) < 65536):
-                raise wrong(f'"{address}" is not of the form host:port, with a port below 65536')
-    if not isinstance(task, dict) or not {"type", "index"} <= task.keys():
-        raise wrong('no "task" with the type and index of this machine')
-    kind, index = task["type"], task["index"]
-    if not isinstance(kind, str) or kind not in cluster:
-        raise wrong(f'task type "{kind}" is not in the cluster, which has {", ".join(cluster)}')
-    if not str(index).isdecimal() or int(index) >= len(cluster[kind]):
-        raise wrong(f'task index {index} is not below {len(cluster[kind])}, the number of "{kind}"')
-
-
+@cluster.naming_the_lost()
 def train(config: recipe.Config, strategy: tf.distribute.Strategy | None = None) -> Path:
     """Trains to the last step, from where the run folder left off.
 
@@ -94,12 +63,13 @@ def train(config: recipe.Config, strategy: tf.distribute.Strategy | None = None)
 
     Raises:
         ValueError, FileNotFoundError: The flags ask for something impossible, or a loss is not
-            finite; one line.
+            finite, or the machines differ or one is lost; one line.
         Stopped: SIGINT or SIGTERM came; a checkpoint was written first.
     """
     strategy = strategy or make_strategy()
     recipe.require_consistent(config)
     _require_supported(config, strategy)
+    cluster.agree(strategy, _flags_and_versions(config))
     keras.utils.set_random_seed(config.seed)
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
@@ -109,7 +79,8 @@ def train(config: recipe.Config, strategy: tf.distribute.Strategy | None = None)
     saved = resume.checkpoints(checkpoints)
     record = resume.earlier_run(config, has_state=bool(saved))
     config = resume.with_first_drop(config, record)
-    train_source, val_source = _open_data(config)
+    with cluster.chief_first(strategy):
+        train_source, val_source = _open_data(config)
     pairs = data.validation_pairs(val_source, count=config.val_pictures) if val_source else []
 
     built = resume.as_started(config, record) if record else config
@@ -129,8 +100,8 @@ def train(config: recipe.Config, strategy: tf.distribute.Strategy | None = None)
     first_step = int(checkpoint.step.numpy())
     lpips_of = _validation_lpips(config, record, pairs)
     facts["best_by"] = "lpips" if lpips_of else "loss"
-    # Every worker takes part in saving, but only the chief's files are wanted.
-    is_chief = _is_chief(strategy)
+    cluster.agree(strategy, _start(checkpoint, facts))
+    is_chief = cluster.is_chief(strategy)
     with contextlib.ExitStack() as stack:
         if is_chief and not config.dry_run:
             files.make_folder(checkpoints)
@@ -173,8 +144,6 @@ def train(config: recipe.Config, strategy: tf.distribute.Strategy | None = None)
             else:
                 run_folder.write_start(run_dir, dataclasses.asdict(config), facts)
             log = logs.enter_context(progress.RunLog(run_dir, first_step, config.steps))
-        else:
-            checkpoints = Path(logs.enter_context(tempfile.TemporaryDirectory()))
         received = logs.enter_context(command_line.caught_signals())
         # In scope: Keras assigns the averages by the strategy, only to variables of its own.
         with strategy.scope():
@@ -182,6 +151,8 @@ def train(config: recipe.Config, strategy: tf.distribute.Strategy | None = None)
 
         def save(step):
             _require_finite_weights(model, step, checkpoints)
+            if not is_chief:  # each machine has all variables whole
+                return
             try:
                 resume.save(checkpoint, checkpoints, step, config.keep_checkpoints)
             except (OSError, ValueError) as error:  # the disk is full, the folder is gone
@@ -192,11 +163,18 @@ def train(config: recipe.Config, strategy: tf.distribute.Strategy | None = None)
         validate = None
         if log and pairs:
             validate = _validator(config, model, checkpoint, generator_at, lpips_of, pairs, log)
-        scores = _loop(config, checkpoint, iter(batches), run_steps, validate, save, log, received)
+        try:
+            scores = _loop(
+                config, checkpoint, iter(batches), run_steps, validate, save, log, received
+            )
+        except Stopped:
+            cluster.leave(strategy)
+            raise
         logs.close()
         if is_chief:
             _finish(config, model, checkpoint, generator_at, lpips_of, pairs, scores)
             print(progress.end_report(dataclasses.asdict(config), faster))
+        cluster.leave(strategy)
     return run_dir
 
 
@@ -244,6 +222,35 @@ def _require_supported(config: recipe.Config, strategy: tf.distribute.Strategy) 
             "--mixed_precision=mixed_float16 does not work with several replicas: give "
             "mixed_bfloat16"
         )
+
+
+def _flags_and_versions(config: recipe.Config) -> dict[str, object]:
+    """Returns what must be the same on several machines before they can train, for `agree`."""
+    here = provenance.here()
+    flags = {
+        f"--{name}=": value
+        for name, value in dataclasses.asdict(config).items()
+        # Paths may differ: the pictures and the checkpoint are compared.
+        if name not in ("run_dir", "train_data", "val_data", "cache")
+    }
+    packages = ("srgan-tf", "tensorflow", "keras")
+    versions = {f"{name} ": here["versions"].get(name) for name in packages}
+    return flags | versions | {"commit ": here["commit"]}
+
+
+def _start(checkpoint: tf.train.Checkpoint, facts: dict) -> dict[str, object]:
+    """Returns the data and the state that several machines must start with, for `agree`."""
+    state = hashlib.sha256()
+    for variable in _trained(checkpoint):
+        state.update(variable.numpy().tobytes())
+    train_data = facts["train_data"]
+    return {
+        "training pictures ": f"{train_data['pictures']} ({train_data['fingerprint'][:12]})",
+        "validation pictures ": str(facts["validation"]["fingerprint"])[:12],
+        "VGG19 weights ": facts["vgg"],
+        "a start at step ": int(checkpoint.step.numpy()),
+        "weights ": state.hexdigest()[:12],
+    }
 
 
 def explain(error: tf.errors.OpError) -> str:
@@ -491,14 +498,6 @@ def _trained(checkpoint: tf.train.Checkpoint) -> list:
     parts = ("generator", "optimizer", "discriminator", "discriminator_optimizer")
     owners = [getattr(checkpoint, part) for part in parts if hasattr(checkpoint, part)]
     return [variable for owner in owners for variable in owner.variables]
-
-
-def _is_chief(strategy) -> bool:
-    resolver = strategy.cluster_resolver
-    if resolver is None or resolver.task_type is None:
-        return True
-    has_chief = "chief" in resolver.cluster_spec().as_dict()
-    return resolver.task_type == "chief" or (not has_chief and resolver.task_id == 0)
 
 
 def _device() -> str:
