@@ -114,7 +114,8 @@ class _BestEffort(io.TextIOWrapper):
             io.BufferedWriter(io.FileIO(descriptor, "w", closefd=False)),
             encoding=like and like.encoding,
             errors="backslashreplace",
-            line_buffering=like is None or like.line_buffering,
+            # Of an unbuffered stream too, since this one has a buffer.
+            line_buffering=like is None or like.line_buffering or like.write_through,
             write_through=like is not None and like.write_through,
         )
         self.lost = None

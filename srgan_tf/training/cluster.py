@@ -26,13 +26,15 @@ from tensorflow.python.eager import context
 from srgan_tf import files
 
 # The other tasks start within this time, or the run ends.
-ARRIVAL_SECONDS = 90
+ARRIVAL_SECONDS = 80
 # Seconds between two probes of a task, and the most that one takes.
 PROBE_SECONDS = 5
 # Probes in a row that a lost task fails.
 TRIES = 3
+# Three times this long a task may be stopped, as by a debugger, while its port stays open.
+ANSWER_SECONDS = 20
 # Time for the main thread to end by itself, since only that removes temporary files.
-GRACE_SECONDS = 10
+GRACE_SECONDS = 30
 
 # The other tasks by device, as "worker 1 (host:port)"; empty where there are none to wait for.
 _peers: dict[str, str] = {}
@@ -70,13 +72,19 @@ def join() -> tf.distribute.Strategy:
     # Later than `_watch` names a task that did not start.
     timeout = ARRIVAL_SECONDS + 4 * PROBE_SECONDS
     CollectiveAllReduceExtended._check_health_initial_timeout = timeout
+    # A process waits at its end for one interval. A task is checked three times before it is lost.
+    CollectiveAllReduceExtended._check_health_interval = PROBE_SECONDS
+    CollectiveAllReduceExtended._check_health_timeout = ANSWER_SECONDS
     with files.naming("TF_CONFIG", "the cluster cannot be joined"), naming_the_lost():
         try:
             return tf.distribute.MultiWorkerMirroredStrategy()
-        except RuntimeError as error:  # all ports are open: some were opened by the wrong task
+        except RuntimeError as error:  # TensorFlow's for the timeout
+            with contextlib.suppress(queue.Empty):
+                raise ValueError(_resumable(_verdict.get_nowait())) from error
+            # All ports are open, so some machines have the same task, or another cluster.
             raise ValueError(
-                f"TF_CONFIG: the machines did not find each other in {timeout} s: each needs "
-                "the same cluster and a task of its own"
+                f"the machines did not find each other in {timeout} s: each needs the same cluster"
+                " and a task of its own"
             ) from error
 
 
