@@ -40,8 +40,8 @@ def make_strategy() -> tf.distribute.Strategy:
         GPUs, TensorFlow's default strategy on one device.
 
     Raises:
-        ValueError: TF_CONFIG describes no cluster with this machine in it, or its port
-            cannot be opened; one line.
+        ValueError: TF_CONFIG describes no cluster with this machine in it, or its port cannot be
+            opened, or another task does not start; one line.
     """
     if os.environ.get("TF_CONFIG"):
         return cluster.join()
