@@ -156,6 +156,22 @@ def test_a_lost_worker_is_named_and_the_run_resumes_bit_for_bit(
     assert not any(list(worker.temporary.iterdir()) for worker in workers)
 
 
+@pytest.mark.parametrize(
+    ("addresses", "message"),
+    [
+        ({"worker": ["a:1", "a:1"]}, '"a:1" is in the cluster twice'),
+        ({"ps": ["a:1"], "worker": ["b:1"]}, '"ps" of the cluster: train.py has only "chief" and'),
+    ],
+)
+def test_a_cluster_that_cannot_train_is_refused(addresses, message, monkeypatch):
+    from srgan_tf.training import cluster
+
+    given = {"cluster": addresses, "task": {"type": "worker", "index": 0}}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(given))
+    with pytest.raises(ValueError, match=f"^TF_CONFIG: {message}"):
+        cluster.join()
+
+
 def test_another_flag_and_another_version_are_refused_by_name(start, photo_folder, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
         "import importlib.metadata as m\n"
