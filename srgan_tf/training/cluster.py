@@ -5,13 +5,16 @@ where the main thread does something else. So each task also probes the ports of
 accept connections as long as their process lives, however busy it is.
 """
 
+import atexit
 import contextlib
 import json
 import logging
 import os
 import queue
+import shutil
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -33,8 +36,8 @@ PROBE_SECONDS = 5
 TRIES = 3
 # Three times this long a task may be stopped, as by a debugger, while its port stays open.
 ANSWER_SECONDS = 20
-# Time for the main thread to end by itself, since only that removes temporary files.
-GRACE_SECONDS = 30
+# Time for the main thread to end in its own way, if it does not hang in TensorFlow.
+GRACE_SECONDS = 10
 
 # The other tasks by device, as "worker 1 (host:port)"; empty where there are none to wait for.
 _peers: dict[str, str] = {}
@@ -63,8 +66,11 @@ def join() -> tf.distribute.Strategy:
     addresses.pop(own)
     for (kind, index), address in addresses.items():
         _peers[f"/job:{kind}/replica:0/task:{index}"] = f"{kind} {index} ({address})"
+    # TensorFlow removes its generated code only where the interpreter ends in its own way.
+    tempfile.tempdir = temporary = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, temporary, ignore_errors=True)
     for name, address in zip(_peers.values(), addresses.values(), strict=True):
-        threading.Thread(target=_watch, args=(name, address), daemon=True).start()
+        threading.Thread(target=_watch, args=(name, address, temporary), daemon=True).start()
     # The service waits for tasks that never start with Python's lock held. Without it TensorFlow
     # checks the health of processes by itself, and its logger reports that in many lines.
     context.context().configure_coordination_service("")
@@ -81,8 +87,6 @@ def join() -> tf.distribute.Strategy:
         except RuntimeError as error:
             if "Timeout" not in str(error):
                 raise
-            with contextlib.suppress(queue.Empty):
-                raise ValueError(_resumable(_verdict.get_nowait())) from error
             # All ports are open, so some machines have the same task, or another cluster.
             raise ValueError(
                 f"the machines did not find each other in {timeout} s: each needs the same cluster"
@@ -131,7 +135,7 @@ def _cluster(text: str) -> tuple[dict[str, list[str]], tuple[str, int]]:
     return cluster, (kind, int(index))
 
 
-def _watch(name: str, address: str) -> None:
+def _watch(name: str, address: str, temporary: str) -> None:
     """Probes a task's port until `leave`; ends this process where the task is lost."""
     host, _, port = address.rpartition(":")
     has_started, began, failures = False, time.monotonic(), 0
@@ -144,14 +148,14 @@ def _watch(name: str, address: str) -> None:
                 what = "was lost" if has_started else f"did not start in {ARRIVAL_SECONDS} s"
                 _missing[name] = f"{name} {what} ({files.one_line(error)})"
                 if has_started or time.monotonic() - began > ARRIVAL_SECONDS:
-                    _end()
+                    _end(temporary)
         else:
             has_started, failures = True, 0
             _missing.pop(name, None)
         time.sleep(PROBE_SECONDS)
 
 
-def _end() -> None:
+def _end(temporary: str) -> None:
     """Ends this process with one line, even where its main thread hangs in TensorFlow."""
     if not _judged.acquire(blocking=False):
         return
@@ -159,6 +163,7 @@ def _end() -> None:
     time.sleep(GRACE_SECONDS)
     with contextlib.suppress(queue.Empty):
         print(f"error: {_resumable(_verdict.get_nowait())}", file=sys.stderr, flush=True)
+    shutil.rmtree(temporary, ignore_errors=True)
     os._exit(1)
 
 
