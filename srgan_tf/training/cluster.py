@@ -194,6 +194,7 @@ def naming_the_lost() -> Iterator[None]:
             if not named:
                 raise
             line = f"{named[0]} does not answer"
+            _peers.clear()  # this line is the only one
         raise ValueError(_resumable(line)) from error
 
 
@@ -239,6 +240,7 @@ def agree(strategy: tf.distribute.Strategy, facts: dict[str, object]) -> None:
         if others[label] != chiefs[label]
     ]
     if differences:
+        _peers.clear()  # all end now, some earlier than others
         raise ValueError(f"the machines do not agree: {'; '.join(differences)}")
 
 
