@@ -73,7 +73,7 @@ class Worker:
 
     def end(self, code):
         """Waits for the end, asserts its code, and returns the lines that report its reason."""
-        assert self.process.wait(timeout=300) == code, self.lines
+        assert self.process.wait(timeout=600) == code, self.lines
         self.reader.join()
         # Lines of the run, which the chief alone prints, begin with the step.
         return [line for line in self.lines if line and not line.startswith("step ")]
