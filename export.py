@@ -34,7 +34,7 @@ flags.DEFINE_list(
     "quantize",
     "float32,float16,dynamic,int8",
     "For tflite: float32; float16, half the size; dynamic, int8 kernels, float in and out; int8, "
-    "integers from end to end, uint8 pictures in and out. For web: float32 (its default) "
+    "int8 within, uint8 pictures in and out. For web: float32 (its default) "
     "or float16.",
 )
 flags.DEFINE_list(

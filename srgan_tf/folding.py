@@ -20,6 +20,9 @@ if TYPE_CHECKING:  # arrays can be folded without Keras
 # Layers that carry the picture from one end to the other. Some of their center taps are so much
 # larger than the other weights that int8 with one scale cannot hold both.
 CARRIERS = ("upscale1_conv", "upscale2_conv", "conv_out")
+# Of `filters` channels, those that carry R, G and B. A network with a random start has none, and
+# loses more in int8.
+CARRYING = 3
 
 
 class Layer(NamedTuple):
@@ -225,6 +228,39 @@ def split_center(
     rest[height, width] = 0
     center = layer.kernel[height : height + 1, width : width + 1]
     return (rest, np.zeros_like(layer.bias)), (center, layer.bias)
+
+
+def split_carried(
+    layer: Layer, filters: int, given: int | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Splits the part of a carrier that computes the picture's channels in two.
+
+    Channels 0 to 2 of `filters` carry R, G and B, since a network starts as a nearest-neighbor
+    upscaler; before a shuffle there are four times as many.
+
+    Args:
+        layer: One of `CARRIERS`.
+        filters: The filters of the first convolution.
+        given: The number of channels in, if the center taps of all of them are split off; otherwise
+            those of the channels that carry the picture.
+
+    Returns:
+        The kernel [height, width, channels in, n] without those center taps; the taps
+        [1, 1, given, n]; the numbers of the n channels out. The sum of both convolutions is the
+        layer's result in these channels, before its bias and PReLU.
+    """
+    channels_in, channels_out = layer.kernel.shape[2:]
+
+    def carrying(channels):
+        return np.arange(channels).reshape(-1, filters)[:, :CARRYING].ravel()
+
+    read = np.arange(given) if given == channels_in else carrying(channels_in)
+    made = np.arange(channels_out) if layer.slope is None else carrying(channels_out)
+    center = layer.kernel.shape[0] // 2, layer.kernel.shape[1] // 2
+    rest = layer.kernel[..., made].copy()
+    taps = rest[center][read]
+    rest[(*center, read)] = 0
+    return rest, taps[None, None], made
 
 
 def _block_count(names: Iterable[str]) -> int:

@@ -26,9 +26,6 @@ from srgan_tf.formats.quantization import Statistics, corrected, equalized, roun
 if TYPE_CHECKING:
     import keras
 
-# In "int8" the sub-pixel convolutions need no split, thanks to `equalized`.
-_SPLIT_INT8 = ("conv_in", "conv_out")
-
 QUANTIZE = ("float32", "float16", "dynamic", "int8")
 
 # Calibration takes the middle of larger pictures, which is enough for ranges and means.
@@ -167,7 +164,11 @@ def in_int8(
     *,
     input_size: tuple[int, int] | None = None,
 ) -> bytes:
-    """Makes a file that takes lr uint8 and returns sr uint8, in integers from end to end.
+    """Makes a file that takes lr uint8 and returns sr uint8, with its convolutions in int8.
+
+    The first convolution, the sums of the residual blocks and the picture's path through the last
+    three layers stay in float: they do less than 1 % of the work. In int8 they would round the
+    picture itself a dozen times, which costs more than everything else.
 
     Args:
         layers: From `quantization.equalized`, with a last layer that returns sr in [0, 1].
@@ -175,29 +176,59 @@ def in_int8(
         input_size: Height and width of lr; None leaves both variable.
     """
     graph = _Graph(input_size)
+    filters = layers["conv_in"].kernel.shape[-1]
 
-    def convolution(x, name, kernel, bias, output):
+    def dequantized(x):
+        return graph.operation("DEQUANTIZE", 2, [x], f"{x.name}_float", x.channels)
+
+    def float_convolution(x, name, kernel, bias):
+        kernel = graph.constant(f"{name}/kernel", kernel.transpose(3, 0, 1, 2))
+        bias = graph.constant(f"{name}/bias", np.float32(bias))
+        return graph.operation("CONV_2D", 1, [x, kernel, bias], name, bias.channels)
+
+    def float_prelu(y, name, slope):
+        slope = graph.constant(f"{name}/slope", slope[None, None])
+        return graph.operation("PRELU", 1, [y, slope], f"{name}_prelu", y.channels)
+
+    def float_sum(x, y, name):
+        return graph.operation("ADD", 1, [x, y], name, x.channels)
+
+    def convolution(x, name, kernel, bias):
         kernel, scales, bias = _rounded(kernel, bias, statistics[x.name])
         bias_scales = x.scale * scales
         kernel = graph.constant(f"{name}/kernel", kernel, scales)
         bias = np.round(bias / bias_scales).astype(np.int32)
         bias = graph.constant(f"{name}/bias", bias, bias_scales)
+        output = _range(statistics[name])
         return graph.operation("CONV_2D", 3, [x, kernel, bias], name, bias.channels, output)
 
     def conv(x, name):
+        kernel, bias, slope = layers[name]
+        if name == "conv_in":
+            y = float_convolution(x.picture, name, kernel, bias)
+            return _Value(None, float_prelu(y, name, slope))
+        values, picture = x
+        if values is None:
+            output = _range(statistics[picture.name])
+            values = graph.operation("QUANTIZE", 1, [picture], picture.name, filters, output)
+        if name in CARRIERS:
+            picture = carry(values, picture, name)
+            if slope is None:
+                return _Value(None, picture)
+        y = convolution(values, name, kernel, bias)
+        if slope is None:
+            return _Value(None, dequantized(y))
+        return _Value(prelu(y, name, slope), picture if name in CARRIERS else None)
+
+    def carry(values, picture, name):
         layer = layers[name]
-        # The levels of a uint8 picture at the end, so that int8 rounds and clips as that does.
-        output = (1 / 255, -128) if name == "conv_out" else _range(statistics[name])
-        if name in _SPLIT_INT8:
-            parts = zip(("rest", "center"), folding.split_center(layer), strict=True)
-            given = [
-                convolution(x, f"{name}_{part}", *taps, _range(statistics[f"{name}_{part}"]))
-                for part, taps in parts
-            ]
-            y = graph.operation("ADD", 2, given, name, len(layer.bias), output)
-        else:
-            y = convolution(x, name, layer.kernel, layer.bias, output)
-        return y if layer.slope is None else prelu(y, name, layer.slope)
+        rest, taps, made = folding.split_carried(layer, filters, picture.channels)
+        y = convolution(values, f"{name}_rest", rest, np.zeros(len(made)))
+        exact = float_convolution(picture, f"{name}_carried", taps, layer.bias[made])
+        y = float_sum(dequantized(y), exact, f"{name}_picture")
+        if layer.slope is None:
+            return y
+        return float_prelu(y, f"{name}_picture", layer.slope[made])
 
     def prelu(y, name, slope):
         # x + max((slope - 1) * x, 0), for slopes of at most 1. A zero point of -128 is the maximum
@@ -214,15 +245,23 @@ def in_int8(
         return graph.operation("ADD", 2, [y, more], f"{name}_prelu", y.channels, same)
 
     def add(x, y, name):
-        return graph.operation("ADD", 2, [x, y], name, x.channels, _range(statistics[name]))
+        return _Value(None, float_sum(x.picture, y.picture, name))
 
     def shuffle(x, name):
-        same = (x.scale, x.zero_point)
-        return graph.operation("DEPTH_TO_SPACE", 1, [x], name, x.channels // 4, same, factor=2)
+        values, picture = x
+        if values is not None:
+            same = (values.scale, values.zero_point)
+            values = graph.operation(
+                "DEPTH_TO_SPACE", 1, [values], name, values.channels // 4, same, factor=2
+            )
+        picture = graph.operation(
+            "DEPTH_TO_SPACE", 1, [picture], f"{name}_picture", picture.channels // 4, factor=2
+        )
+        return _Value(values, picture)
 
     picture = graph.tensor("lr_uint8", 3, np.uint8, (1 / 255, 0))
-    lr = graph.operation("QUANTIZE", 1, [picture], "lr", 3, (1 / 255, -128))
-    sr = folding.build(lr, layers, folding.Operations(conv, add, shuffle))
+    lr = graph.operation("DEQUANTIZE", 2, [picture], "lr", 3)
+    sr = folding.build(_Value(None, lr), layers, folding.Operations(conv, add, shuffle)).picture
     result = graph.tensor("sr_uint8", 3, np.uint8, (1 / 255, 0), factor=4)
     sr = graph.operation("QUANTIZE", 1, [sr], into=result)
     return graph.finish(picture, sr, folding.receptive_field(layers))
@@ -304,6 +343,18 @@ def _range(statistics: Statistics) -> tuple[float, int]:
     # XNNPACK refuses sums of very different scales; equalized channels are of size 1 or so.
     scale = max(high - low, 0.02) / 255
     return float(scale), int(np.clip(np.round(-128 - low / scale), -128, 127))
+
+
+class _Value(NamedTuple):
+    """A value in the int8 form: rounded, and exact in all channels or in those of the picture.
+
+    Attributes:
+        values: All channels in int8, or None where they have not been rounded yet.
+        picture: Channels in float; None within residual blocks.
+    """
+
+    values: _Tensor | None
+    picture: _Tensor | None
 
 
 class _Tensor(NamedTuple):

@@ -13,9 +13,6 @@ from srgan_tf.formats import quantization
 
 # This layer stays in float: it does a hundredth of the work and takes in the picture itself.
 _IN_FLOAT = "conv_in"
-# Channels 0 to 2 carry R, G and B, since a network starts as a nearest-neighbor upscaler. One with
-# a random start may lose more than `fastest` allows, which then takes float32.
-_CARRYING = 3
 # Headroom for pictures whose values exceed the calibrated ranges.
 _HEADROOM = 1.1
 # The network is cut in two after this sum. The rest needs 4 kB a pixel, but only a margin of 3: 1
@@ -83,20 +80,11 @@ def build(
         return _Tensor(in_int8(y, result), result, picture)
 
     def carry(picture, values, read, layer):
-        kernel, bias, slope = layer
-        # Channels before a shuffle are ordered by its four positions.
-        given = np.arange(kernel.shape[2]).reshape(-1, filters)[:, :carrying].ravel()
-        if slope is not None:
-            made = np.arange(kernel.shape[3]).reshape(-1, filters)[:, :carrying].ravel()
-            kernel, bias, slope = kernel[..., made], bias[made], slope[made]
-        center = kernel.shape[0] // 2, kernel.shape[1] // 2
-        carried = kernel[center][given]
-        rest = kernel.copy()
-        rest[(*center, given)] = 0
-        y = convolution(values, rest, np.zeros_like(bias), read)
-        name = _LAST_BIAS if slope is None else None
-        carried = _convolution(picture, carried[None, None], bias, name=name)
-        return _prelu(ops.add(y, carried), slope)
+        rest, taps, made = folding.split_carried(layer, filters)
+        y = convolution(values, rest, np.zeros(len(made)), read)
+        name = _LAST_BIAS if layer.slope is None else None
+        carried = _convolution(picture, taps, layer.bias[made], name=name)
+        return _prelu(ops.add(y, carried), None if layer.slope is None else layer.slope[made])
 
     def add(x, y, name):
         y = ops.add(x.values, y.values)
@@ -106,7 +94,8 @@ def build(
         if statistics is None:
             return _Tensor(ops.transpose(features, _TO_CHANNELS_FIRST), name)
         # Channels last, as features come in: neither moves anything in memory.
-        values, picture = in_int8(features, name), ops.slice(features, [0], [carrying], [1], [3])
+        values = in_int8(features, name)
+        picture = ops.slice(features, [0], [folding.CARRYING], [1], [3])
         values, picture = (ops.transpose(y, _TO_CHANNELS_FIRST) for y in (values, picture))
         return _Tensor(values, name, picture)
 
@@ -118,7 +107,6 @@ def build(
         return _Tensor(values, name, picture)
 
     filters = layers[_IN_FLOAT].kernel.shape[-1]
-    carrying = min(_CARRYING, filters)
     lr = ops.parameter([1, -1, -1, 3], np.float32, name="lr")
     pictures = _Tensor(ops.transpose(lr, _TO_CHANNELS_FIRST), "lr")
     sr = folding.build(pictures, layers, folding.Operations(conv, add, shuffle)).values
@@ -138,26 +126,23 @@ def calibrate(
 
     Returns:
         The statistics by the names that `folding.build` passes, those of PReLUs by "NAME_prelu",
-        of the input by "lr". The parts of `folding.split_center` of the first and the last
-        convolution are "NAME_rest" and "NAME_center".
+        of the input by "lr", those of the rests of
+        `folding.split_carried` by "NAME_rest".
     """
-    tensors = {}
+    tensors, filters = {}, layers["conv_in"].kernel.shape[-1]
 
     def observe(name, values):
         tensors[name] = values
         return values
 
-    def convolution(x, name, kernel, bias):
-        return observe(name, _convolution(x, kernel, bias))
-
     def conv(x, name):
         kernel, bias, slope = layers[name]
-        if name in ("conv_in", "conv_out"):
-            rest, center = folding.split_center(layers[name])
-            rest = convolution(x, f"{name}_rest", *rest)
-            y = add(rest, convolution(x, f"{name}_center", *center), name)
-        else:
-            y = convolution(x, name, kernel, bias)
+        if name in folding.CARRIERS:
+            # As `litert.in_int8` splits them: the first reads all channels in float.
+            given = filters if name == folding.CARRIERS[0] else None
+            rest, _, made = folding.split_carried(layers[name], filters, given)
+            observe(f"{name}_rest", _convolution(x, rest, np.zeros(len(made))))
+        y = observe(name, _convolution(x, kernel, bias))
         return y if slope is None else observe(f"{name}_prelu", _prelu(y, slope))
 
     def add(x, y, name):
@@ -175,9 +160,7 @@ def calibrate(
         for measure in (ops.reduce_min, ops.reduce_max, ops.reduce_mean)
     ]
     grams = {name: _gram(tensors[name]) for name in _read_by_3x3(layers)}
-    core = openvino.Core()
-    core.set_property("CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    network = core.compile_model(openvino.Model([*measures, *grams.values()], [lr]), "CPU")
+    network = _compiled(openvino.Model([*measures, *grams.values()], [lr]))
     found, sums = [], dict.fromkeys(grams, 0.0)
     for picture in pictures:
         results = network(upscaling.as_float(picture)[None])
@@ -227,9 +210,7 @@ def quantized(
     The mean error that is left in R, G and B on these pictures is taken off the last bias.
     """
     model, errors = build(layers, calibrate(layers, pictures)), []
-    core = openvino.Core()
-    core.set_property("CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    networks = [core.compile_model(each, "CPU") for each in (model, build(layers))]
+    networks = [_compiled(each) for each in (model, build(layers))]
     for picture in pictures:
         lr = upscaling.as_float(picture)[None]
         quantized, exact = (network(lr)[0].mean(axis=(0, 1, 2)) for network in networks)
@@ -238,6 +219,13 @@ def quantized(
     shift = np.tile(np.mean(errors, axis=0), 4)[None, :, None, None]
     last.output(0).replace(ops.constant(np.float32(last.data - shift)).output(0))
     return model
+
+
+def _compiled(model: openvino.Model) -> openvino.CompiledModel:
+    """Compiles a model to compute in float32, or in int8 what is quantized."""
+    core = openvino.Core()
+    core.set_property("CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return core.compile_model(model, "CPU")
 
 
 def _convolution(

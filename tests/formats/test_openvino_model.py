@@ -54,7 +54,7 @@ def test_int8_is_within_a_few_levels_of_float_on_photographs(forms):
         in_tiles = forms[1]._replace(tail=forms[1].tail._replace(tile=40))
         assert np.abs(upscaling.upscale(in_tiles, lr).astype(int) - sr).max() <= 1
         # Sums that overflow 16 bits would be off by dozens.
-        assert 0 < np.abs(sr.astype(int) - expected).max() <= 12
+        assert 0 < np.abs(sr.astype(int) - expected).max() <= 16
         losses.append(metrics.psnr(expected, hr) - metrics.psnr(sr, hr))
     assert np.mean(losses) < 0.03
 
