@@ -12,7 +12,6 @@ skipped, so that you can repeat a stopped command. Exit code: 1 if a picture cou
 
 import functools
 import sys
-import warnings
 from pathlib import Path
 
 from absl import app, flags
@@ -58,6 +57,19 @@ flags.DEFINE_enum(
     "GPU: float16 if it has tensor cores; for 16-bit pictures: float32.",
 )
 flags.DEFINE_bool("overwrite", False, "Also upscale pictures that already have their result.")
+flags.DEFINE_string(
+    "ray",
+    None,
+    "Upscale on a Ray cluster, into the same files: its address, auto (this machine's cluster), or "
+    "local (this machine alone). Pictures and --out_dir may also be s3:// and gs://, and a single "
+    "@FILE names a picture on each line. Needs requirements-cluster.txt.",
+)
+flags.DEFINE_integer(
+    "ray_cpus",
+    None,
+    "CPUs of each network on the cluster. Default: all of the smallest node, up to 8.",
+    lower_bound=1,
+)
 flags.DEFINE_float(
     "max_megapixels",
     179,
@@ -77,27 +89,17 @@ def main(argv):
     if FLAGS.detail is not None and not 0 <= FLAGS.detail <= 1:
         raise ValueError(f"--detail={FLAGS.detail:g} must be from 0 to 1")
 
-    # Imported here so that --help is fast.
-    from PIL import Image
+    if FLAGS.ray is not None and FLAGS.out_dir is None:
+        raise ValueError("--ray writes all results to one folder: give --out_dir")
+    if FLAGS.ray is None and FLAGS.ray_cpus is not None:
+        raise ValueError("--ray_cpus is for --ray")
 
+    # Imported here so that --help is fast.
     from srgan_tf import files, weights
     from srgan_tf.photos import enlarge, fastest, photographs
 
     spec = fastest.chosen(FLAGS.weights, FLAGS.detail)
     weights.parse_blend(spec)  # a misspelled one is refused before any work
-
-    # Pillow warns above this number and refuses above twice this number.
-    Image.MAX_IMAGE_PIXELS = int(FLAGS.max_megapixels * 1e6 / 2)
-    warnings.filterwarnings("ignore", module="PIL")
-
-    jobs = enlarge.plan(argv[1:], out_dir=FLAGS.out_dir, format=FLAGS.format, say=print)
-    missing = [job for job in jobs if FLAGS.overwrite or not job.target.exists()]
-    if len(missing) < len(jobs):
-        there = jobs[0].target if len(jobs) == 1 else f"{len(jobs) - len(missing)} of {len(jobs)}"
-        print(f"{there} skipped: already there (--overwrite recomputes)")
-
-    if missing and FLAGS.out_dir is not None:
-        files.make_folder(Path(FLAGS.out_dir))
 
     # Created with the first picture, so that its clock does not include loading the network.
     bar = functools.cache(command_line.progress_bar)
@@ -106,6 +108,42 @@ def main(argv):
         if sys.stderr.isatty():
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)  # the bar is repainted
         print(text, file=stream, flush=True)
+
+    quality = FLAGS.quality or photographs.DEFAULT_QUALITY
+    reports = {
+        "progress": lambda fraction, what: bar()(fraction, what),
+        "say": lambda text: line(text, sys.stdout),
+        "note": lambda text: line(text, sys.stderr),
+    }
+    if FLAGS.ray is not None:
+        try:
+            from srgan_tf.photos import cluster
+        except ModuleNotFoundError as error:
+            needed = "pip install -r requirements-cluster.txt"
+            raise ValueError(f"--ray is unavailable ({error}): {needed}") from error
+        options = cluster.Options(
+            spec=spec,
+            precision=FLAGS.precision,
+            format=FLAGS.format,
+            quality=quality,
+            tile=FLAGS.tile,
+            max_megapixels=FLAGS.max_megapixels,
+            overwrite=FLAGS.overwrite,
+        )
+        failed, total = cluster.run(
+            argv[1:], FLAGS.out_dir, options, address=FLAGS.ray, cpus=FLAGS.ray_cpus, **reports
+        )
+        return _exit_code(failed, total, f"see {cluster.FAILED}")
+
+    photographs.refuse_above(FLAGS.max_megapixels)
+    jobs = enlarge.plan(argv[1:], out_dir=FLAGS.out_dir, format=FLAGS.format, say=print)
+    missing = [job for job in jobs if FLAGS.overwrite or not job.target.exists()]
+    if len(missing) < len(jobs):
+        there = jobs[0].target if len(jobs) == 1 else f"{len(jobs) - len(missing)} of {len(jobs)}"
+        print(f"{there} skipped: already there (--overwrite recomputes)")
+
+    if missing and FLAGS.out_dir is not None:
+        files.make_folder(Path(FLAGS.out_dir))
 
     def load(bits):
         with command_line.native_logs_hidden():
@@ -120,14 +158,16 @@ def main(argv):
         missing,
         load,
         format=FLAGS.format,
-        quality=FLAGS.quality or photographs.DEFAULT_QUALITY,
+        quality=quality,
         tile=FLAGS.tile,
-        progress=lambda fraction, what: bar()(fraction, what),
-        say=lambda text: line(text, sys.stdout),
-        note=lambda text: line(text, sys.stderr),
+        **reports,
     )
+    return _exit_code(len(failed), len(missing), "see above")
+
+
+def _exit_code(failed, total, where):
     if failed:
-        print(f"error: {failed} of {len(missing)} pictures failed, see above", file=sys.stderr)
+        print(f"error: {failed} of {total} pictures failed, {where}", file=sys.stderr)
     return 1 if failed else 0
 
 

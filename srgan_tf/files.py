@@ -98,7 +98,7 @@ def _is_plain(path: str) -> bool:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, what: str) -> Iterator[None]:
+def locked(folder: Path, what: str | None) -> Iterator[None]:
     """Keeps a folder for this process: two that write the same files spoil each other's results.
 
     The lock ends with the process, however that ends. Where the system or the file system has no
@@ -106,7 +106,7 @@ def locked(folder: Path, what: str) -> Iterator[None]:
 
     Args:
         folder: An existing folder.
-        what: What another process that holds the lock does, for the error.
+        what: What another process that holds the lock does, for the error; None waits for it.
 
     Raises:
         ValueError: Another process holds the lock; one line.
@@ -120,7 +120,7 @@ def locked(folder: Path, what: str) -> Iterator[None]:
     try:
         with contextlib.suppress(OSError):
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(handle, fcntl.LOCK_EX | (fcntl.LOCK_NB if what else 0))
             except BlockingIOError:
                 raise ValueError(f"{folder}: {what}") from None
         yield

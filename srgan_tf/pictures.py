@@ -5,7 +5,7 @@ import contextlib
 import functools
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -96,10 +96,20 @@ def find_pictures(
     Raises:
         FileNotFoundError: There is no such folder.
     """
+    return sorted(Path(parent, name) for parent, names in walk(folder, say) for name in names)
+
+
+def walk(
+    folder: str | os.PathLike, say: Callable[[str], None] = logging.warning
+) -> Iterator[tuple[str, list[str]]]:
+    """Yields each folder that `find_pictures` finds pictures in, with their names, as it is read.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+    """
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"{folder}: no such folder")
-    found, visited = [], set()
-    skipped = collections.defaultdict(list)
+    visited, skipped = set(), collections.defaultdict(list)
     for parent, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
         if real in visited:  # a link to a folder above would be walked forever
@@ -107,19 +117,21 @@ def find_pictures(
             continue
         visited.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
+        found = []
         for name in names:
             path = Path(parent, name)
             if is_picture_name(name):
                 if path.is_file():  # reading a pipe would wait forever
-                    found.append(path)
+                    found.append(name)
                 else:
                     skipped["no regular file"].append(path)
             elif name.lower().endswith(_UNREAD_ENDINGS) and not name.startswith("."):
                 skipped[f"{path.suffix.lower()} is not read"].append(path)
+        if found:
+            yield parent, found
     for reason, paths in sorted(skipped.items()):
         count = f"{len(paths)} files, such as " if len(paths) > 1 else ""
         say(f"skipped {count}{min(paths)}: {reason}")
-    return sorted(found)
 
 
 def is_picture_name(name: str) -> bool:

@@ -298,12 +298,15 @@ def write(model: openvino.Model, path: str | os.PathLike) -> None:
         openvino.save_model(model, path, compress_to_fp16=False)
 
 
-def load(path: str | os.PathLike, *, bfloat16: bool = False) -> upscaling.Upscaler:
+def load(
+    path: str | os.PathLike, *, bfloat16: bool = False, threads: int | None = None
+) -> upscaling.Upscaler:
     """Loads a model that `write` wrote.
 
     Args:
         path: The .xml file.
         bfloat16: Compute in bfloat16 instead of float32, where the processor supports it.
+        threads: How many compute; None for one on each core. The result does not depend on it.
 
     Returns:
         The network; a tile too large for memory raises MemoryError.
@@ -314,6 +317,8 @@ def load(path: str | os.PathLike, *, bfloat16: bool = False) -> upscaling.Upscal
     core = openvino.Core()
     # Without this, processors that have bfloat16 compute in it.
     core.set_property("CPU", {"INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32"})
+    if threads is not None:
+        core.set_property("CPU", {"INFERENCE_NUM_THREADS": threads})
     core.set_property({"ENABLE_MMAP": False})  # files may be replaced while they are in use
     with files.naming(path, "not a model that srgan_tf wrote"):
         model = core.read_model(path)

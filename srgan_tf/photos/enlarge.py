@@ -4,10 +4,10 @@ import contextlib
 import functools
 import os
 import time
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -67,30 +67,75 @@ def plan(
             if out_dir is not None:
                 folder = Path(out_dir, folder.relative_to(given if given.is_dir() else folder))
             folders.setdefault(file, folder)
-    made = {file.with_name(name + _SUFFIX) for file in folders for name in (file.stem, file.name)}
-    results = [file for file in folders if file.with_suffix("") in made]
+    chosen = defaultdict(lambda: defaultdict(list))
+    for file, to in folders.items():
+        chosen[to][file.parent].append(file.name)
+    targets = {
+        Path(folder, name): to / result if result else None
+        for to in chosen
+        for folder, name, result in name_results(chosen[to], os.listdir, to, format)
+    }
+    results = [file for file in folders if targets[file] is None]
     if results:
         say(f"skipped {len(results)} named like results, such as {results[0]}")
-    for file in results:
-        del folders[file]
-    rivals, beside = defaultdict(set), defaultdict(set)
-    for file, to in folders.items():
-        rivals[to / file.stem].add(file)
-    for folder in {file.parent for file in folders}:
-        for name in filter(pictures.is_picture_name, os.listdir(folder)):
-            beside[folder / Path(name).stem].add(folder / name)
-    jobs: dict[Path, Job] = {}
-    for file, to in folders.items():
-        alone = rivals[to / file.stem] | beside[file.with_suffix("")] == {file}
-        name = file.stem if alone else file.name
-        job = Job(file, to / f"{name}{_SUFFIX}.{format}")
-        if job.target in jobs:
-            raise ValueError(
-                f"{jobs[job.target].source} and {file} would both become {job.target}: give each "
-                "its own --out_dir"
-            )
-        jobs[job.target] = job
-    return list(jobs.values())
+    return [Job(file, targets[file]) for file in folders if targets[file] is not None]
+
+
+def name_results(
+    chosen: Mapping[str | os.PathLike, Sequence[str]],
+    list_folder: Callable[[str | os.PathLike], Iterable[str]],
+    to: str | os.PathLike,
+    format: str,
+) -> Iterator[tuple[str | os.PathLike, str, str | None]]:
+    """Names the results of the pictures that go to one folder, as `plan` describes.
+
+    Args:
+        chosen: By folder, the names of its pictures to upscale.
+        list_folder: From a folder to the names of all its files.
+        to: The folder of the results.
+        format: The results' ending.
+
+    Returns:
+        An iterator of (folder, name, name of the result); None for a picture that is named like
+        another one's result.
+
+    Raises:
+        ValueError: Two pictures would be written to one file.
+    """
+    results = {folder: _results(names) for folder, names in chosen.items()}
+    rivals = Counter(
+        _stem(name) for folder in chosen for name in chosen[folder] if name not in results[folder]
+    )
+    sources: dict[str, str] = {}
+    for folder, names in chosen.items():
+        listed = filter(pictures.is_picture_name, list_folder(folder))
+        beside = Counter(map(_stem, {*listed, *names} - results[folder]))
+        for name in names:
+            if name in results[folder]:
+                yield folder, name, None
+                continue
+            alone = rivals[_stem(name)] == beside[_stem(name)] == 1
+            result = f"{_stem(name) if alone else name}{_SUFFIX}.{format}"
+            source = os.path.join(folder, name)
+            if result in sources:
+                raise ValueError(
+                    f"{sources[result]} and {source} would both become "
+                    f"{os.path.join(to, result)}: give each its own --out_dir"
+                )
+            sources[result] = source
+            yield folder, name, result
+
+
+def _results(names: Iterable[str]) -> set[str]:
+    """Returns the names that are named like the results of others among them."""
+    suffixed = {name for name in names if _stem(name).endswith(_SUFFIX)}
+    originals = {_stem(name).removesuffix(_SUFFIX) for name in suffixed}
+    originals &= {part for name in names for part in (name, _stem(name))} if originals else set()
+    return {name for name in suffixed if _stem(name).removesuffix(_SUFFIX) in originals}
+
+
+def _stem(name: str) -> str:
+    return PurePosixPath(name).stem
 
 
 def run(
@@ -103,7 +148,8 @@ def run(
     progress: Callable[[float, str], None] = lambda fraction, what: None,
     say: Callable[[str], None] = lambda line: None,
     note: Callable[[str], None] = lambda line: None,
-) -> int:
+    threads: int | None = None,
+) -> dict[Job, str]:
     """Upscales pictures into files, reading the next one and compressing the last one meanwhile.
 
     Files are written atomically. Apart from the network and its tile, memory holds the pixels of
@@ -120,21 +166,22 @@ def run(
         progress: Receives the fraction done, in 0..1, and the speed with the picture's name.
         say: Receives a line for each finished picture.
         note: Receives a line for each picture that failed, and for each loss in others.
+        threads: How many compress a PNG; None for one on each core.
 
     Returns:
-        The number of pictures that failed.
+        The pictures that failed, each with its line.
 
     Raises:
         ValueError, FileNotFoundError: `load` fails, or the tile is too small for the network.
     """
     load = functools.cache(load)
     pixels = {job: pictures.count_pixels(job.source) for job in jobs}
-    total, done, failed, start = sum(pixels.values()), 0, 0, None
+    total, done, start = sum(pixels.values()), 0, None
+    failed: dict[Job, str] = {}
     ending: deque[tuple[Job, str, Future]] = deque()
 
-    def fail(line: str) -> None:
-        nonlocal failed
-        failed += 1
+    def fail(job: Job, line: str) -> None:
+        failed[job] = line
         note(line)
 
     def end(most: int) -> None:
@@ -145,7 +192,7 @@ def run(
                 with files.naming(job.target, "cannot be written"):
                     result.result()
             except (OSError, ValueError) as error:
-                fail(str(error))
+                fail(job, str(error))
             else:
                 say(f"{job.target}: {summary}")
 
@@ -158,7 +205,7 @@ def run(
     with (
         ThreadPoolExecutor(1) as reading,
         ThreadPoolExecutor(2) as closing,
-        ThreadPoolExecutor(os.cpu_count()) as compressing,
+        ThreadPoolExecutor(threads or os.cpu_count()) as compressing,
     ):
 
         def read(job: Job) -> Future:
@@ -171,7 +218,7 @@ def run(
             try:
                 photograph = reads.popleft().result()
             except ValueError as error:
-                fail(str(error))
+                fail(job, str(error))
                 total -= pixels[job]
                 continue
             network, precision = load(8 * photograph.colors.dtype.itemsize)
@@ -196,9 +243,9 @@ def run(
                 result = _write(job.target, rows, make_writer, check, closing)
             except MemoryError:
                 remedy = f"set --tile smaller than {side}" if side else "it cannot run in tiles"
-                fail(f"{job.source}: not enough memory, {remedy}")
+                fail(job, f"{job.source}: not enough memory, {remedy}")
             except Exception as error:  # Pillow and runtimes raise errors of all kinds
-                fail(f"{job.source}: {files.one_line(error)}")
+                fail(job, f"{job.source}: {files.one_line(error)}")
             else:
                 for line in photograph.notes:
                     note(f"{job.source}: {line}")

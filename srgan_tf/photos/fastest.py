@@ -51,6 +51,7 @@ def load_network(
     *,
     precision: str = "auto",
     bits: int = 8,
+    threads: int | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> tuple[upscaling.Upscaler, str]:
     """Loads a generator in the requested precision, or in the fastest with little loss.
@@ -64,8 +65,9 @@ def load_network(
     Args:
         spec: As in `weights.load_generator`, a network that `exported.load` loads, or a blend as
             `weights.parse_blend` reads it; both of its networks run unless its detail is 0 or 1.
-        precision: One of `PRECISIONS`.
+        precision: One of `PRECISIONS`; for a blend also two, joined by "+".
         bits: The pictures' depth, 8 or 16. For 16, "auto" is float32: others would lose depth.
+        threads: How many compute with OpenVINO; None for one on each core.
         say: Receives a line about what takes time or differs from the request.
 
     Returns:
@@ -76,14 +78,18 @@ def load_network(
         FileNotFoundError, ValueError: It cannot be loaded, or does not run in this precision; one
             line.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision {precision!r}: must be one of {', '.join(PRECISIONS)}")
     if blend := weights.parse_blend(spec):
         specs = [blend.first] * (blend.detail < 1) + [blend.second] * (blend.detail > 0)
-        loaded = [load_network(s, precision=precision, bits=bits, say=say) for s in specs]
+        wanted = precision.split("+")
+        loaded = [
+            load_network(s, precision=each, bits=bits, threads=threads, say=say)
+            for s, each in zip(specs, wanted * (len(specs) // len(wanted)), strict=True)
+        ]
         networks, precisions = zip(*loaded, strict=True)
         network = upscaling.blended(*networks, blend.detail) if len(specs) == 2 else networks[0]
         return network, "+".join(dict.fromkeys(precisions))
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision {precision!r}: must be one of {', '.join(PRECISIONS)}")
     if exported.is_exported(spec):
         if precision != "auto":
             raise ValueError(f"{spec}: its precision is that of its export; omit --precision")
@@ -98,7 +104,7 @@ def load_network(
     if lacking or gpus:
         return _by_tensorflow(spec, precision), precision
     try:
-        return _kept(spec, precision, say)
+        return _kept(spec, precision, threads, say)
     except ImportError as error:  # OpenVINO does not exist for some systems
         if precision == "int8":
             needed = "pip install -r requirements.txt"
@@ -159,34 +165,46 @@ def _by_tensorflow(spec: str, precision: str) -> upscaling.Upscaler:
     return keras_model.compiled(mixed, margin)
 
 
-def _kept(spec: str, precision: str, say: Callable[[str], None]) -> tuple[upscaling.Upscaler, str]:
+def _kept(
+    spec: str, precision: str, threads: int | None, say: Callable[[str], None]
+) -> tuple[upscaling.Upscaler, str]:
     """Loads a cached form for the CPU; builds and caches the forms first where they are missing."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "srgan_tf")
     key = _key(weights.read_card(spec)["sha256"])
-    try:
-        return _load_kept(folder, key, precision)
-    except ImportError:
-        raise
-    except Exception:  # nothing is kept, or it is damaged, whatever that raises
-        pass
+
+    def load_kept():
+        try:
+            return _load_kept(folder, key, precision, threads)
+        except ImportError:
+            raise
+        except Exception:  # nothing is kept, or it is damaged, whatever that raises
+            return None
+
+    if result := load_kept():
+        return result
     layers = weights.load_layers(spec)
-    say("building the fast forms of these weights, once")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        making = files.staging(folder)
-    except OSError as error:
-        say(f"the fast forms cannot be cached in {folder} ({error.strerror})")
-        making = tempfile.TemporaryDirectory()
-        folder = Path(making.name)
-    with making as made:
-        _make(layers, Path(made), key)
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            # Measured beside another process that measures, the fastest form may look slow.
+            stack.enter_context(files.locked(folder, None))
+            if result := load_kept():  # the other process built them
+                return result
+            making = files.staging(folder)
+        except OSError as error:
+            say(f"the fast forms cannot be cached in {folder} ({error.strerror})")
+            making = tempfile.TemporaryDirectory()
+            folder = Path(making.name)
+        say("building the fast forms of these weights, once")
+        made = Path(stack.enter_context(making))
+        _make(layers, made, key)
         # Before another process replaces it.
-        result = _load_kept(Path(made), key, precision)
+        result = _load_kept(made, key, precision, threads)
         for form in _OPENVINO_FORMS:
-            for path in _files(Path(made), key, form):
+            for path in _files(made, key, form):
                 os.replace(path, folder / path.name)
         # Written last: it marks the forms as complete.
-        os.replace(Path(made, f"{key}.json"), folder / f"{key}.json")
+        os.replace(made / f"{key}.json", folder / f"{key}.json")
         return result
 
 
@@ -195,7 +213,9 @@ def _files(folder: Path, key: str, form: str) -> list[Path]:
     return [folder / f"{key}-{form}.{ending}" for ending in ("xml", "bin")]
 
 
-def _load_kept(folder: Path, key: str, precision: str) -> tuple[upscaling.Upscaler, str]:
+def _load_kept(
+    folder: Path, key: str, precision: str, threads: int | None
+) -> tuple[upscaling.Upscaler, str]:
     """Loads a cached form; any error means that it is missing or damaged."""
     # Here, so that the rest of the package runs without OpenVINO.
     from srgan_tf.formats import openvino_model
@@ -208,7 +228,7 @@ def _load_kept(folder: Path, key: str, precision: str) -> tuple[upscaling.Upscal
     if [weights.file_sha256(path) for path in files] != figures["sha256"][form]:
         raise ValueError(f"{files[0]}: damaged")
     in_bfloat16 = precision == "bfloat16"
-    return openvino_model.load(files[0], bfloat16=in_bfloat16), precision
+    return openvino_model.load(files[0], bfloat16=in_bfloat16, threads=threads), precision
 
 
 def _choose(loss: dict[str, float], seconds: dict[str, float]) -> str:
@@ -267,6 +287,11 @@ def _compare(
         # The minimum, because other load on the machine only adds to it.
         {form: min(values) for form, values in seconds.items()},
     )
+
+
+def machine() -> str:
+    """Identifies what the choice of the fastest form depends on, besides the weights."""
+    return _key("")
 
 
 def _key(sha256: str) -> str:

@@ -4,6 +4,7 @@ import functools
 import io
 import os
 import struct
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from typing import BinaryIO, NamedTuple
@@ -143,6 +144,17 @@ def _from_array(array: np.ndarray) -> Photograph:
     pixels = array[..., None] if array.ndim == 2 else array
     colors = pixels[..., 0] if channels < 3 else pixels[..., :3]
     return Photograph(colors, pixels[..., -1] if channels in (2, 4) else None, b"", b"")
+
+
+def refuse_above(megapixels: float) -> None:
+    """Sets the size above which this process refuses to read a picture.
+
+    Args:
+        megapixels: Of the picture before upscaling.
+    """
+    # Pillow warns above this number and refuses above twice this number.
+    Image.MAX_IMAGE_PIXELS = int(megapixels * 1e6 / 2)
+    warnings.filterwarnings("ignore", module="PIL")
 
 
 def read_photograph(path: str | os.PathLike) -> Photograph:

@@ -55,7 +55,7 @@ def _run(jobs, network=NEAREST, **options):
     failed = enlarge.run(
         jobs, lambda bits: (network, "float32"), say=said.append, note=notes.append, **options
     )
-    return failed, said, notes
+    return len(failed), said, notes
 
 
 def _files(folder):
@@ -521,7 +521,7 @@ import resource, sys
 from srgan_tf import upscaling
 from srgan_tf.photos import enlarge
 network = upscaling.Upscaler(lambda lr: lr.repeat(4, axis=1).repeat(4, axis=2), 40)
-assert enlarge.run(enlarge.plan(sys.argv[1:]), lambda bits: (network, "")) == 0
+assert not enlarge.run(enlarge.plan(sys.argv[1:]), lambda bits: (network, ""))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 """
 
@@ -641,7 +641,7 @@ def test_only_networks_for_the_depths_of_the_pictures_are_loaded(tmp_path):
 
     for name in ("a.png", "b.png"):
         Image.fromarray(np.zeros([8, 8], np.uint16)).save(tmp_path / name)
-    assert enlarge.run(enlarge.plan([tmp_path]), load) == 0 and asked == [16]
+    assert not enlarge.run(enlarge.plan([tmp_path]), load) and asked == [16]
 
 
 def test_an_exported_network_of_another_scale_is_refused_before_any_picture_is_upscaled(

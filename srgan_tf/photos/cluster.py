@@ -1,0 +1,844 @@
+"""Upscales pictures on a Ray cluster, into the files of a run without Ray.
+
+Ray Data schedules, retries and scales. Its blocks hold names only: pictures never pass through
+Ray's object store. Actors return the errors of pictures as results, because an exception would
+cost Ray a whole task.
+"""
+
+import contextlib
+import csv
+import fnmatch
+import functools
+import glob
+import importlib.metadata
+import io
+import itertools
+import logging
+import math
+import os
+import platform
+import posixpath
+import re
+import socket
+import tempfile
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs
+import ray
+import ray.data
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+import srgan_tf
+from srgan_tf import command_line, files, pictures, upscaling
+from srgan_tf.photos import enlarge, fastest, photographs
+
+# Names the pictures that failed, in the folder of the results.
+FAILED = "failed.csv"
+_PATTERN = re.compile(r"[*?\[]")
+# A task costs Ray 10 ms and more, and its pictures are tried again when its actor dies.
+_MOST_IN_A_TASK = 32
+_NAMES_IN_A_BLOCK = 10_000
+_MOST_CPUS = 8
+# Both networks with the default tile, and two photographs of 24 megapixels.
+_MEMORY = 2 * 2**30
+_OBJECT_STORE = 128 * 2**20  # holds names only
+_SECONDS_TO_ANSWER = 10
+# What decides the bytes of a result, besides Python. Ray compares its own version.
+_PACKAGES = ("numpy", "pillow", "openvino", "tifffile", "imagecodecs")
+_LOST = "its process ended twice: too little memory, or a broken node"
+
+
+class Options(NamedTuple):
+    """How to upscale, the same for all pictures.
+
+    Attributes:
+        spec: The network, as in `fastest.load_network`.
+        precision: One of `fastest.PRECISIONS`.
+        format: One of `photographs.FORMATS`.
+        quality: As in `photographs.open_writer`.
+        tile: As in `upscaling.upscale`.
+        max_megapixels: As in `photographs.refuse_above`.
+        overwrite: Also upscale pictures that already have their result.
+    """
+
+    spec: str
+    precision: str
+    format: str
+    quality: int
+    tile: int | None
+    max_megapixels: float
+    overwrite: bool
+
+
+class _Pool(NamedTuple):
+    """The actors that a cluster has room for.
+
+    Attributes:
+        nodes: By the identifiers of the nodes that can hold one, their names.
+        actors: How many they hold now.
+        cpus: Of each actor.
+        gpus: Of each actor, 1 or 0.
+        memory: What each reserves, in bytes: Ray counts it by node.
+        most_memory: That of the largest node.
+    """
+
+    nodes: dict[str, str]
+    actors: int
+    cpus: int
+    gpus: int
+    memory: float
+    most_memory: float
+
+
+def run(
+    inputs: Sequence[str],
+    out_dir: str,
+    options: Options,
+    *,
+    address: str,
+    cpus: int | None = None,
+    progress: Callable[[float, str], None] = lambda fraction, what: None,
+    say: Callable[[str], None] = lambda line: None,
+    note: Callable[[str], None] = lambda line: None,
+) -> tuple[int, int]:
+    """Upscales pictures on a cluster; the files are those of a run without Ray.
+
+    Args:
+        inputs: Files, folders and patterns, or one "@FILE" with a name on each line; local,
+            s3://, gs:// or file://.
+        out_dir: Where results go, local or remote, and the file `FAILED` if a picture fails.
+        options: How to upscale.
+        address: Of the cluster, "auto" for this machine's, or "local" for one that ends with it.
+        cpus: The CPUs of each actor, which loads the network once; by default those of the
+            smallest node, or an equal part of them.
+        progress: Receives the fraction done, in 0..1, and counts and speed.
+        say: Receives lines that count the skipped pictures.
+        note: Receives a line for each picture that failed, and for each loss in others.
+
+    Returns:
+        How many pictures failed, and of how many.
+
+    Raises:
+        FileNotFoundError, ValueError: The pictures, the folder of the results, the network or the
+            cluster cannot be used; one line.
+    """
+    _check_address(address)
+    inputs, out_dir = [_local(given) for given in inputs], _local(out_dir)
+    tables = list(_tables(_jobs(inputs, out_dir, options, say)))
+    total = sum(map(len, tables))
+    failed_file = _join(out_dir, FAILED)
+    if _exists(failed_file):  # of an earlier run
+        _remove(failed_file)
+    if not total:
+        return 0, 0
+    reported, failures = np.zeros(total, bool), []
+
+    def receive(tasks: Iterable[dict]) -> None:
+        start = None
+        for task in tasks:
+            reported[task["numbers"]] = True
+            for line in task["notes"]:
+                note(os.fsdecode(line))
+            for name, reason in zip(task["failed"], task["reasons"], strict=True):
+                failures.append((os.fsdecode(name), os.fsdecode(reason)))
+            done = int(reported.sum())
+            start = start or (time.monotonic(), done)
+            rate = (done - start[1]) / max(time.monotonic() - start[0], 1e-3)
+            counts = f"{done - len(failures)} done, {len(failures)} failed"
+            progress(done / total, f"{counts}, {rate:.1f} pictures/s")
+
+    with contextlib.ExitStack() as stack:
+        staging = stack.enter_context(contextlib.ExitStack())
+        staged = staging.enter_context(_staged(out_dir))
+        stack.enter_context(_connected(address))
+        pool = _pool(cpus)
+        first = os.fsdecode(tables[0]["source"][0].as_py())
+        precisions = _check_nodes(pool, options, staged, first)
+        staging.close()
+        actor = {
+            "options": options,
+            "folder": os.getcwd(),
+            "threads": pool.cpus,
+            "precisions": precisions,
+        }
+        size = max(1, min(_MOST_IN_A_TASK, total // (8 * pool.actors)))
+        progress(0.0, "")  # starts the clock of a bar
+        try:
+            receive(_upscaled(tables, size, pool, actor))
+            lost = _unreported(tables, reported, options.overwrite)
+            if lost:
+                alone = pool._replace(actors=len(pool.nodes), memory=pool.most_memory)
+                receive(_upscaled(lost, 1, alone, actor))
+            for table in _unreported(lost, reported, options.overwrite):
+                for name in map(os.fsdecode, table["source"].to_pylist()):
+                    failures.append((name, _LOST))
+                    note(f"{name}: {_LOST}")
+        finally:
+            if failures:
+                _write_failed(failed_file, failures)
+        progress(1.0, "")
+    return len(failures), total
+
+
+def _upscaled(tables: list[pa.Table], size: int, pool: _Pool, actor: dict) -> Iterator[dict]:
+    """Lets Ray Data upscale pictures and yields what each task returns, in any order.
+
+    A task whose actor dies is dropped: its pictures may be what killed it.
+
+    Args:
+        tables: From `_tables`.
+        size: The pictures of a task.
+        pool: The actors.
+        actor: The arguments of `_Actor`.
+    """
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = context.print_on_execution_start = False
+    context.max_errored_blocks = -1
+    # Each row becomes a block, and so a task, and so does what a task returns.
+    context.target_max_block_size = context.target_min_block_size = 1
+    rows = ray.data.from_arrow(tables).map_batches(
+        # Without a CPU: actors that hold all of them would wait for it forever.
+        _as_row,
+        batch_size=size,
+        batch_format="pyarrow",
+        num_cpus=0,
+    )
+    results = rows.map_batches(
+        _Actor,
+        fn_constructor_kwargs=actor,
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(
+            min_size=1, initial_size=pool.actors, max_tasks_in_flight_per_actor=2
+        ),
+        num_cpus=pool.cpus,
+        num_gpus=pool.gpus,
+        memory=pool.memory,
+        max_task_retries=0,
+    )
+    for batch in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        yield from batch.to_pylist()
+
+
+def _as_row(pictures: pa.Table) -> pa.Table:
+    """Packs the pictures of a task into one row."""
+    return pa.table({name: [pictures[name].to_pylist()] for name in pictures.column_names})
+
+
+class _Actor:
+    """Upscales the pictures of its tasks with the network that it loads for the first."""
+
+    def __init__(self, options: Options, folder: str, threads: int, precisions: dict[str, str]):
+        """Takes the driver's folder, which relative names start from."""
+        _enter(folder)
+        self._options, self._threads = options, threads
+        photographs.refuse_above(options.max_megapixels)
+        self._precision = options.precision
+        if options.precision == "auto":
+            self._precision = precisions.get(fastest.machine(), "auto")
+        self._load = functools.cache(self._load_network)
+
+    def _load_network(self, bits: int) -> tuple[upscaling.Upscaler, str]:
+        precision = self._options.precision if bits == 16 else self._precision
+        return fastest.load_network(
+            self._options.spec, precision=precision, bits=bits, threads=self._threads
+        )
+
+    def __call__(self, task: pa.Table) -> dict[str, list]:
+        """Upscales the pictures of a task and returns their numbers, notes and failures."""
+        [row] = task.to_pylist()
+        notes: list[str] = []
+        names = [os.fsdecode(name) for name in row["source"]]
+        targets = [os.fsdecode(name) for name in row["target"]]
+        try:
+            failures = self._upscale(names, targets, notes.append)
+        except Exception as error:  # of the network; an exception would lose the task
+            failures = dict.fromkeys(names, files.one_line(error))
+            notes += [f"{name}: {reason}" for name, reason in failures.items()]
+        return {
+            "numbers": [row["number"]],
+            "notes": [list(map(os.fsencode, notes))],
+            "failed": [list(map(os.fsencode, failures))],
+            "reasons": [list(map(os.fsencode, failures.values()))],
+        }
+
+    def _upscale(
+        self, names: list[str], targets: list[str], note: Callable[[str], None]
+    ) -> dict[str, str]:
+        """Upscales pictures, remote ones by copies, and returns why some of them failed."""
+        failures: dict[str, str] = {}
+
+        def fail(name: str, reason: str) -> None:
+            failures[name] = reason
+            note(f"{name}: {reason}")
+
+        with tempfile.TemporaryDirectory() as copies, ThreadPoolExecutor(_MOST_IN_A_TASK) as pool:
+
+            def local(number: int, name: str) -> Path:
+                # In a folder each, so that the copy has the name that errors state.
+                return (
+                    Path(copies, str(number), _split(name)[1]) if _is_remote(name) else Path(name)
+                )
+
+            jobs = {}
+            for number, (name, target) in enumerate(zip(names, targets, strict=True)):
+                job = enlarge.Job(local(2 * number, name), local(2 * number + 1, target))
+                jobs[job] = name, target
+            fetched = pool.map(
+                _fetch, (name for name, _ in jobs.values()), (j.source for j in jobs)
+            )
+            for (name, _), reason in zip(jobs.values(), fetched, strict=True):
+                if reason:
+                    fail(name, reason)
+            ready = [job for job, (name, _) in jobs.items() if name not in failures]
+
+            def named(line: str) -> str:
+                for job in ready:
+                    for path, name in zip(job, jobs[job], strict=True):
+                        line = line.replace(str(path), name)
+                return line
+
+            failed = enlarge.run(
+                ready,
+                self._load,
+                format=self._options.format,
+                quality=self._options.quality,
+                tile=self._options.tile,
+                note=lambda line: note(named(line)),
+                threads=self._threads,
+            )
+            for job, line in failed.items():
+                name, _ = jobs[job]
+                failures[name] = named(line).removeprefix(f"{name}: ")
+            done = [job for job in ready if job not in failed]
+            stored = pool.map(_store, (job.target for job in done), (jobs[job][1] for job in done))
+            for job, reason in zip(done, stored, strict=True):
+                if reason:
+                    fail(jobs[job][0], reason)
+        return failures
+
+
+def _fetch(name: str, path: Path) -> str | None:
+    """Copies a remote picture to a local path; returns why it could not."""
+    if not _is_remote(name):
+        return None
+    try:
+        path.parent.mkdir()
+        system, remote = _system(name)
+        pyarrow.fs.copy_files(
+            remote, str(path), source_filesystem=system, destination_filesystem=_HERE
+        )
+    except FileNotFoundError:
+        return "cannot be read (no such file)"
+    except Exception as error:
+        return f"cannot be read ({files.one_line(error)})"
+
+
+def _store(path: Path, target: str) -> str | None:
+    """Copies a result to its remote place, where it appears at once; returns why it could not."""
+    if not _is_remote(target):
+        return None
+    try:
+        system, remote = _system(target)
+        pyarrow.fs.copy_files(
+            str(path), remote, source_filesystem=_HERE, destination_filesystem=system
+        )
+    except Exception as error:
+        return f"{target} cannot be written ({files.one_line(error)})"
+
+
+def _unreported(tables: list[pa.Table], reported: np.ndarray, overwrite: bool) -> list[pa.Table]:
+    """Returns what no task reported, without the pictures that have their result nonetheless."""
+    lost = []
+    for table in tables:
+        table = table.filter(pa.array(~reported[table["number"].to_numpy()]))
+        if not overwrite:
+            there = [_exists(os.fsdecode(name)) for name in table["target"].to_pylist()]
+            reported[table["number"].to_numpy()[there]] = True
+            table = table.filter(pa.array(np.logical_not(there)))
+        if len(table):
+            lost.append(table)
+    return lost
+
+
+def _write_failed(path: str, failures: list[tuple[str, str]]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([("picture", "reason"), *sorted(failures)])
+    with files.naming(path, "cannot be written"):
+        _write(path, text.getvalue().encode(errors="surrogateescape"))
+
+
+# The cluster
+
+
+def _check_address(address: str) -> None:
+    """Refuses an address where nothing answers, which Ray would wait for, for minutes.
+
+    Raises:
+        ValueError: Nothing answers, or it is no address.
+    """
+    if address in ("local", "auto"):
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or "/" in host:
+        raise ValueError(
+            f"--ray={address}: give local, auto or the HOST:PORT of `ray start`, and start the "
+            "command on a node of that cluster"
+        )
+    try:
+        socket.create_connection((host, int(port)), _SECONDS_TO_ANSWER).close()
+    except (OSError, OverflowError) as error:
+        raise ValueError(f"--ray={address}: nothing answers ({files.one_line(error)})") from error
+
+
+@contextlib.contextmanager
+def _connected(address: str) -> Iterator[None]:
+    """Connects to a cluster, or starts one, without Ray's own output.
+
+    Raises:
+        ValueError: It is no cluster that this process can use, or it broke; one line.
+    """
+    package = Path(srgan_tf.__file__).parent
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(command_line.native_logs_hidden())
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        stack.callback(logging.disable, logging.root.manager.disable)
+        logging.disable(logging.CRITICAL)
+        options = {"log_to_driver": False, "logging_level": logging.CRITICAL}
+        if address == "local":
+            search = [str(package.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+            options["runtime_env"] = {"env_vars": {"PYTHONPATH": os.pathsep.join(search)}}
+            options |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE}
+        else:
+            options["runtime_env"] = {"py_modules": [str(package)]}
+        try:
+            stack.callback(ray.shutdown)
+            ray.init(address, **options)
+        except Exception as error:  # Ray raises errors of all kinds, some of many lines
+            raise ValueError(f"--ray={address}: {' '.join(str(error).split())}") from error
+        try:
+            yield
+        except (ray.exceptions.RayError, ray.data.exceptions.SystemException) as error:
+            reason = files.one_line(getattr(error, "cause", None) or error)
+            raise ValueError(
+                f"--ray={address}: {reason}; finished pictures stay, and the same command resumes"
+            ) from error
+
+
+def _pool(cpus: int | None) -> _Pool:
+    """Sizes the actors for the nodes of the cluster; those without CPUs are left alone.
+
+    Raises:
+        ValueError: No node has room for one.
+    """
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    gpus = int(any(node["Resources"].get("GPU") for node in nodes))
+    if gpus:
+        nodes = [node for node in nodes if node["Resources"].get("GPU")]
+    if cpus is None:
+        # An equal part of the smallest node, so that none of its CPUs is left over.
+        least = min(
+            (node["Resources"]["CPU"] / node["Resources"].get("GPU", 1) for node in nodes),
+            default=0,
+        )
+        cpus = max(1, int(least / math.ceil(least / _MOST_CPUS)) if least else 1)
+    nodes = [node for node in nodes if node["Resources"]["CPU"] >= cpus]
+    if not nodes:
+        raise ValueError(f"no node of the cluster has the {cpus} CPUs of --ray_cpus")
+    memories = [node["Resources"]["memory"] for node in nodes]
+    memory = min(_MEMORY, *memories)
+    room = [
+        min(resources["CPU"] // cpus, resources["memory"] // memory, resources.get("GPU", math.inf))
+        for resources in (node["Resources"] for node in nodes)
+    ]
+    return _Pool(
+        {
+            node["NodeID"]: f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+            for node in nodes
+        },
+        max(1, int(sum(room))),
+        cpus,
+        gpus,
+        memory,
+        max(memories),
+    )
+
+
+def _check_nodes(pool: _Pool, options: Options, staged: str, first: str) -> dict[str, str]:
+    """Checks that each node can do the work, and builds the fast forms of the network there.
+
+    Returns:
+        By `fastest.machine`, the precision that "auto" is there, so that two machines of a kind do
+        not choose differently.
+
+    Raises:
+        ValueError: A node cannot; one line that names it.
+    """
+    here, precisions = _versions(), {}
+    answers = [
+        _look.options(
+            num_gpus=pool.gpus, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
+        ).remote(options, os.getcwd(), here, staged, first)
+        for node in pool.nodes
+    ]
+    for name, answer in zip(pool.nodes.values(), answers, strict=True):
+        try:
+            problem, machine, precision = ray.get(answer)
+        except ray.exceptions.RayError as error:
+            problem = files.one_line(getattr(error, "cause", None) or error)
+        if problem:
+            raise ValueError(f"node {name}: {problem}")
+        precisions.setdefault(machine, precision)
+    return precisions
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _look(
+    options: Options, folder: str, wanted: dict[str, str], staged: str, first: str
+) -> tuple[str | None, str, str]:
+    """Returns what keeps a node from the work, its `fastest.machine` and what "auto" is there."""
+    found = _versions()
+    different = [
+        f"{package} {found.get(package, 'missing')} instead of {wanted.get(package, 'none')}"
+        for package in {**wanted, **found}
+        if found.get(package) != wanted.get(package)
+    ]
+    if different:
+        return f"has {', '.join(different)}: install the same on all nodes", "", ""
+    _enter(folder)
+    try:
+        if not _exists(staged):
+            raise ValueError(f"{posixpath.dirname(staged)}: is no storage that all nodes share")
+        if not _exists(first):
+            raise ValueError(f"{first}: is not on storage that all nodes share")
+        token = _join(staged, ray.get_runtime_context().get_node_id())
+        with files.naming(posixpath.dirname(staged), "cannot be written to"):
+            _write(token, b"")
+            _remove(token)
+        network, precision = fastest.load_network(options.spec, precision=options.precision)
+        upscaling.checked_tile(network, options.tile)
+    except Exception as error:
+        return files.one_line(error), "", ""
+    return None, fastest.machine(), "auto" if precision == "as exported" else precision
+
+
+def _versions() -> dict[str, str]:
+    found = {"Python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def _enter(folder: str) -> None:
+    """Makes the driver's working folder this process', if the node has it."""
+    with contextlib.suppress(OSError):
+        os.chdir(folder)
+
+
+# Names
+
+
+def _jobs(
+    inputs: list[str], out_dir: str, options: Options, say: Callable[[str], None]
+) -> Iterator[tuple[str, str]]:
+    """Yields (picture, result) for each picture without its result, named as in `enlarge.plan`."""
+    list_folder = functools.lru_cache(64)(_names)  # the lines of a list may jump between folders
+    count, there, named_like_results = 0, [], []
+    for to, chosen in _found(inputs, out_dir, say):
+        present = frozenset() if options.overwrite else frozenset(list_folder(to))
+        for folder, name, result in enlarge.name_results(chosen, list_folder, to, options.format):
+            if result is None:
+                named_like_results.append(_join(folder, name))
+                continue
+            count += 1
+            if result in present:
+                there.append(_join(to, result))
+            else:
+                yield _join(folder, name), _join(to, result)
+    if named_like_results:
+        number, example = len(named_like_results), named_like_results[0]
+        say(f"skipped {number} named like results, such as {example}")
+    if there:
+        which = there[0] if count == 1 else f"{len(there)} of {count}"
+        say(f"{which} skipped: already there (--overwrite recomputes)")
+
+
+def _found(
+    inputs: list[str], out_dir: str, say: Callable[[str], None]
+) -> Iterator[tuple[str, dict[str, list[str]]]]:
+    """Yields a folder of results and, by their folders, the names of the pictures that go there.
+
+    One folder or list is read as it is upscaled. Several inputs may have results in one folder, so
+    that their names are held in memory.
+    """
+    lists = [given for given in inputs if given.startswith("@")]
+    if lists:
+        if len(inputs) > 1:
+            raise ValueError(f"{lists[0]}: a list of pictures must be the only argument")
+        yield from _listed(lists[0][1:], out_dir)
+        return
+    given = [name for each in inputs for name in _expanded(each)]
+    if len(given) == 1:
+        for folder, to, names in _pieces(given[0], out_dir, say):
+            yield to, {folder: names}
+        return
+    chosen = defaultdict(lambda: defaultdict(list))
+    seen = defaultdict(set)
+    for each in given:
+        for folder, to, names in _pieces(each, out_dir, say):
+            chosen[to][folder] += [name for name in names if name not in seen[folder]]
+            seen[folder].update(names)
+    yield from chosen.items()
+
+
+def _pieces(
+    given: str, out_dir: str, say: Callable[[str], None]
+) -> Iterator[tuple[str, str, list[str]]]:
+    """Yields (folder, folder of the results, names) of one file, or of each folder in a folder."""
+    if not _is_folder(given):
+        folder, name = _split(given)
+        yield folder, out_dir, [name]
+        return
+    empty, results = True, _absolute(out_dir) + "/"
+    nested = results.startswith(_absolute(given) + "/") and results != _absolute(given) + "/"
+    for folder, names in _walk(given, say):
+        if nested and (_absolute(folder) + "/").startswith(results):
+            continue
+        below = folder[len(given.rstrip("/")) :].strip("/")
+        yield _join(folder), _join(out_dir, below), sorted(names)
+        empty = False
+    if empty:
+        raise ValueError(f"{given}: no pictures in this folder")
+
+
+def _expanded(given: str) -> list[str]:
+    """Returns the files and folders of a name or pattern.
+
+    Raises:
+        FileNotFoundError: There are none.
+    """
+    if _exists(given):
+        return [given]
+    found = []
+    if _PATTERN.search(given) and _is_remote(given):
+        bucket, _, rest = given.partition("://")[2].partition("/")
+        found = _matches(f"{given.partition('://')[0]}://{bucket}", rest.split("/"))
+    elif _PATTERN.search(given):
+        found = glob.iglob(given, recursive=True)
+    found = sorted(found)
+    if not found:
+        raise FileNotFoundError(f"{given}: no such file or folder")
+    return found
+
+
+def _matches(folder: str, parts: list[str]) -> Iterator[str]:
+    """Yields what is below a remote folder and matches a pattern, part by part."""
+    part, *rest = parts
+    for info in _infos(folder):
+        hidden = info.base_name.startswith(".") and not part.startswith(".")
+        if hidden or not fnmatch.fnmatchcase(info.base_name, part):
+            continue
+        if not rest:
+            yield _join(folder, info.base_name)
+        elif info.type == pyarrow.fs.FileType.Directory:
+            yield from _matches(_join(folder, info.base_name), rest)
+
+
+def _listed(path: str, out_dir: str) -> Iterator[tuple[str, dict[str, list[str]]]]:
+    """Yields as `_found` does what the lines of a text file name.
+
+    Results keep the folders of the names: pictures of millions of lines have equal names.
+    """
+    kind = None
+    with files.naming(path, "cannot be read"), _opened(path) as lines:
+        names = filter(None, (_local(os.fsdecode(line).rstrip("\r\n")) for line in lines))
+        for folder, group in itertools.groupby(names, lambda name: _split(name)[0]):
+            scheme, _, rest = folder.rpartition("://")
+            root = scheme or ("/" if folder.startswith("/") else ".")
+            if kind is None:
+                kind = root
+            if root != kind or ".." in rest.split("/"):
+                raise ValueError(
+                    f"{path}: {folder} could lead to the results of another folder: give all "
+                    "names from / or from the same bucket or folder, without .."
+                )
+            yield (
+                _join(out_dir, rest.strip("/")),
+                {folder: list(dict.fromkeys(_split(name)[1] for name in group))},
+            )
+
+
+def _tables(jobs: Iterable[tuple[str, str]]) -> Iterator[pa.Table]:
+    """Numbers pictures and packs their names, which takes a tenth of Python's strings' memory."""
+    numbers = itertools.count()
+    while part := list(itertools.islice(jobs, _NAMES_IN_A_BLOCK)):
+        sources, targets = zip(*part, strict=True)
+        yield pa.table(
+            {
+                "number": pa.array(itertools.islice(numbers, len(part)), pa.int64()),
+                "source": pa.array(map(os.fsencode, sources), pa.binary()),
+                "target": pa.array(map(os.fsencode, targets), pa.binary()),
+            }
+        )
+
+
+# Files, local or remote
+
+
+def _is_remote(name: str) -> bool:
+    return "://" in name
+
+
+def _local(name: str) -> str:
+    """Turns file:// into a local name."""
+    if name.startswith(("file://", "@file://")):
+        mark = name[: name.startswith("@")]
+        return mark + pyarrow.fs.FileSystem.from_uri(name.removeprefix("@"))[1]
+    return name if _is_remote(name) else os.path.expanduser(name)
+
+
+def _system(name: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    """Returns the file system of a remote name and the path in it.
+
+    Raises:
+        ValueError: It is none of the stores where a file appears at once.
+    """
+    scheme, _, path = name.partition("://")
+    if scheme not in ("s3", "gs"):
+        raise ValueError(f"{name}: give a local name, s3:// or gs://")
+    return _bucket(f"{scheme}://{path.partition('/')[0]}"), path.rstrip("/")
+
+
+# Only the bucket is parsed as a URL: keys may have any characters.
+_bucket = functools.cache(lambda url: pyarrow.fs.FileSystem.from_uri(url)[0])
+_HERE = pyarrow.fs.LocalFileSystem()
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Splits the last part off a name."""
+    if _is_remote(name):
+        folder, _, last = name.rpartition("/")
+        return folder, last
+    path = Path(name)
+    return str(path.parent), path.name
+
+
+def _join(folder: str, *names: str) -> str:
+    """Joins names as `Path` does."""
+    if _is_remote(folder):
+        return "/".join([folder.rstrip("/"), *filter(None, names)])
+    return str(Path(folder, *names))
+
+
+def _absolute(name: str) -> str:
+    return name.rstrip("/") if _is_remote(name) else os.path.realpath(name)
+
+
+def _info(name: str) -> pyarrow.fs.FileInfo:
+    system, path = _system(name)
+    with files.naming(name, "cannot be read"):
+        return system.get_file_info(path)
+
+
+def _infos(folder: str) -> list[pyarrow.fs.FileInfo]:
+    system, path = _system(folder)
+    selector = pyarrow.fs.FileSelector(path, allow_not_found=True)
+    with files.naming(folder, "cannot be read"):
+        return sorted(system.get_file_info(selector), key=lambda info: info.path)
+
+
+def _exists(name: str) -> bool:
+    if _is_remote(name):
+        return _info(name).type != pyarrow.fs.FileType.NotFound
+    return os.path.exists(name)
+
+
+def _is_folder(name: str) -> bool:
+    if _is_remote(name):
+        return _info(name).type == pyarrow.fs.FileType.Directory
+    return os.path.isdir(name)
+
+
+def _names(folder: str) -> list[str]:
+    """Returns the names in a folder; none if there is no such folder."""
+    if _is_remote(folder):
+        return [info.base_name for info in _infos(folder)]
+    try:
+        return os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _walk(folder: str, say: Callable[[str], None]) -> Iterator[tuple[str, list[str]]]:
+    """Yields each folder in a folder that has pictures, with their names."""
+    if not _is_remote(folder):
+        yield from pictures.walk(folder, say)
+        return
+    infos = [info for info in _infos(folder) if not info.base_name.startswith(".")]
+    file = pyarrow.fs.FileType.File
+    names = [i.base_name for i in infos if i.type == file and pictures.is_picture_name(i.base_name)]
+    if names:
+        yield folder, names
+    for info in infos:
+        if info.type == pyarrow.fs.FileType.Directory:
+            yield from _walk(_join(folder, info.base_name), say)
+
+
+def _opened(name: str):
+    """Opens a file for reading line by line, as bytes."""
+    if not _is_remote(name):
+        return open(name, "rb")
+    system, path = _system(name)
+    return io.BufferedReader(system.open_input_file(path))
+
+
+def _write(name: str, data: bytes) -> None:
+    """Writes a file atomically."""
+    if not _is_remote(name):
+        with files.replacing(Path(name)) as temporary:
+            temporary.write_bytes(data)
+        return
+    system, path = _system(name)
+    with system.open_output_stream(path) as file:
+        file.write(data)
+
+
+def _remove(name: str) -> None:
+    if not _is_remote(name):
+        os.remove(name)
+        return
+    system, path = _system(name)
+    system.delete_file(path)
+
+
+@contextlib.contextmanager
+def _staged(out_dir: str) -> Iterator[str]:
+    """Makes a folder for a moment where results go, which shows who can see and write there.
+
+    Raises:
+        ValueError: It cannot be made.
+    """
+    if not _is_remote(out_dir):
+        files.make_folder(Path(out_dir))
+        with files.staging(Path(out_dir)) as folder:
+            yield folder
+        return
+    folder = _join(out_dir, f".making-{platform.node()}-{os.getpid()}")
+    token = _join(folder, "driver")
+    with files.naming(out_dir, "cannot be written to"):
+        _write(token, b"")
+    try:
+        yield folder
+    finally:
+        _remove(token)
