@@ -147,7 +147,7 @@ def staging(folder: Path) -> tempfile.TemporaryDirectory:
     Raises:
         OSError: The folder is not writable.
     """
-    _clear_leftovers(folder)
+    clear_leftovers(folder)
     return tempfile.TemporaryDirectory(dir=folder, prefix=f"{_THIS_MACHINE}{os.getpid()}-")
 
 
@@ -181,7 +181,7 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
-def _clear_leftovers(folder: Path) -> None:
+def clear_leftovers(folder: Path) -> None:
     """Removes the temporary files and folders that killed processes of this machine left."""
     for left in folder.glob(f"{_THIS_MACHINE}*"):
         # A machine's name may begin with another's: only one "-" follows the process.
@@ -193,7 +193,7 @@ def _clear_leftovers(folder: Path) -> None:
 
 
 # A folder may hold many files, each written through `replacing`.
-_clear_leftovers_once = functools.cache(_clear_leftovers)
+_clear_leftovers_once = functools.cache(clear_leftovers)
 
 
 def _is_gone(process: str) -> bool:

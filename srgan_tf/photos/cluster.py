@@ -181,6 +181,9 @@ def run(
                 for name in map(os.fsdecode, table["source"].to_pylist()):
                     failures.append((name, _LOST))
                     note(f"{name}: {_LOST}")
+                for target in map(os.fsdecode, table["target"].to_pylist()):
+                    if not _is_remote(target):
+                        files.clear_leftovers(Path(target).parent)
         finally:
             if failures:
                 _write_failed(failed_file, failures)
@@ -717,7 +720,8 @@ def _system(name: str) -> tuple[pyarrow.fs.FileSystem, str]:
     scheme, _, path = name.partition("://")
     if scheme not in ("s3", "gs"):
         raise ValueError(f"{name}: give a local name, s3:// or gs://")
-    return _bucket(f"{scheme}://{path.partition('/')[0]}"), path.rstrip("/")
+    with files.naming(name, "is unavailable"):
+        return _bucket(f"{scheme}://{path.partition('/')[0]}"), path.rstrip("/")
 
 
 # Only the bucket is parsed as a URL: keys may have any characters.
