@@ -17,9 +17,10 @@ import logging
 import math
 import os
 import platform
-import posixpath
 import re
 import socket
+import subprocess
+import sys
 import tempfile
 import time
 import warnings
@@ -50,7 +51,7 @@ _MOST_CPUS = 8
 # Both networks with the default tile, and two photographs of 24 megapixels.
 _MEMORY = 2 * 2**30
 _OBJECT_STORE = 128 * 2**20  # holds names only
-_SECONDS_TO_ANSWER = 10
+_SECONDS_TO_ANSWER = 15
 # What decides the bytes of a result, besides Python. Ray compares its own version.
 _PACKAGES = ("numpy", "pillow", "openvino", "tifffile", "imagecodecs")
 _LOST = "its process ended twice: too little memory, or a broken node"
@@ -161,7 +162,7 @@ def run(
         stack.enter_context(_connected(address))
         pool = _pool(cpus)
         first = os.fsdecode(tables[0]["source"][0].as_py())
-        precisions = _check_nodes(pool, options, staged, first)
+        precisions = _check_nodes(pool, options, out_dir, staged, first)
         staging.close()
         actor = {
             "options": options,
@@ -384,7 +385,7 @@ def _write_failed(path: str, failures: list[tuple[str, str]]) -> None:
 
 
 def _check_address(address: str) -> None:
-    """Refuses an address where nothing answers, which Ray would wait for, for minutes.
+    """Refuses an address where no cluster answers.
 
     Raises:
         ValueError: Nothing answers, or it is no address.
@@ -401,6 +402,12 @@ def _check_address(address: str) -> None:
         socket.create_connection((host, int(port)), _SECONDS_TO_ANSWER).close()
     except (OSError, OverflowError) as error:
         raise ValueError(f"--ray={address}: nothing answers ({files.one_line(error)})") from error
+    # ray.init waits without end for what accepts a connection and is no cluster.
+    status = [sys.executable, "-m", "ray.scripts.scripts", "status", f"--address={address}"]
+    try:
+        subprocess.run(status, capture_output=True, timeout=_SECONDS_TO_ANSWER)
+    except subprocess.TimeoutExpired as error:
+        raise ValueError(f"--ray={address}: no Ray cluster answers there") from error
 
 
 @contextlib.contextmanager
@@ -477,7 +484,9 @@ def _pool(cpus: int | None) -> _Pool:
     )
 
 
-def _check_nodes(pool: _Pool, options: Options, staged: str, first: str) -> dict[str, str]:
+def _check_nodes(
+    pool: _Pool, options: Options, out_dir: str, staged: str, first: str
+) -> dict[str, str]:
     """Checks that each node can do the work, and builds the fast forms of the network there.
 
     Returns:
@@ -491,7 +500,7 @@ def _check_nodes(pool: _Pool, options: Options, staged: str, first: str) -> dict
     answers = [
         _look.options(
             num_gpus=pool.gpus, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
-        ).remote(options, os.getcwd(), here, staged, first)
+        ).remote(options, os.getcwd(), here, out_dir, staged, first)
         for node in pool.nodes
     ]
     for name, answer in zip(pool.nodes.values(), answers, strict=True):
@@ -507,7 +516,7 @@ def _check_nodes(pool: _Pool, options: Options, staged: str, first: str) -> dict
 
 @ray.remote(num_cpus=0, max_retries=0)
 def _look(
-    options: Options, folder: str, wanted: dict[str, str], staged: str, first: str
+    options: Options, folder: str, wanted: dict[str, str], out_dir: str, staged: str, first: str
 ) -> tuple[str | None, str, str]:
     """Returns what keeps a node from the work, its `fastest.machine` and what "auto" is there."""
     found = _versions()
@@ -521,11 +530,11 @@ def _look(
     _enter(folder)
     try:
         if not _exists(staged):
-            raise ValueError(f"{posixpath.dirname(staged)}: is no storage that all nodes share")
+            raise ValueError(f"{out_dir}: not the folder of the driver, nodes must share it")
         if not _exists(first):
-            raise ValueError(f"{first}: is not on storage that all nodes share")
-        token = _join(staged, ray.get_runtime_context().get_node_id())
-        with files.naming(posixpath.dirname(staged), "cannot be written to"):
+            raise ValueError(f"{first}: not found, nodes must share the folders of the pictures")
+        token = f"{staged}-{ray.get_runtime_context().get_node_id()}"
+        with files.naming(out_dir, "cannot be written to"):
             _write(token, b"")
             _remove(token)
         network, precision = fastest.load_network(options.spec, precision=options.precision)
@@ -828,21 +837,18 @@ def _remove(name: str) -> None:
 
 @contextlib.contextmanager
 def _staged(out_dir: str) -> Iterator[str]:
-    """Makes a folder for a moment where results go, which shows who can see and write there.
+    """Writes a hidden file for a moment where results go: nodes must see it and write others.
 
     Raises:
-        ValueError: It cannot be made.
+        ValueError: It cannot be written.
     """
-    if not _is_remote(out_dir):
-        files.make_folder(Path(out_dir))
-        with files.staging(Path(out_dir)) as folder:
-            yield folder
-        return
-    folder = _join(out_dir, f".making-{platform.node()}-{os.getpid()}")
-    token = _join(folder, "driver")
-    with files.naming(out_dir, "cannot be written to"):
-        _write(token, b"")
-    try:
-        yield folder
-    finally:
-        _remove(token)
+    with contextlib.ExitStack() as stack:
+        if _is_remote(out_dir):
+            token = _join(out_dir, f".making-{platform.node()}-{os.getpid()}")
+        else:
+            files.make_folder(Path(out_dir))
+            token = _join(stack.enter_context(files.staging(Path(out_dir))), "driver")
+        with files.naming(out_dir, "cannot be written to"):
+            _write(token, b"")
+        stack.callback(_remove, token)
+        yield token

@@ -56,7 +56,8 @@ def _options(**changes):
 
 def _planned(*inputs, out_dir="out", say=print, **changes):
     """The jobs of a cluster run, by picture."""
-    return dict(cluster._jobs(list(map(str, inputs)), out_dir, _options(**changes), say))
+    given = [cluster._local(str(each)) for each in inputs]
+    return dict(cluster._jobs(given, out_dir, _options(**changes), say))
 
 
 def _failed(out_dir):
@@ -134,9 +135,10 @@ def test_names_are_those_of_a_plain_run(tmp_path, monkeypatch):
     assert _planned("in/*.jpg") == _planned("in/a.jpg", "in/b.jpg", "in/b_x4.jpg")
     assert _planned("in/**/[ab].png") == _planned("in/a.png", "in/deep/b.png")
     assert _planned(f"file://{tmp_path}/in", out_dir="o") == _planned(tmp_path / "in", out_dir="o")
+    Path("other/b.jpg").touch()
     for inputs, message in (
         (["in", "nothing*.jpg"], r"nothing\*.jpg: no such file or folder"),
-        (["in/a.jpg", "other", "in/deep/c.tif"], "c.tif and .*c.png would both become"),
+        (["in/b.jpg", "other"], "in/b.jpg and other/b.jpg would both become out/b.jpg_x4.png"),
         (["ftp://host/a.jpg"], "ftp://host/a.jpg: give a local name, s3:// or gs://"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=message):
