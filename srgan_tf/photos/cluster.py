@@ -140,17 +140,18 @@ def run(
         _remove(failed_file)
     if not total:
         return 0, 0
-    reported, failures = np.zeros(total, bool), []
+    reported, failures, done = np.zeros(total, bool), [], 0
 
     def receive(tasks: Iterable[dict]) -> None:
+        nonlocal done
         start = None
         for task in tasks:
             reported[task["numbers"]] = True
+            done += len(task["numbers"])
             for line in task["notes"]:
                 note(os.fsdecode(line))
             for name, reason in zip(task["failed"], task["reasons"], strict=True):
                 failures.append((os.fsdecode(name), os.fsdecode(reason)))
-            done = int(reported.sum())
             start = start or (time.monotonic(), done)
             rate = (done - start[1]) / max(time.monotonic() - start[0], 1e-3)
             counts = f"{done - len(failures)} done, {len(failures)} failed"
@@ -566,23 +567,27 @@ def _jobs(
 ) -> Iterator[tuple[str, str]]:
     """Yields (picture, result) for each picture without its result, named as in `enlarge.plan`."""
     list_folder = functools.lru_cache(64)(_names)  # the lines of a list may jump between folders
-    count, there, named_like_results = 0, [], []
+    count, there, example, named_like_results = 0, 0, "", []
     for to, chosen in _found(inputs, out_dir, say):
         present = frozenset() if options.overwrite else frozenset(list_folder(to))
+        # Joined once for each folder: there may be a hundred million names.
+        before = {folder: _join(folder, "-")[:-1] for folder in chosen}
+        into = _join(to, "-")[:-1]
         for folder, name, result in enlarge.name_results(chosen, list_folder, to, options.format):
             if result is None:
-                named_like_results.append(_join(folder, name))
+                named_like_results.append(before[folder] + name)
                 continue
             count += 1
             if result in present:
-                there.append(_join(to, result))
+                there += 1
+                example = into + result
             else:
-                yield _join(folder, name), _join(to, result)
+                yield before[folder] + name, into + result
     if named_like_results:
-        number, example = len(named_like_results), named_like_results[0]
-        say(f"skipped {number} named like results, such as {example}")
+        number = len(named_like_results)
+        say(f"skipped {number} named like results, such as {named_like_results[0]}")
     if there:
-        which = there[0] if count == 1 else f"{len(there)} of {count}"
+        which = example if count == 1 else f"{there} of {count}"
         say(f"{which} skipped: already there (--overwrite recomputes)")
 
 
@@ -674,8 +679,9 @@ def _listed(path: str, out_dir: str) -> Iterator[tuple[str, dict[str, list[str]]
     """
     kind = None
     with files.naming(path, "cannot be read"), _opened(path) as lines:
-        names = filter(None, (_local(os.fsdecode(line).rstrip("\r\n")) for line in lines))
-        for folder, group in itertools.groupby(names, lambda name: _split(name)[0]):
+        names = filter(None, (os.fsdecode(line).rstrip("\r\n") for line in lines))
+        for start, group in itertools.groupby(names, lambda name: name[: name.rfind("/") + 1]):
+            folder = _join(_local(start))
             scheme, _, rest = folder.rpartition("://")
             root = scheme or ("/" if folder.startswith("/") else ".")
             if kind is None:
@@ -687,7 +693,7 @@ def _listed(path: str, out_dir: str) -> Iterator[tuple[str, dict[str, list[str]]
                 )
             yield (
                 _join(out_dir, rest.strip("/")),
-                {folder: list(dict.fromkeys(_split(name)[1] for name in group))},
+                {folder: list(dict.fromkeys(name[len(start) :] for name in group))},
             )
 
 
