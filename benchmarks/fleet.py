@@ -11,6 +11,7 @@ with other files than the first.
 
 import contextlib
 import filecmp
+import math
 import os
 import shutil
 import subprocess
@@ -33,7 +34,7 @@ from srgan_tf import pictures
 
 ROOT = Path(__file__).parents[1]
 FLAGS = flags.FLAGS
-flags.DEFINE_integer("count", 10_000, "Pictures.", lower_bound=100)
+flags.DEFINE_integer("count", 10_000, "Pictures.", lower_bound=4)
 flags.DEFINE_integer("side", 24, "Height and width of each, in pixels.", lower_bound=1)
 flags.DEFINE_integer("rounds", 1, "Times that runs with and without Ray take turns.", lower_bound=1)
 flags.DEFINE_bool("nodes", True, "Also run on three simulated nodes.")
@@ -58,9 +59,17 @@ class Run(NamedTuple):
 
 
 def make_pictures(folder: Path, count: int, side: int) -> None:
-    """Cuts pictures out of sample photographs at random, alternately PNG and JPEG."""
+    """Cuts squares out of sample photographs at random, alternately PNG and JPEG.
+
+    Photographs that are too small are enlarged first.
+    """
     rng = np.random.default_rng(0)
-    photographs = [pictures.read_rgb(path) for path in pictures.sample_pictures()]
+    photographs = []
+    for path in pictures.sample_pictures():
+        photograph = Image.fromarray(pictures.read_rgb(path))
+        factor = max((side + 1) / min(photograph.size), 1)
+        size = [math.ceil(factor * length) for length in photograph.size]
+        photographs.append(np.asarray(photograph.resize(size, Image.Resampling.BICUBIC)))
     for number in range(count):
         photograph = photographs[number % len(photographs)]
         top, left = (rng.integers(0, length - side) for length in photograph.shape[:2])
@@ -167,7 +176,7 @@ def main(_) -> int:
     with tempfile.TemporaryDirectory() as folder:
         few, given, plain, out = (Path(folder, name) for name in ("few", "given", "plain", "out"))
         make_pictures(given, FLAGS.count, FLAGS.side)
-        make_pictures(few, FLAGS.count // 10, FLAGS.side)
+        make_pictures(few, max(FLAGS.count // 10, 2), FLAGS.side)
         upscaled(few, out)  # makes the fast forms
         row("--ray=local, a tenth", upscaled(few, out, "--ray=local"))
         for _ in range(FLAGS.rounds):

@@ -54,7 +54,7 @@ _OBJECT_STORE = 128 * 2**20  # holds names only
 _SECONDS_TO_ANSWER = 15
 # What decides the bytes of a result, besides Python. Ray compares its own version.
 _PACKAGES = ("numpy", "pillow", "openvino", "tifffile", "imagecodecs")
-_LOST = "its process ended twice: too little memory, or a broken node"
+_LOST = "its process ended, though nothing ran beside it: too little memory, or a broken node"
 
 
 class Options(NamedTuple):
@@ -89,6 +89,7 @@ class _Pool(NamedTuple):
         gpus: Of each actor, 1 or 0.
         memory: What each reserves, in bytes: Ray counts it by node.
         most_memory: That of the largest node.
+        tasks: Those that each has or waits for; all of them are lost when it dies.
     """
 
     nodes: dict[str, str]
@@ -97,6 +98,7 @@ class _Pool(NamedTuple):
     gpus: int
     memory: float
     most_memory: float
+    tasks: int = 2
 
 
 def run(
@@ -177,7 +179,7 @@ def run(
             receive(_upscaled(tables, size, pool, actor))
             lost = _unreported(tables, reported, options.overwrite)
             if lost:
-                alone = pool._replace(actors=len(pool.nodes), memory=pool.most_memory)
+                alone = pool._replace(actors=len(pool.nodes), memory=pool.most_memory, tasks=1)
                 receive(_upscaled(lost, 1, alone, actor))
             for table in _unreported(lost, reported, options.overwrite):
                 for name in map(os.fsdecode, table["source"].to_pylist()):
@@ -222,7 +224,7 @@ def _upscaled(tables: list[pa.Table], size: int, pool: _Pool, actor: dict) -> It
         batch_size=1,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(
-            min_size=1, initial_size=pool.actors, max_tasks_in_flight_per_actor=2
+            min_size=1, initial_size=pool.actors, max_tasks_in_flight_per_actor=pool.tasks
         ),
         num_cpus=pool.cpus,
         num_gpus=pool.gpus,

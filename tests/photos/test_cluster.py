@@ -207,12 +207,13 @@ def test_a_picture_that_kills_its_actor_is_tried_once_more_and_then_named(
         tmp_path / "in", f"--weights={tiny}", "--precision=float32", f"--out_dir={out}",
         f"--ray={nodes.address}",
     )  # fmt: skip
-    assert code == 1 and len(once) == 1 and len(always) == 2, err
+    # Once where its task waited for an actor that the other picture killed.
+    assert code == 1 and len(once) == 1 and len(always) in (1, 2), err
     names = {f"{number}_x4.png" for number in range(9)}
     assert _files(out).keys() == {*names, "once/large_x4.png", "failed.csv"}
     victim = str(tmp_path / "in" / "always" / "large.jpg")
     [_, failed] = _failed(out).items()
-    assert failed == (victim, "its process ended twice: too little memory, or a broken node")
+    assert failed == (victim, cluster._LOST)
     assert ": ".join(failed) in err
 
 

@@ -382,6 +382,41 @@ def test_the_fast_forms_are_cached_and_rebuilt_when_damaged(tiny, cache, monkeyp
     assert network.margin == keras_model.compiled(generator).margin
 
 
+@pytest.mark.parametrize("form", ["float32", "int8"])
+def test_the_result_does_not_depend_on_the_number_of_threads(bundled_forms, form):
+    lr, results = photograph(50, 70), []
+    for threads in (1, 2, None):
+        network, _ = fastest.load_network("srresnet_mse", precision=form, threads=threads)
+        results.append(upscaling.upscale(network, lr))
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_array_equal(results[0], results[2])
+
+
+def test_each_network_of_a_blend_may_have_its_own_precision(tiny):
+    spec = f"blend:0.5:{tiny}:{tiny}"
+    mixed, precision = fastest.load_network(spec, precision="int8+float32")
+    assert precision == "int8+float32"
+    parts = [fastest.load_network(str(tiny), precision=each)[0] for each in precision.split("+")]
+    lr = photograph(20, 30)
+    expected = upscaling.upscale(upscaling.blended(*parts, 0.5), lr)
+    np.testing.assert_array_equal(upscaling.upscale(mixed, lr), expected)
+
+
+_BUILDS = """
+import sys
+from srgan_tf.photos import fastest
+print("ready", flush=True)
+fastest.load_network(sys.argv[1], precision="float32", say=print)
+"""
+
+
+def test_processes_that_start_together_build_the_forms_once(tiny):
+    command = [sys.executable, "-c", _BUILDS, str(tiny)]
+    running = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in "ab"]
+    said = [process.communicate()[0].splitlines() for process in running]
+    assert sorted(said) == [["ready"], ["ready", "building the fast forms of these weights, once"]]
+
+
 def test_the_fastest_form_within_the_bound_on_loss_is_chosen():
     loss = {"float32": 0.0, "bfloat16": 0.01, "int8": 0.2}
     seconds = {"float32": 3.0, "bfloat16": 2.0, "int8": 1.0}
