@@ -7,9 +7,7 @@ cost Ray a whole task.
 
 import contextlib
 import csv
-import fnmatch
 import functools
-import glob
 import importlib.metadata
 import io
 import itertools
@@ -17,14 +15,12 @@ import logging
 import math
 import os
 import platform
-import re
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -38,12 +34,11 @@ import ray.data
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import srgan_tf
-from srgan_tf import command_line, files, pictures, upscaling
-from srgan_tf.photos import enlarge, fastest, photographs
+from srgan_tf import command_line, files, upscaling
+from srgan_tf.photos import enlarge, fastest, listing, photographs, stores
 
 # Names the pictures that failed, in the folder of the results.
 FAILED = "failed.csv"
-_PATTERN = re.compile(r"[*?\[]")
 # A task costs Ray 10 ms and more, and its pictures are tried again when its actor dies.
 _MOST_IN_A_TASK = 32
 _NAMES_IN_A_BLOCK = 10_000
@@ -134,12 +129,15 @@ def run(
             cluster cannot be used; one line.
     """
     _check_address(address)
-    inputs, out_dir = [_local(given) for given in inputs], _local(out_dir)
-    tables = list(_tables(_jobs(inputs, out_dir, options, say)))
+    out_dir = stores.plain(out_dir)
+    jobs = listing.jobs(
+        inputs, out_dir, format=options.format, overwrite=options.overwrite, say=say
+    )
+    tables = list(_tables(jobs))
     total = sum(map(len, tables))
-    failed_file = _join(out_dir, FAILED)
-    if _exists(failed_file):  # of an earlier run
-        _remove(failed_file)
+    failed_file = stores.join(out_dir, FAILED)
+    if stores.exists(failed_file):  # of an earlier run
+        stores.remove(failed_file)
     if not total:
         return 0, 0
     reported, failures, done = np.zeros(total, bool), [], 0
@@ -161,11 +159,12 @@ def run(
 
     with contextlib.ExitStack() as stack:
         staging = stack.enter_context(contextlib.ExitStack())
-        staged = staging.enter_context(_staged(out_dir))
+        token = staging.enter_context(stores.token(out_dir))
         stack.enter_context(_connected(address))
         pool = _pool(cpus)
         first = os.fsdecode(tables[0]["source"][0].as_py())
-        precisions = _check_nodes(pool, options, out_dir, staged, first)
+        shared = list(filter(stores.exists, [token, first]))  # a list may name what does not exist
+        precisions = _check_nodes(pool, options, out_dir, shared)
         staging.close()
         actor = {
             "options": options,
@@ -186,7 +185,7 @@ def run(
                     failures.append((name, _LOST))
                     note(f"{name}: {_LOST}")
                 for target in map(os.fsdecode, table["target"].to_pylist()):
-                    if not _is_remote(target):
+                    if not stores.is_remote(target):
                         files.clear_leftovers(Path(target).parent)
         finally:
             if failures:
@@ -235,9 +234,9 @@ def _upscaled(tables: list[pa.Table], size: int, pool: _Pool, actor: dict) -> It
         yield from batch.to_pylist()
 
 
-def _as_row(pictures: pa.Table) -> pa.Table:
+def _as_row(task: pa.Table) -> pa.Table:
     """Packs the pictures of a task into one row."""
-    return pa.table({name: [pictures[name].to_pylist()] for name in pictures.column_names})
+    return pa.table({name: [task[name].to_pylist()] for name in task.column_names})
 
 
 class _Actor:
@@ -288,23 +287,20 @@ class _Actor:
             note(f"{name}: {reason}")
 
         with tempfile.TemporaryDirectory() as copies, ThreadPoolExecutor(_MOST_IN_A_TASK) as pool:
-
-            def local(number: int, name: str) -> Path:
-                # In a folder each, so that the copy has the name that errors state.
-                return (
-                    Path(copies, str(number), _split(name)[1]) if _is_remote(name) else Path(name)
-                )
-
-            jobs = {}
-            for number, (name, target) in enumerate(zip(names, targets, strict=True)):
-                job = enlarge.Job(local(2 * number, name), local(2 * number + 1, target))
-                jobs[job] = name, target
-            fetched = pool.map(
-                _fetch, (name for name, _ in jobs.values()), (j.source for j in jobs)
+            jobs = {
+                enlarge.Job(
+                    _path(name, Path(copies, f"{number}")),
+                    _path(target, Path(copies, f"{number}_x4")),
+                ): (name, target)
+                for number, (name, target) in enumerate(zip(names, targets, strict=True))
+            }
+            remote = [job for job, (name, _) in jobs.items() if stores.is_remote(name)]
+            reasons = pool.map(
+                stores.fetch, (jobs[j][0] for j in remote), (j.source for j in remote)
             )
-            for (name, _), reason in zip(jobs.values(), fetched, strict=True):
+            for job, reason in zip(remote, reasons, strict=True):
                 if reason:
-                    fail(name, reason)
+                    fail(jobs[job][0], reason)
             ready = [job for job, (name, _) in jobs.items() if name not in failures]
 
             def named(line: str) -> str:
@@ -325,41 +321,17 @@ class _Actor:
             for job, line in failed.items():
                 name, _ = jobs[job]
                 failures[name] = named(line).removeprefix(f"{name}: ")
-            done = [job for job in ready if job not in failed]
-            stored = pool.map(_store, (job.target for job in done), (jobs[job][1] for job in done))
-            for job, reason in zip(done, stored, strict=True):
+            done = [job for job in ready if job not in failed and stores.is_remote(jobs[job][1])]
+            reasons = pool.map(stores.put, (job.target for job in done), (jobs[j][1] for j in done))
+            for job, reason in zip(done, reasons, strict=True):
                 if reason:
                     fail(jobs[job][0], reason)
         return failures
 
 
-def _fetch(name: str, path: Path) -> str | None:
-    """Copies a remote picture to a local path; returns why it could not."""
-    if not _is_remote(name):
-        return None
-    try:
-        path.parent.mkdir()
-        system, remote = _system(name)
-        pyarrow.fs.copy_files(
-            remote, str(path), source_filesystem=system, destination_filesystem=_HERE
-        )
-    except FileNotFoundError:
-        return "cannot be read (no such file)"
-    except Exception as error:
-        return f"cannot be read ({files.one_line(error)})"
-
-
-def _store(path: Path, target: str) -> str | None:
-    """Copies a result to its remote place, where it appears at once; returns why it could not."""
-    if not _is_remote(target):
-        return None
-    try:
-        system, remote = _system(target)
-        pyarrow.fs.copy_files(
-            str(path), remote, source_filesystem=_HERE, destination_filesystem=system
-        )
-    except Exception as error:
-        return f"{target} cannot be written ({files.one_line(error)})"
+def _path(name: str, folder: Path) -> Path:
+    """Returns a local name's path, or that of a copy in a folder, with the name for errors."""
+    return Path(folder, stores.split(name)[1]) if stores.is_remote(name) else Path(name)
 
 
 def _unreported(tables: list[pa.Table], reported: np.ndarray, overwrite: bool) -> list[pa.Table]:
@@ -368,7 +340,7 @@ def _unreported(tables: list[pa.Table], reported: np.ndarray, overwrite: bool) -
     for table in tables:
         table = table.filter(pa.array(~reported[table["number"].to_numpy()]))
         if not overwrite:
-            there = [_exists(os.fsdecode(name)) for name in table["target"].to_pylist()]
+            there = [stores.exists(os.fsdecode(name)) for name in table["target"].to_pylist()]
             reported[table["number"].to_numpy()[there]] = True
             table = table.filter(pa.array(np.logical_not(there)))
         if len(table):
@@ -381,7 +353,7 @@ def _write_failed(path: str, failures: list[tuple[str, str]]) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows([("picture", "reason"), *sorted(failures)])
     with files.naming(path, "cannot be written"):
-        _write(path, text.getvalue().encode(errors="surrogateescape"))
+        stores.write(path, text.getvalue().encode(errors="surrogateescape"))
 
 
 # The cluster
@@ -487,9 +459,7 @@ def _pool(cpus: int | None) -> _Pool:
     )
 
 
-def _check_nodes(
-    pool: _Pool, options: Options, out_dir: str, staged: str, first: str
-) -> dict[str, str]:
+def _check_nodes(pool: _Pool, options: Options, out_dir: str, shared: list[str]) -> dict[str, str]:
     """Checks that each node can do the work, and builds the fast forms of the network there.
 
     Returns:
@@ -503,7 +473,7 @@ def _check_nodes(
     answers = [
         _look.options(
             num_gpus=pool.gpus, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
-        ).remote(options, os.getcwd(), here, out_dir, staged, first)
+        ).remote(options, os.getcwd(), here, out_dir, shared)
         for node in pool.nodes
     ]
     for name, answer in zip(pool.nodes.values(), answers, strict=True):
@@ -519,9 +489,17 @@ def _check_nodes(
 
 @ray.remote(num_cpus=0, max_retries=0)
 def _look(
-    options: Options, folder: str, wanted: dict[str, str], out_dir: str, staged: str, first: str
+    options: Options, folder: str, wanted: dict[str, str], out_dir: str, shared: list[str]
 ) -> tuple[str | None, str, str]:
-    """Returns what keeps a node from the work, its `fastest.machine` and what "auto" is there."""
+    """Returns what keeps a node from the work, its `fastest.machine` and what "auto" is there.
+
+    Args:
+        options: How to upscale.
+        folder: The driver's working folder.
+        wanted: The driver's `_versions`.
+        out_dir: Where results go.
+        shared: What the node must see, first a file in `out_dir`.
+    """
     found = _versions()
     different = [
         f"{package} {found.get(package, 'missing')} instead of {wanted.get(package, 'none')}"
@@ -532,14 +510,13 @@ def _look(
         return f"has {', '.join(different)}: install the same on all nodes", "", ""
     _enter(folder)
     try:
-        if not _exists(staged):
-            raise ValueError(f"{out_dir}: not the folder of the driver, nodes must share it")
-        if not _exists(first):
-            raise ValueError(f"{first}: not found, nodes must share the folders of the pictures")
-        token = f"{staged}-{ray.get_runtime_context().get_node_id()}"
+        for name in shared:
+            if not stores.exists(name):
+                raise ValueError(f"{name}: not found: nodes must share pictures and --out_dir")
+        token = f"{shared[0]}-{ray.get_runtime_context().get_node_id()}"
         with files.naming(out_dir, "cannot be written to"):
-            _write(token, b"")
-            _remove(token)
+            stores.write(token, b"")
+            stores.remove(token)
         network, precision = fastest.load_network(options.spec, precision=options.precision)
         upscaling.checked_tile(network, options.tile)
     except Exception as error:
@@ -561,144 +538,6 @@ def _enter(folder: str) -> None:
         os.chdir(folder)
 
 
-# Names
-
-
-def _jobs(
-    inputs: list[str], out_dir: str, options: Options, say: Callable[[str], None]
-) -> Iterator[tuple[str, str]]:
-    """Yields (picture, result) for each picture without its result, named as in `enlarge.plan`."""
-    list_folder = functools.lru_cache(64)(_names)  # the lines of a list may jump between folders
-    count, there, example, named_like_results = 0, 0, "", []
-    for to, chosen in _found(inputs, out_dir, say):
-        present = frozenset() if options.overwrite else frozenset(list_folder(to))
-        # Joined once for each folder: there may be a hundred million names.
-        before = {folder: _join(folder, "-")[:-1] for folder in chosen}
-        into = _join(to, "-")[:-1]
-        for folder, name, result in enlarge.name_results(chosen, list_folder, to, options.format):
-            if result is None:
-                named_like_results.append(before[folder] + name)
-                continue
-            count += 1
-            if result in present:
-                there += 1
-                example = into + result
-            else:
-                yield before[folder] + name, into + result
-    if named_like_results:
-        number = len(named_like_results)
-        say(f"skipped {number} named like results, such as {named_like_results[0]}")
-    if there:
-        which = example if count == 1 else f"{there} of {count}"
-        say(f"{which} skipped: already there (--overwrite recomputes)")
-
-
-def _found(
-    inputs: list[str], out_dir: str, say: Callable[[str], None]
-) -> Iterator[tuple[str, dict[str, list[str]]]]:
-    """Yields a folder of results and, by their folders, the names of the pictures that go there.
-
-    One folder or list is read as it is upscaled. Several inputs may have results in one folder, so
-    that their names are held in memory.
-    """
-    lists = [given for given in inputs if given.startswith("@")]
-    if lists:
-        if len(inputs) > 1:
-            raise ValueError(f"{lists[0]}: a list of pictures must be the only argument")
-        yield from _listed(lists[0][1:], out_dir)
-        return
-    given = [name for each in inputs for name in _expanded(each)]
-    if len(given) == 1:
-        for folder, to, names in _pieces(given[0], out_dir, say):
-            yield to, {folder: names}
-        return
-    chosen = defaultdict(lambda: defaultdict(list))
-    seen = defaultdict(set)
-    for each in given:
-        for folder, to, names in _pieces(each, out_dir, say):
-            chosen[to][folder] += [name for name in names if name not in seen[folder]]
-            seen[folder].update(names)
-    yield from chosen.items()
-
-
-def _pieces(
-    given: str, out_dir: str, say: Callable[[str], None]
-) -> Iterator[tuple[str, str, list[str]]]:
-    """Yields (folder, folder of the results, names) of one file, or of each folder in a folder."""
-    if not _is_folder(given):
-        folder, name = _split(given)
-        yield folder, out_dir, [name]
-        return
-    empty, results = True, _absolute(out_dir) + "/"
-    nested = results.startswith(_absolute(given) + "/") and results != _absolute(given) + "/"
-    for folder, names in _walk(given, say):
-        if nested and (_absolute(folder) + "/").startswith(results):
-            continue
-        below = folder[len(given.rstrip("/")) :].strip("/")
-        yield _join(folder), _join(out_dir, below), sorted(names)
-        empty = False
-    if empty:
-        raise ValueError(f"{given}: no pictures in this folder")
-
-
-def _expanded(given: str) -> list[str]:
-    """Returns the files and folders of a name or pattern.
-
-    Raises:
-        FileNotFoundError: There are none.
-    """
-    if _exists(given):
-        return [given]
-    found = []
-    if _PATTERN.search(given) and _is_remote(given):
-        bucket, _, rest = given.partition("://")[2].partition("/")
-        found = _matches(f"{given.partition('://')[0]}://{bucket}", rest.split("/"))
-    elif _PATTERN.search(given):
-        found = glob.iglob(given, recursive=True)
-    found = sorted(found)
-    if not found:
-        raise FileNotFoundError(f"{given}: no such file or folder")
-    return found
-
-
-def _matches(folder: str, parts: list[str]) -> Iterator[str]:
-    """Yields what is below a remote folder and matches a pattern, part by part."""
-    part, *rest = parts
-    for info in _infos(folder):
-        hidden = info.base_name.startswith(".") and not part.startswith(".")
-        if hidden or not fnmatch.fnmatchcase(info.base_name, part):
-            continue
-        if not rest:
-            yield _join(folder, info.base_name)
-        elif info.type == pyarrow.fs.FileType.Directory:
-            yield from _matches(_join(folder, info.base_name), rest)
-
-
-def _listed(path: str, out_dir: str) -> Iterator[tuple[str, dict[str, list[str]]]]:
-    """Yields as `_found` does what the lines of a text file name.
-
-    Results keep the folders of the names: pictures of millions of lines have equal names.
-    """
-    kind = None
-    with files.naming(path, "cannot be read"), _opened(path) as lines:
-        names = filter(None, (os.fsdecode(line).rstrip("\r\n") for line in lines))
-        for start, group in itertools.groupby(names, lambda name: name[: name.rfind("/") + 1]):
-            folder = _join(_local(start))
-            scheme, _, rest = folder.rpartition("://")
-            root = scheme or ("/" if folder.startswith("/") else ".")
-            if kind is None:
-                kind = root
-            if root != kind or ".." in rest.split("/"):
-                raise ValueError(
-                    f"{path}: {folder} could lead to the results of another folder: give all "
-                    "names from / or from the same bucket or folder, without .."
-                )
-            yield (
-                _join(out_dir, rest.strip("/")),
-                {folder: list(dict.fromkeys(name[len(start) :] for name in group))},
-            )
-
-
 def _tables(jobs: Iterable[tuple[str, str]]) -> Iterator[pa.Table]:
     """Numbers pictures and packs their names, which takes a tenth of Python's strings' memory."""
     numbers = itertools.count()
@@ -711,152 +550,3 @@ def _tables(jobs: Iterable[tuple[str, str]]) -> Iterator[pa.Table]:
                 "target": pa.array(map(os.fsencode, targets), pa.binary()),
             }
         )
-
-
-# Files, local or remote
-
-
-def _is_remote(name: str) -> bool:
-    return "://" in name
-
-
-def _local(name: str) -> str:
-    """Turns file:// into a local name."""
-    if name.startswith(("file://", "@file://")):
-        mark = name[: name.startswith("@")]
-        return mark + pyarrow.fs.FileSystem.from_uri(name.removeprefix("@"))[1]
-    return name if _is_remote(name) else os.path.expanduser(name)
-
-
-def _system(name: str) -> tuple[pyarrow.fs.FileSystem, str]:
-    """Returns the file system of a remote name and the path in it.
-
-    Raises:
-        ValueError: It is none of the stores where a file appears at once.
-    """
-    scheme, _, path = name.partition("://")
-    if scheme not in ("s3", "gs"):
-        raise ValueError(f"{name}: give a local name, s3:// or gs://")
-    with files.naming(name, "is unavailable"):
-        return _bucket(f"{scheme}://{path.partition('/')[0]}"), path.rstrip("/")
-
-
-# Only the bucket is parsed as a URL: keys may have any characters.
-_bucket = functools.cache(lambda url: pyarrow.fs.FileSystem.from_uri(url)[0])
-_HERE = pyarrow.fs.LocalFileSystem()
-
-
-def _split(name: str) -> tuple[str, str]:
-    """Splits the last part off a name."""
-    if _is_remote(name):
-        folder, _, last = name.rpartition("/")
-        return folder, last
-    path = Path(name)
-    return str(path.parent), path.name
-
-
-def _join(folder: str, *names: str) -> str:
-    """Joins names as `Path` does."""
-    if _is_remote(folder):
-        return "/".join([folder.rstrip("/"), *filter(None, names)])
-    return str(Path(folder, *names))
-
-
-def _absolute(name: str) -> str:
-    return name.rstrip("/") if _is_remote(name) else os.path.realpath(name)
-
-
-def _info(name: str) -> pyarrow.fs.FileInfo:
-    system, path = _system(name)
-    with files.naming(name, "cannot be read"):
-        return system.get_file_info(path)
-
-
-def _infos(folder: str) -> list[pyarrow.fs.FileInfo]:
-    system, path = _system(folder)
-    selector = pyarrow.fs.FileSelector(path, allow_not_found=True)
-    with files.naming(folder, "cannot be read"):
-        return sorted(system.get_file_info(selector), key=lambda info: info.path)
-
-
-def _exists(name: str) -> bool:
-    if _is_remote(name):
-        return _info(name).type != pyarrow.fs.FileType.NotFound
-    return os.path.exists(name)
-
-
-def _is_folder(name: str) -> bool:
-    if _is_remote(name):
-        return _info(name).type == pyarrow.fs.FileType.Directory
-    return os.path.isdir(name)
-
-
-def _names(folder: str) -> list[str]:
-    """Returns the names in a folder; none if there is no such folder."""
-    if _is_remote(folder):
-        return [info.base_name for info in _infos(folder)]
-    try:
-        return os.listdir(folder)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-
-
-def _walk(folder: str, say: Callable[[str], None]) -> Iterator[tuple[str, list[str]]]:
-    """Yields each folder in a folder that has pictures, with their names."""
-    if not _is_remote(folder):
-        yield from pictures.walk(folder, say)
-        return
-    infos = [info for info in _infos(folder) if not info.base_name.startswith(".")]
-    file = pyarrow.fs.FileType.File
-    names = [i.base_name for i in infos if i.type == file and pictures.is_picture_name(i.base_name)]
-    if names:
-        yield folder, names
-    for info in infos:
-        if info.type == pyarrow.fs.FileType.Directory:
-            yield from _walk(_join(folder, info.base_name), say)
-
-
-def _opened(name: str):
-    """Opens a file for reading line by line, as bytes."""
-    if not _is_remote(name):
-        return open(name, "rb")
-    system, path = _system(name)
-    return io.BufferedReader(system.open_input_file(path))
-
-
-def _write(name: str, data: bytes) -> None:
-    """Writes a file atomically."""
-    if not _is_remote(name):
-        with files.replacing(Path(name)) as temporary:
-            temporary.write_bytes(data)
-        return
-    system, path = _system(name)
-    with system.open_output_stream(path) as file:
-        file.write(data)
-
-
-def _remove(name: str) -> None:
-    if not _is_remote(name):
-        os.remove(name)
-        return
-    system, path = _system(name)
-    system.delete_file(path)
-
-
-@contextlib.contextmanager
-def _staged(out_dir: str) -> Iterator[str]:
-    """Writes a hidden file for a moment where results go: nodes must see it and write others.
-
-    Raises:
-        ValueError: It cannot be written.
-    """
-    with contextlib.ExitStack() as stack:
-        if _is_remote(out_dir):
-            token = _join(out_dir, f".making-{platform.node()}-{os.getpid()}")
-        else:
-            files.make_folder(Path(out_dir))
-            token = _join(stack.enter_context(files.staging(Path(out_dir))), "driver")
-        with files.naming(out_dir, "cannot be written to"):
-            _write(token, b"")
-        stack.callback(_remove, token)
-        yield token

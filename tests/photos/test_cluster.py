@@ -18,7 +18,7 @@ pytest.importorskip("ray", reason="pip install -r requirements-cluster.txt")
 import ray
 from ray.cluster_utils import Cluster
 
-from srgan_tf.photos import cluster, enlarge
+from srgan_tf.photos import cluster, enlarge, listing
 
 
 @pytest.fixture(scope="module")
@@ -50,15 +50,10 @@ def _files(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
-def _options(**changes):
-    options = cluster.Options("tiny", "auto", "png", 92, None, 179, False)
-    return options._replace(**changes)
-
-
-def _planned(*inputs, out_dir="out", say=print, **changes):
+def _planned(*inputs, out_dir="out", say=print):
     """The jobs of a cluster run, by picture."""
-    given = [cluster._local(str(each)) for each in inputs]
-    return dict(cluster._jobs(given, out_dir, _options(**changes), say))
+    inputs = list(map(str, inputs))
+    return dict(listing.jobs(inputs, out_dir, format="png", overwrite=False, say=say))
 
 
 def _failed(out_dir):
