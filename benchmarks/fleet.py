@@ -148,7 +148,8 @@ def on_three_nodes(given: Path, out: Path) -> Run:
     from ray.cluster_utils import Cluster
 
     options = {"num_cpus": 1, "object_store_memory": 100 * _MEGABYTE}
-    cluster = Cluster(initialize_head=True, head_node_args=options | {"include_dashboard": False})
+    head = {"include_dashboard": False, "_system_config": {"worker_niceness": 0}}
+    cluster = Cluster(initialize_head=True, head_node_args=options | head)
     try:
         cluster.add_node(**options)
         victim = cluster.add_node(**options)

@@ -404,6 +404,8 @@ def _connected(address: str) -> Iterator[None]:
             search = [str(package.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
             options["runtime_env"] = {"env_vars": {"PYTHONPATH": os.pathsep.join(search)}}
             options |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE}
+            # Ray lowers the priority of its workers: beside other work they would come last.
+            options["_system_config"] = {"worker_niceness": 0}
         else:
             options["runtime_env"] = {"py_modules": [str(package)]}
         try:

@@ -32,6 +32,7 @@ def nodes(tmp_path_factory):
                 "num_cpus": 2,
                 "object_store_memory": 80 * 2**20,
                 "include_dashboard": False,
+                "_system_config": {"worker_niceness": 0},
             },
         )
         yield nodes
