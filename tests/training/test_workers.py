@@ -115,10 +115,8 @@ def checkpoint_arrays(path):
     return {name: reader.get_tensor(name) for name in names}
 
 
-@pytest.mark.parametrize(
-    ("count", "killed"),
-    [(2, 1), *(pytest.param(*case, marks=pytest.mark.slow) for case in [(2, 0), (3, 0), (3, 2)])],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "killed"), [(2, 1), (2, 0), (3, 0), (3, 2)])
 def test_a_lost_worker_is_named_and_the_run_resumes_bit_for_bit(
     count, killed, start, photo_folder, tmp_path
 ):
