@@ -139,7 +139,7 @@ def in_float(
         if weights == "int8" and name in CARRIERS:
             rest, center = folding.split_center(layer)
             rest = convolution(x, f"{name}_rest", *rest)
-            y = add(rest, convolution(x, f"{name}_center", *center, small=False), name)
+            y = graph.add(rest, convolution(x, f"{name}_center", *center, small=False), name)
         else:
             y = convolution(x, name, layer.kernel, layer.bias, small=name != "conv_in")
         if layer.slope is None:
@@ -147,14 +147,8 @@ def in_float(
         slope = weight(f"{name}/slope", layer.slope[None, None])
         return graph.operation("PRELU", 1, [y, slope], f"{name}_prelu", y.channels)
 
-    def add(x, y, name):
-        return graph.operation("ADD", 1, [x, y], name, x.channels)
-
-    def shuffle(x, name):
-        return graph.operation("DEPTH_TO_SPACE", 1, [x], name, x.channels // 4, factor=2)
-
     lr = graph.tensor("lr", 3)
-    sr = folding.build(lr, layers, folding.Operations(conv, add, shuffle))
+    sr = folding.build(lr, layers, folding.Operations(conv, graph.add, graph.shuffle))
     return graph.finish(lr, sr, folding.receptive_field(layers))
 
 
@@ -190,9 +184,6 @@ def in_int8(
         slope = graph.constant(f"{name}/slope", slope[None, None])
         return graph.operation("PRELU", 1, [y, slope], f"{name}_prelu", y.channels)
 
-    def float_sum(x, y, name):
-        return graph.operation("ADD", 1, [x, y], name, x.channels)
-
     def convolution(x, name, kernel, bias):
         kernel, scales, bias = _rounded(kernel, bias, statistics[x.name])
         bias_scales = x.scale * scales
@@ -225,7 +216,7 @@ def in_int8(
         rest, taps, made = folding.split_carried(layer, filters, picture.channels)
         y = convolution(values, f"{name}_rest", rest, np.zeros(len(made)))
         exact = float_convolution(picture, f"{name}_carried", taps, layer.bias[made])
-        y = float_sum(dequantized(y), exact, f"{name}_picture")
+        y = graph.add(dequantized(y), exact, f"{name}_picture")
         if layer.slope is None:
             return y
         return float_prelu(y, f"{name}_picture", layer.slope[made])
@@ -245,19 +236,11 @@ def in_int8(
         return graph.operation("ADD", 2, [y, more], f"{name}_prelu", y.channels, same)
 
     def add(x, y, name):
-        return _Value(None, float_sum(x.picture, y.picture, name))
+        return _Value(None, graph.add(x.picture, y.picture, name))
 
     def shuffle(x, name):
-        values, picture = x
-        if values is not None:
-            same = (values.scale, values.zero_point)
-            values = graph.operation(
-                "DEPTH_TO_SPACE", 1, [values], name, values.channels // 4, same, factor=2
-            )
-        picture = graph.operation(
-            "DEPTH_TO_SPACE", 1, [picture], f"{name}_picture", picture.channels // 4, factor=2
-        )
-        return _Value(values, picture)
+        values = None if x.values is None else graph.shuffle(x.values, name)
+        return _Value(values, graph.shuffle(x.picture, f"{name}_picture"))
 
     picture = graph.tensor("lr_uint8", 3, np.uint8, (1 / 255, 0))
     lr = graph.operation("DEQUANTIZE", 2, [picture], "lr", 3)
@@ -467,6 +450,15 @@ class _Graph:
             operator.builtinOptions.blockSize = 2
         self.main.operators.append(operator)
         return result
+
+    def add(self, x: _Tensor, y: _Tensor, name: str) -> _Tensor:
+        """Adds two tensors in float32."""
+        return self.operation("ADD", 1, [x, y], name, x.channels)
+
+    def shuffle(self, x: _Tensor, name: str) -> _Tensor:
+        """Rearranges depth to space by 2; integers keep their scale."""
+        same = None if x.scale is None else (x.scale, x.zero_point)
+        return self.operation("DEPTH_TO_SPACE", 1, [x], name, x.channels // 4, same, factor=2)
 
     def finish(self, lr: _Tensor, sr: _Tensor, margin: int) -> bytes:
         """Returns the contents of the file."""
