@@ -245,23 +245,26 @@ def test_machines_that_do_not_find_each_other_are_told_why(start, photo_folder, 
     assert line.startswith("error: TF_CONFIG: ") and "task of its own" in line, line
 
 
-@pytest.mark.slow
-def test_a_slow_worker_is_not_taken_for_a_lost_one(start, photo_folder, tmp_path):
-    flags = [f"--train_data={photo_folder}", f"--run_dir={tmp_path}/run"]
-    _, workers = start(2, *flags)
+@pytest.fixture
+def stopped_worker(start, photo_folder, tmp_path):
+    """Starts two workers and stops the second in the middle of the run."""
+    addresses, workers = start(2, f"--train_data={photo_folder}", f"--run_dir={tmp_path}/run")
     workers[0].wait_for("step 25/")
     workers[1].process.send_signal(signal.SIGSTOP)
+    return addresses, workers
+
+
+@pytest.mark.slow
+def test_a_slow_worker_is_not_taken_for_a_lost_one(stopped_worker):
+    _, workers = stopped_worker
     time.sleep(20)
     workers[1].process.send_signal(signal.SIGCONT)
     assert [worker.end(0) for worker in workers] == [[], []]
 
 
 @pytest.mark.slow
-def test_a_worker_that_hangs_is_named(start, photo_folder, tmp_path):
-    flags = [f"--train_data={photo_folder}", f"--run_dir={tmp_path}/run"]
-    addresses, workers = start(2, *flags)
-    workers[0].wait_for("step 25/")
-    workers[1].process.send_signal(signal.SIGSTOP)
+def test_a_worker_that_hangs_is_named(stopped_worker):
+    addresses, workers = stopped_worker
     began = time.monotonic()
     (line,) = workers[0].end(1)
     assert time.monotonic() - began < 120
