@@ -22,9 +22,8 @@ _TURNS = np.array(
     bool,
 )
 
-# How many pictures may replace an unreadable one before the search continues through the source in
-# order.
-_REPLACEMENTS = 7
+# How many pictures are tried in the place of a damaged one.
+_MOST_REPLACEMENTS = 1000
 
 
 def training_batches(
@@ -51,8 +50,8 @@ def training_batches(
     PNG of 2 megapixels takes a core about 0.1 s per crop, so the cache pays for large PNGs.
 
     A picture that turns out to be damaged is named in the log once. Whenever it is drawn, the
-    picture that its place in the batch would get one step later replaces it, or the one after
-    that, so the stream stays a pure function. A truncated JPEG still provides crops above the
+    picture that its place in the batch gets one step later replaces it, or the one after that, so
+    the stream stays a pure function. A truncated JPEG still provides crops above the
     damage.
 
     Args:
@@ -106,18 +105,21 @@ def training_batches(
             chances = tf.random.stateless_uniform(
                 [batch_size, 3], key, dtype=tf.float64, alg="philox"
             )
-            candidates = _candidates(source, step, seed, batch_size, sample_by_area)
+            places = tf.range(batch_size, dtype=tf.int64)
+            plans = tf.fill([batch_size], step), places, drawn(step), chances
             return tuple(
-                tf.reshape(each[mine], [share // chunk, chunk, each.shape[1]])
-                for each in (candidates, chances)
+                tf.reshape(each[mine], [share // chunk, chunk, *each.shape[1:]]) for each in plans
             )
 
+        def drawn(step):
+            return _drawn(source, step, seed, batch_size, sample_by_area)
+
         chunks = tf.data.Dataset.counter(start_step).map(plan).unbatch()
-        readable_crops = _readable_crops(source, _cropper(source, crop_size, augment, cache))
+        readable_crops = _readable_crops(source, _cropper(source, crop_size, augment, cache), drawn)
 
         @tf.autograph.experimental.do_not_convert
-        def pairs(candidates, chances):
-            return readable_crops(candidates, chances).map(_lr_and_hr)
+        def pairs(*plans):
+            return readable_crops(*plans).map(_lr_and_hr)
 
         batches = chunks.interleave(
             pairs,
@@ -141,19 +143,10 @@ def _require_readable(source: Source) -> None:
     raise ValueError(f"{source.spec}: none of its pictures can be read; the last: {reason}")
 
 
-def _candidates(
-    source: Source, step: tf.Tensor, seed: int, batch_size: int, by_area: bool
-) -> tf.Tensor:
-    """Chooses the pictures of a step.
-
-    Returns:
-        int64 [batch_size, 1 + _REPLACEMENTS]: for each place in the batch its picture, then those
-        that replace it, in turn, where it is damaged. While there are enough pictures, those of a
-        batch are distinct, and so are their replacements, except at the end of an epoch.
-    """
+def _drawn(source: Source, step: tf.Tensor, seed: int, batch_size: int, by_area: bool) -> tf.Tensor:
+    """Chooses the pictures of a step, int64 [batch_size]; distinct while there are that many."""
     count = len(source)
-    later = tf.range(1 + _REPLACEMENTS, dtype=tf.int64)
-    places = tf.range(batch_size, dtype=tf.int64)[:, None]
+    places = tf.range(batch_size, dtype=tf.int64)
     if by_area:
         # Gumbel's trick: the largest of log weight + Gumbel noise are a weighted draw without
         # replacement.
@@ -161,44 +154,40 @@ def _candidates(
         key = tf.stack([tf.constant(seed, tf.int64), -1 - step])
         uniform = tf.random.stateless_uniform([count], key, dtype=tf.float64, alg="philox")
         scores = log_weights - tf.math.log(-tf.math.log(uniform))
-        drawn = min(count, batch_size * (1 + _REPLACEMENTS))
-        order = tf.math.top_k(scores, drawn).indices
-        return tf.cast(tf.gather(order, (places + later * batch_size) % drawn), tf.int64)
+        order = tf.math.top_k(scores, min(count, batch_size)).indices
+        return tf.cast(tf.gather(order, places % count), tf.int64)
     if count >= batch_size:
         # An epoch is as many whole batches as there are: the rest of its permutation is not used,
         # so that no batch spans two epochs and contains a picture twice.
         batches = count // batch_size
-        positions = (step % batches * batch_size + places + later * batch_size) % count
-        indices = shuffled(tf.reshape(positions, [-1]), count, seed, step // batches)
-        return tf.reshape(indices, [batch_size, -1])
+        positions = step % batches * batch_size + places
+        return shuffled(positions, count, seed, step // batches)
     # Fewer pictures than places: a step is several epochs, the last of them cut.
     epochs = -(-batch_size // count)
-    positions = tf.reshape(tf.range(count, dtype=tf.int64)[:, None] + later, [-1]) % count
+    positions = tf.range(count, dtype=tf.int64)
     indices = [shuffled(positions, count, seed, step * epochs + n) for n in range(epochs)]
-    return tf.reshape(tf.concat(indices, 0), [-1, 1 + _REPLACEMENTS])[:batch_size]
+    return tf.concat(indices, 0)[:batch_size]
 
 
-def _readable_crops(source: Source, crop: Callable) -> Callable:
+def _readable_crops(source: Source, crop: Callable, drawn: Callable) -> Callable:
     """Makes the function that crops the pictures of a chunk and replaces damaged ones.
 
     Args:
         source: The pictures.
         crop: See `_cropper`.
+        drawn: From a step to its pictures, see `_drawn`.
 
     Returns:
-        (int64 [b, 1 + _REPLACEMENTS] candidates for each place, float64 [b, 3] chances) -> data
-        set of one element, uint8 [b, s, s, 3]: the crop of the first undamaged candidate.
+        (steps, places in the batch, pictures, all int64 [b], float64 [b, 3] chances) -> data set
+        of one element, uint8 [b, s, s, 3].
     """
     damaged = set()
 
-    def crop_first_candidates(candidates, chances):
-        return tf.map_fn(
-            lambda place: crop(*place), (candidates[:, 0], chances), fn_output_signature=tf.uint8
-        )
+    def crop_all(steps, places, indices, chances):
+        return tf.map_fn(lambda one: crop(*one), (indices, chances), fn_output_signature=tf.uint8)
 
-    def crop_readable_candidate(candidates, chances):
-        further = (candidates[0] + np.arange(1, min(len(source), 1000))) % len(source)
-        for index in (*candidates, *further):
+    def crop_or_replace(step, place, index, chances):
+        for later in range(1, 1 + _MOST_REPLACEMENTS):
             try:
                 with tf.device("CPU"):
                     return crop(index, chances).numpy()
@@ -210,26 +199,27 @@ def _readable_crops(source: Source, crop: Callable) -> Callable:
                         source.names[index],
                         len(damaged),
                     )
-        raise ValueError(f"{source.spec}: none of its pictures can be read")
+            index = drawn(step + later)[place].numpy()
+        raise ValueError(f"{source.spec}: {_MOST_REPLACEMENTS} pictures in turn are damaged")
 
-    def crops(candidates, chances):
+    def crops(*plans):
         # tf.data alone can catch an error without leaving TensorFlow: if any crop of the chunk
         # fails, the first data set is empty and the second takes its place. Reading every crop in
         # Python is simpler, but slower (benchmarks/README.md), and its threads keep a process that
         # ends with the stream open from exiting.
-        chunk = tf.data.Dataset.from_tensors((candidates, chances))
-        firsts = chunk.map(crop_first_candidates).ignore_errors()
+        chunk = tf.data.Dataset.from_tensors(plans)
+        cut = chunk.map(crop_all).ignore_errors()
 
-        def crop_in_python(candidates, chances):
+        def crop_in_python(*plans):
             found = tf.numpy_function(
-                lambda *places: np.stack([*map(crop_readable_candidate, *places)]),
-                [candidates, chances],
+                lambda *plans: np.stack([*map(crop_or_replace, *plans)]),
+                plans,
                 tf.uint8,
                 stateful=False,
             )
-            return tf.ensure_shape(found, firsts.element_spec.shape)
+            return tf.ensure_shape(found, cut.element_spec.shape)
 
-        return firsts.concatenate(chunk.map(crop_in_python)).take(1)
+        return cut.concatenate(chunk.map(crop_in_python)).take(1)
 
     return crops
 

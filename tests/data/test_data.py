@@ -142,7 +142,7 @@ def test_permutations_do_not_repeat():
 
 def _counts(source, steps, batch_size, by_area=False):
     def draw(step):
-        return batches._candidates(source, step, 1, batch_size, by_area)[:, 0]
+        return batches._drawn(source, step, 1, batch_size, by_area)
 
     drawn = tf.data.Dataset.counter(0).map(draw).take(steps)
     return np.bincount(np.concatenate(list(drawn.as_numpy_iterator())), minlength=len(source))
