@@ -39,8 +39,9 @@ from srgan_tf.photos import enlarge, fastest, listing, photographs, stores
 
 # Names the pictures that failed, in the folder of the results.
 FAILED = "failed.csv"
-# A task costs Ray 10 ms and more, and its pictures are tried again when its actor dies.
-_MOST_IN_A_TASK = 32
+# A task costs Ray 10 ms and more. When its actor dies, what it had not reported is tried again.
+_MOST_IN_A_TASK = 256
+_MOST_IN_A_REPORT = 32
 _NAMES_IN_A_BLOCK = 10_000
 _MOST_CPUS = 8
 # Both networks with the default tile, and two photographs of 24 megapixels.
@@ -258,23 +259,24 @@ class _Actor:
             self._options.spec, precision=precision, bits=bits, threads=self._threads
         )
 
-    def __call__(self, task: pa.Table) -> dict[str, list]:
-        """Upscales the pictures of a task and returns their numbers, notes and failures."""
+    def __call__(self, task: pa.Table) -> Iterator[dict[str, list]]:
+        """Upscales the pictures of a task; yields the reports of a few at a time."""
         [row] = task.to_pylist()
-        notes: list[str] = []
-        names = [os.fsdecode(name) for name in row["source"]]
-        targets = [os.fsdecode(name) for name in row["target"]]
-        try:
-            failures = self._upscale(names, targets, notes.append)
-        except Exception as error:  # of the network; an exception would lose the task
-            failures = dict.fromkeys(names, files.one_line(error))
-            notes += [f"{name}: {reason}" for name, reason in failures.items()]
-        return {
-            "numbers": [row["number"]],
-            "notes": [list(map(os.fsencode, notes))],
-            "failed": [list(map(os.fsencode, failures))],
-            "reasons": [list(map(os.fsencode, failures.values()))],
-        }
+        for start in range(0, len(row["number"]), _MOST_IN_A_REPORT):
+            few = {name: values[start : start + _MOST_IN_A_REPORT] for name, values in row.items()}
+            notes: list[str] = []
+            names, targets = (list(map(os.fsdecode, few[key])) for key in ("source", "target"))
+            try:
+                failures = self._upscale(names, targets, notes.append)
+            except Exception as error:  # of the network; an exception would lose the task
+                failures = dict.fromkeys(names, files.one_line(error))
+                notes += [f"{name}: {reason}" for name, reason in failures.items()]
+            yield {
+                "numbers": [few["number"]],
+                "notes": [list(map(os.fsencode, notes))],
+                "failed": [list(map(os.fsencode, failures))],
+                "reasons": [list(map(os.fsencode, failures.values()))],
+            }
 
     def _upscale(
         self, names: list[str], targets: list[str], note: Callable[[str], None]
@@ -286,7 +288,7 @@ class _Actor:
             failures[name] = reason
             note(f"{name}: {reason}")
 
-        with tempfile.TemporaryDirectory() as copies, ThreadPoolExecutor(_MOST_IN_A_TASK) as pool:
+        with tempfile.TemporaryDirectory() as copies, ThreadPoolExecutor(_MOST_IN_A_REPORT) as pool:
             jobs = {
                 enlarge.Job(
                     _path(name, Path(copies, f"{number}")),
