@@ -3,8 +3,8 @@
   python evaluate.py
   python evaluate.py --data=Set5 --data=Set14 --data=BSD100 --weights=runs/mine --out_dir=scores
 
-Nearest, bicubic and every --weights are scored on every --data. With --mos, people can rate them
-too:
+Scores nearest, bicubic and every --weights on every --data. With --mos, people can rate the
+results, too:
 
   python evaluate.py --data=Set5 --weights=runs/mine --mos=kit
   python evaluate.py --mos_ratings=kit/ratings --out_dir=scores
@@ -37,7 +37,7 @@ flags.DEFINE_multi_string(
     "Weights to score, repeatable: a run folder, a weights file, a bundled name, an exported "
     "SavedModel folder, .tflite or .onnx file; or a blend of two of these, spelled "
     "blend:DETAIL:FIRST:SECOND, where DETAIL, 0 to 1, is the weight of SECOND's picture. Default: "
-    "all bundled weights. Empty (--weights=): only nearest and bicubic.",
+    "all bundled weights. If empty (--weights=): only nearest and bicubic.",
 )
 flags.DEFINE_list(
     "dial",
@@ -48,14 +48,14 @@ flags.DEFINE_list(
 flags.DEFINE_string(
     "out_dir",
     None,
-    "Folder for scores.csv, scores.json, report.html and pictures/. Each result is kept there at "
-    "once, so that the same command resumes after an interruption. Without it nothing is kept.",
+    "Folder for scores.csv, scores.json, report.html and pictures/. Each result is kept at "
+    "once, so that the same command resumes after an interruption. Without it, nothing is kept.",
 )
 flags.DEFINE_bool("fresh", False, "Recompute everything, whatever --out_dir holds.")
 flags.DEFINE_bool(
     "lpips",
     False,
-    "Also measure LPIPS (AlexNet), the perceptual distance to the original: lower is better.",
+    "Also measure LPIPS (AlexNet), the perceptual distance to the original. Lower is better.",
 )
 flags.DEFINE_integer(
     "tile",
@@ -147,7 +147,7 @@ def score() -> int:
             stack.enter_context(files.locked(out_dir, _BUSY))
             report.read_opinions(out_dir)  # fails now, not after the scoring
         else:
-            # A kit is made of kept pictures.
+            # A kit is built from kept pictures.
             out_dir = stack.enter_context(tempfile.TemporaryDirectory()) if FLAGS.mos else None
         results = scoring.evaluate(
             opened,
@@ -196,7 +196,7 @@ def count_ratings() -> int:
 
 
 def flag_values() -> dict:
-    """The values of this script's own flags."""
+    """Returns the values of this script's own flags."""
     return {flag.name: flag.value for flag in FLAGS.get_key_flags_for_module(sys.modules[__name__])}
 
 

@@ -4,8 +4,8 @@
   python export.py --weights=runs/mine --format=tflite --quantize=int8 --calibration_data=photos
   python export.py --weights=srresnet_mse,srgan_vgg54 --format=web
 
-Each file is run on --data and compared with the Keras model. A form that misses its bound is named
-and not written; the others are. Exit code: 0 if all forms are written, otherwise 1.
+Each file runs on --data and is compared with the Keras model. A form that misses its bound is named
+but not written; the others are. Exit code: 0 if all forms are written, otherwise 1.
 """
 
 import sys
@@ -20,8 +20,8 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string(
     "weights",
     "srresnet_mse",
-    "Weights to export: a bundled name, a run folder or a file. For web also two, with a comma "
-    "between them: the faithful and the detailed end of a dial.",
+    "Weights to export: a bundled name, a run folder or a file. For web, one or two of them, "
+    "separated by a comma: the faithful and the detailed end of a dial.",
 )
 flags.DEFINE_string("out_dir", "export", "Folder for all files.")
 flags.DEFINE_list(
@@ -33,14 +33,13 @@ flags.DEFINE_list(
 flags.DEFINE_list(
     "quantize",
     "float32,float16,dynamic,int8",
-    "For tflite: float32; float16, half the size; dynamic, int8 kernels, float in and out; int8, "
-    "int8 within, uint8 pictures in and out. For web: float32 (its default) "
-    "or float16.",
+    "For tflite, some of float32; float16: half the size; dynamic: int8 kernels, float in and out; "
+    "int8: int8 inside, uint8 pictures in and out. For web: float32 (its default) or float16.",
 )
 flags.DEFINE_list(
     "input_size",
     None,
-    "H,W of LR, for tflite on mobile GPUs and NPUs, which need it fixed; all forms are then "
+    "H,W of LR, for tflite on mobile GPUs and NPUs, which need a fixed size; all forms are then "
     "compared on crops of this size. Default: any size.",
 )
 flags.DEFINE_string(
@@ -61,7 +60,7 @@ flags.DEFINE_string(
     "--calibration_data and int8 files are written, each takes every other picture.",
 )
 
-# The number and size of center crops: enough for ranges and means, and quick.
+# The number of center crops and their size: enough for ranges and means, but still fast.
 _PICTURES, _SIZE = 16, 384
 
 _LEGEND = """
@@ -75,7 +74,7 @@ def main(argv):
     if argv[1:]:
         raise ValueError(f"what is {argv[1]!r}? Give weights with --weights=")
 
-    # Here, so that --help need not wait for TensorFlow.
+    # Imported here so that --help does not wait for TensorFlow.
     command_line.load_tensorflow()
     logging.set_verbosity(logging.WARNING)  # TensorFlow logs each detail of a SavedModel
     from srgan_tf import provenance, weights

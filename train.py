@@ -9,18 +9,18 @@ from absl import app, flags, logging
 from srgan_tf import command_line
 
 FLAGS = flags.FLAGS
-# Without TensorFlow's notes at every checkpoint.
+# Silences TensorFlow's notes at every checkpoint.
 logging.set_verbosity(logging.WARNING)
 
 # The run.
 flags.DEFINE_string(
-    "run_dir", None, "Folder of the run, by default runs/VARIANT; a run that it holds is resumed."
+    "run_dir", None, "The run folder, by default runs/VARIANT. If it holds a run, that run resumes."
 )
 flags.DEFINE_string("variant", "custom", "The variant's name, for logs and tables.")
 flags.DEFINE_integer(
     "steps",
     1_000_000,
-    "Updates to make in all. A larger number continues a finished run, except with cosine.",
+    "Total number of updates. A larger number continues a finished run, except with cosine.",
     lower_bound=1,
 )
 flags.DEFINE_integer("seed", 1, "Seed of first weights, batches and crops.", lower_bound=0)
@@ -69,7 +69,7 @@ flags.DEFINE_enum(
     "init",
     "nearest",
     ["nearest", "random"],
-    "Start of the generator: as a nearest-neighbor upscaler, or random by the book.",
+    "How the generator starts: as a nearest-neighbor upscaler, or with random weights.",
 )
 flags.DEFINE_string(
     "init_generator",
@@ -89,7 +89,7 @@ flags.DEFINE_enum(
 flags.DEFINE_float(
     "learning_rate_drop_at",
     1.0,
-    "Share of the steps after which the rate is a tenth; 1: never.",
+    "Share of the steps after which the learning rate drops to a tenth; 1: never.",
     lower_bound=0,
     upper_bound=1,
 )
@@ -99,8 +99,8 @@ flags.DEFINE_integer(
 flags.DEFINE_float(
     "ema",
     0.0,
-    "Momentum of the generator's averaged weights, such as 0.999, which are validated and written;"
-    " 0: none (the paper).",
+    "Momentum of an average of the generator's weights, such as 0.999. The average is validated and"
+    " written. 0: none (the paper).",
 )
 
 # The machine.
@@ -112,7 +112,7 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_boolean("jit_compile", False, "Compile the step with XLA; one device only.")
 flags.DEFINE_integer(
-    "steps_per_call", 1, "Most steps between two returns to Python; more suits GPUs.", lower_bound=1
+    "steps_per_call", 1, "Most steps between returns to Python; more suits GPUs.", lower_bound=1
 )
 flags.DEFINE_boolean(
     "deterministic", True, "TensorFlow's deterministic kernels: needed for resuming bit for bit."
@@ -124,7 +124,7 @@ flags.DEFINE_integer("validate_every", 1000, "Steps between two validations.", l
 flags.DEFINE_boolean(
     "validate_lpips",
     None,
-    "Validate with LPIPS, which then chooses generator.best; by default with a discriminator.",
+    "Validate with LPIPS, which then chooses generator.best. Default: if there is a discriminator.",
 )
 flags.DEFINE_integer("checkpoint_every", 1000, "Steps between two checkpoints.", lower_bound=1)
 flags.DEFINE_integer("keep_checkpoints", 3, "Checkpoints to keep.", lower_bound=1)
@@ -134,11 +134,11 @@ def main(argv):
     """Turns flags into a config and trains."""
     if len(argv) > 1:
         raise ValueError(f"{argv[1]}: train.py takes flags only, see --help")
-    # TensorFlow leaves oneDNN off on x86 CPUs without AVX-512, where it halves the time of a
-    # training step all the same. For a single picture it is far slower there (benchmarks/README.md
-    # has figures), so the other scripts leave it as it is.
+    # TensorFlow leaves oneDNN off on x86 CPUs without AVX-512, although it halves the time of a
+    # training step there. For a single picture it is far slower (benchmarks/README.md has figures),
+    # so the other scripts keep TensorFlow's default.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-    # Its import takes seconds and waits until the flags are parsed.
+    # TensorFlow takes seconds to import, so mistakes in the flags are reported first.
     command_line.load_tensorflow()
     import tensorflow as tf
 

@@ -101,7 +101,7 @@ def main(argv):
     spec = fastest.chosen(FLAGS.weights, FLAGS.detail)
     weights.parse_blend(spec)  # a misspelled one is refused before any work
 
-    # Created with the first picture, so that its clock does not include loading the network.
+    # Created with the first picture, so that its clock starts after the network is loaded.
     bar = functools.cache(command_line.progress_bar)
 
     def line(text, stream):

@@ -1,4 +1,4 @@
-"""Common ground of the scripts: quiet libraries, progress, errors in one line."""
+"""Shared by the scripts: quiet libraries, progress, errors in one line."""
 
 import contextlib
 import datetime
@@ -14,13 +14,13 @@ from pathlib import Path
 
 from absl import flags
 
-# Hides TensorFlow's own lines, wherever it is loaded, except its errors. Where it runs on several
-# machines, it reports the loss of one in ten lines, and training/cluster.py in one.
+# Hides TensorFlow's log, except errors, wherever it is loaded. On several machines it hides errors,
+# too: TensorFlow reports a lost machine in ten lines, and training/cluster.py in one.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3" if os.environ.get("TF_CONFIG") else "2")
 
 
 def expand_homes(script: str) -> None:
-    """Expands a leading ~ in a script's flags: shells do not do so in --flag=~/folder.
+    """Expands a leading ~ in a script's flags, because shells do not expand --flag=~/folder.
 
     Args:
         script: The name of the script's module, whose flags have been parsed.
@@ -42,9 +42,9 @@ def load_tensorflow() -> None:
 
 @contextlib.contextmanager
 def native_logs_hidden() -> Iterator[None]:
-    """Hides the messages that libraries write to stderr past Python, which no log level silences.
+    """Hides the messages that native code writes to stderr, which no log level silences.
 
-    Python's own stderr stays visible.
+    What Python writes to stderr stays visible.
     """
     with contextlib.ExitStack() as stack:
         kept = os.dup(2)
@@ -66,8 +66,8 @@ def progress_bar(stream=None) -> Callable[[float, str], None]:
             at every tenth.
 
     Returns:
-        A function of the fraction done, in 0..1, and of the name of the next piece of work. 1 ends
-        the bar.
+        A function of the fraction done, in 0..1, and the name of the next piece of work. A fraction
+        of 1 ends the bar.
     """
     stream = stream or sys.stderr
     start = time.monotonic()
@@ -109,12 +109,12 @@ class _BestEffort(io.TextIOWrapper):
     """
 
     def __init__(self, descriptor: int, like: io.TextIOWrapper | None):
-        """Opens a descriptor, which stays open, as another stream is open, if there was one."""
+        """Opens a descriptor with the settings of `like`, if given; closing this keeps it open."""
         super().__init__(
             io.BufferedWriter(io.FileIO(descriptor, "w", closefd=False)),
             encoding=like and like.encoding,
             errors="backslashreplace",
-            # Of an unbuffered stream too, since this one has a buffer.
+            # Also for an unbuffered stream, since this one has a buffer.
             line_buffering=like is None or like.line_buffering or like.write_through,
             write_through=like is not None and like.write_through,
         )
@@ -148,7 +148,7 @@ class _BestEffort(io.TextIOWrapper):
 
 
 def _make_output_best_effort() -> None:
-    """Replaces stdout and stderr, so that an error in output is no error in the work."""
+    """Replaces stdout and stderr, so that failed output does not fail the work."""
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         stream = getattr(sys, name)
         if stream is not getattr(sys, f"__{name}__"):
@@ -158,7 +158,7 @@ def _make_output_best_effort() -> None:
             if nothing != descriptor:
                 os.dup2(nothing, descriptor)
                 os.close(nothing)
-        elif os.name != "posix":  # a console of Windows is no file
+        elif os.name != "posix":  # a Windows console is not a file
             stream.reconfigure(errors="backslashreplace")
             continue
         replaced = _BestEffort(descriptor, stream)
@@ -199,7 +199,7 @@ def exit_code(main: Callable[[list[str]], int], argv: list[str], interrupted: st
 
 @contextlib.contextmanager
 def caught_signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM instead of ending at once, which a second one does."""
+    """Collects SIGINT and SIGTERM instead of ending; a second one ends the process at once."""
     received = []
 
     def handler(signum, _):
@@ -207,7 +207,7 @@ def caught_signals() -> Iterator[list[int]]:
         signal.signal(signum, signal.SIG_DFL)
         # Not through sys.stderr, which may be in the middle of a write.
         with contextlib.suppress(OSError):
-            os.write(2, b"\nstopping after this step; once more to stop at once\n")
+            os.write(2, b"\nstopping after this step; a second signal stops at once\n")
 
     before = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-# Whether a process of another machine that shares the folder is alive cannot be found out.
+# No process can tell whether one on another machine that shares the folder is alive.
 _THIS_MACHINE = f".making-{platform.node()}-"
 _numbers = itertools.count()
 
@@ -27,10 +27,10 @@ _PATTERN = re.compile(r"[\[*?\\]" if os.sep == "/" else r"[\[*?]")
 
 
 def one_line(error: Exception) -> str:
-    """Returns an error's reason without the file's name, or the first line of what it says.
+    """Returns an error's reason without the file's name, or the first line of its text.
 
-    An error without text, as a MemoryError is, gets the name of its class. Of TensorFlow's errors
-    the names of nodes and operations are removed.
+    An error without text, such as a MemoryError, gets the name of its class. The names of nodes and
+    operations are removed from TensorFlow's errors.
     """
     text = re.sub(r"^\{\{.*?\}\} | \[Op:\w+\]", "", str(error))
     if isinstance(error, OSError) and error.strerror:
@@ -40,7 +40,7 @@ def one_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def naming(path: str | os.PathLike, what: str) -> Iterator[None]:
-    """Turns whatever a library raises about one file into one line with the file's name.
+    """Turns any error that a library raises about a file into one line with the file's name.
 
     Libraries raise all kinds of errors on damaged files and full disks, and few name the file.
 
@@ -64,11 +64,11 @@ def naming(path: str | os.PathLike, what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def plain_path(path: Path) -> Iterator[Path]:
-    r"""Yields a path of an existing folder that TensorFlow takes as it is.
+    r"""Yields a path to an existing folder that TensorFlow can use.
 
-    TensorFlow looks for checkpoints and SavedModels by patterns, so that it does not find those
-    whose path has one of `[*?\` in it, and cannot be told to escape them. It also takes names in
-    UTF-8 only. Such a folder is reached through a symbolic link in a temporary folder. (Changing
+    TensorFlow reads the paths of checkpoints and SavedModels as patterns and has no escapes, so it
+    does not find one with any of `[*?\` in its path. It also takes only names in UTF-8. Such a
+    folder is reached through a symbolic link in a temporary folder. (Changing
     the working directory instead would affect all threads.)
 
     Raises:
@@ -85,7 +85,7 @@ def plain_path(path: Path) -> Iterator[Path]:
 
 
 def is_utf8(path: str) -> bool:
-    """Tells whether a path's bytes are UTF-8, which is all that TensorFlow takes."""
+    """Tells whether a path's bytes are UTF-8; TensorFlow takes no others."""
     try:
         path.encode()
     except UnicodeEncodeError:
@@ -99,14 +99,14 @@ def _is_plain(path: str) -> bool:
 
 @contextlib.contextmanager
 def locked(folder: Path, what: str | None) -> Iterator[None]:
-    """Keeps a folder for this process: two that write the same files spoil each other's results.
+    """Locks a folder, because two processes that write the same files spoil each other's results.
 
-    The lock ends with the process, however that ends. Where the system or the file system has no
+    The lock ends with the process, however that ends. If the system or the file system has no
     locks, nothing is locked.
 
     Args:
         folder: An existing folder.
-        what: What another process that holds the lock does, for the error; None waits for it.
+        what: The error's text if another process holds the lock; None waits for the lock.
 
     Raises:
         ValueError: Another process holds the lock; one line.
@@ -129,10 +129,10 @@ def locked(folder: Path, what: str | None) -> Iterator[None]:
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder and checks that it is writable, before hours of work and not after.
+    """Makes a folder and checks that it is writable, before hours of work instead of after.
 
     Raises:
-        ValueError: It is not.
+        ValueError: It is not writable.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -155,9 +155,9 @@ def staging(folder: Path) -> tempfile.TemporaryDirectory:
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path` to write to, then renames it to `path`.
 
-    An error or a kill leaves the previous file in place. The temporary name is hidden, has the
-    ending of `path`, by which libraries choose a format, and is short, so that `path` may have the
-    longest name that the file system allows.
+    An error or a kill leaves the previous file in place. The temporary name is hidden. It has the
+    ending of `path`, because libraries choose a format by it, and it is short, so that `path` may
+    have the longest name that the file system allows.
 
     Raises:
         OSError: The file cannot be written; one line that names it.
@@ -197,7 +197,7 @@ _clear_leftovers_once = functools.cache(clear_leftovers)
 
 
 def _is_gone(process: str) -> bool:
-    """Tells whether the process of this number has ended; False if that cannot be found out."""
+    """Tells whether the process of this number has ended; False if that is unknown."""
     if os.name != "posix" or not process.isdecimal():
         return False
     try:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:  # arrays can be folded without Keras
 # Layers that carry the picture from one end to the other. Some of their center taps are so much
 # larger than the other weights that int8 with one scale cannot hold both.
 CARRIERS = ("upscale1_conv", "upscale2_conv", "conv_out")
-# Of `filters` channels, those that carry R, G and B. A network with a random start has none, and
-# loses more in int8.
+# The number of channels, out of `filters`, that carry R, G and B. A network with a random start has
+# none and loses more in int8.
 CARRYING = 3
 
 
@@ -46,10 +46,10 @@ def fold(generator: keras.Model) -> dict[str, Layer]:
         generator: From `networks.build_generator`, of any size and dtype policy.
 
     Returns:
-        Its convolutions by name, in order. The last two come before the last shuffle: a PReLU does
+        Its convolutions by name, in order. The last two come before the last shuffle. A PReLU does
         the same there, and a convolution after the shuffle equals one before it at half the
-        resolution, with four times the channels in and out. That is exact, and faster: it has 12
-        output channels instead of 3, in kernels written for 8 or 16.
+        resolution, with four times the channels in and out. That is exact. It is also faster: it
+        has 12 output channels instead of 3, in kernels written for 8 or 16.
 
     Raises:
         ValueError: It is not the paper's generator.
@@ -120,7 +120,7 @@ def fold_arrays(
 
 
 def _check_shapes(arrays: Mapping, conv: str, norm: str | None, prelu: str | None) -> None:
-    """Raises ValueError if arrays of a convolution or its followers do not fit figure 4."""
+    """Raises ValueError if the arrays of a convolution, norm or PReLU do not fit figure 4."""
     filters = arrays["conv_in"][0].shape[-1]
     given = 3 if conv == "conv_in" else filters
     made = 3 if conv == "conv_out" else 4 * filters if conv.startswith("upscale") else filters
@@ -137,7 +137,7 @@ def _check_shapes(arrays: Mapping, conv: str, norm: str | None, prelu: str | Non
 
 
 def _before_shuffle(kernel: np.ndarray) -> np.ndarray:
-    """Returns the kernel that does before depth to space what the given one does after it."""
+    """Returns the kernel that, before depth to space, does what the given one does after it."""
     height, width, given, made = kernel.shape
     before = np.zeros([height // 4 * 2 + 1, width // 4 * 2 + 1, 4 * given, 4 * made], np.float32)
     middle = len(before) // 2, before.shape[1] // 2
@@ -158,7 +158,7 @@ def _before_shuffle(kernel: np.ndarray) -> np.ndarray:
 
 
 class Operations(NamedTuple):
-    """The three functions with which `build` makes a network of any kind of value.
+    """The three functions that `build` makes a network from, for any kind of value.
 
     A value is whatever the caller's framework uses: a Keras tensor, a node of a graph, a number.
 
@@ -178,8 +178,8 @@ class Operations(NamedTuple):
 def build(lr: Any, layers: Mapping[str, Layer], operations: Operations) -> Any:
     """Builds the generator from the caller's conv, add and shuffle functions.
 
-    Each is called once for each layer, in the order of computation. The names passed are those of
-    `layers` for convolutions; sums are "block1_sum" to "blockN_sum" and "trunk_sum", shuffles
+    Each is called once for each layer, in the order of computation. Convolutions get their names
+    from `layers`; sums are "block1_sum" to "blockN_sum" and "trunk_sum"; shuffles are
     "upscale1_shuffle" and "sr".
 
     Args:
@@ -200,16 +200,17 @@ def build(lr: Any, layers: Mapping[str, Layer], operations: Operations) -> Any:
 
 
 def receptive_field(layers: Mapping[str, Layer]) -> int:
-    """Computes the margin of a generator: 40 for the paper's.
+    """Computes the margin of a generator; the paper's has 40.
 
     Args:
         layers: From `fold`.
 
     Returns:
-        The number of lr pixels on each side of an output pixel's own that can change it.
+        The number of lr pixels, on each side of the one that an output pixel comes from, that can
+        change it.
     """
     sides = {name: max(layer.kernel.shape[:2]) // 2 for name, layer in layers.items()}
-    # These two look at pixels of half the size.
+    # These two read pixels of half the size.
     halves = sides.pop("upscale2_conv") + sides.pop("conv_out")
     return sum(sides.values()) + math.ceil(halves / 2)
 
@@ -217,11 +218,11 @@ def receptive_field(layers: Mapping[str, Layer]) -> int:
 def split_center(
     layer: Layer,
 ) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """Splits a convolution in two: without its center tap, and the center tap with the bias.
+    """Splits a convolution in two: the taps around the center, and the center tap with the bias.
 
     Returns:
-        (kernel, bias) of both. The sum of both convolutions of an input is the layer's result
-        before its PReLU.
+        (kernel, bias) of both. For any input, the sum of their results is the layer's result before
+        its PReLU.
     """
     height, width = layer.kernel.shape[0] // 2, layer.kernel.shape[1] // 2
     rest = layer.kernel.copy()
@@ -233,7 +234,7 @@ def split_center(
 def split_carried(
     layer: Layer, filters: int, given: int | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Splits the part of a carrier that computes the picture's channels in two.
+    """Splits the part of a carrier that computes the picture's channels: center taps and the rest.
 
     Channels 0 to 2 of `filters` carry R, G and B, since a network starts as a nearest-neighbor
     upscaler; before a shuffle there are four times as many.
@@ -241,12 +242,12 @@ def split_carried(
     Args:
         layer: One of `CARRIERS`.
         filters: The filters of the first convolution.
-        given: The number of channels in, if the center taps of all of them are split off; otherwise
-            those of the channels that carry the picture.
+        given: The number of channels in, to split off the center taps of all of them; otherwise
+            only the channels that carry the picture are split off.
 
     Returns:
         The kernel [height, width, channels in, n] without those center taps; the taps
-        [1, 1, given, n]; the numbers of the n channels out. The sum of both convolutions is the
+        [1, 1, given, n]; and the indices of the n channels out. The sum of both results is the
         layer's result in these channels, before its bias and PReLU.
     """
     channels_in, channels_out = layer.kernel.shape[2:]

@@ -71,7 +71,7 @@ class SRGAN(keras.Model):
         return self.generator(lr, training=training)
 
     def generator_terms(self, hr: tf.Tensor, sr: tf.Tensor) -> dict[str, tf.Tensor]:
-        """The weighted terms of the generator's loss; it trains on their sum (equation 3).
+        """Computes the weighted terms of the generator's loss, whose sum is equation 3.
 
         Args:
             hr: float32 [N, H, W, 3] in [-1, 1].
@@ -141,8 +141,8 @@ class SRGAN(keras.Model):
             data: As in `train_step`.
 
         Returns:
-            For each term its value and the norm of its gradient with respect to the generator's
-            weights, over the global batch under a strategy. A norm of 0 reveals a term that is
+            By name, each term's value and the norm of its gradient with respect to the generator's
+            weights; under a strategy, over the global batch. A norm of 0 reveals a term that is
             detached or has vanished.
         """
         lr, hr = data

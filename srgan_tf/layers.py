@@ -29,12 +29,12 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
     Keras uses a dozen elementwise operations, and as many again for the gradient, in float32 under
     every policy. The kernel computes the same outputs, gradients and moving statistics. It does not
-    support `synchronized`, for which Keras' code runs, and supports only the defaults of axis,
+    support `synchronized`, so Keras' code runs then, and it supports only the defaults of axis,
     scale, center and renorm.
     """
 
     def call(self, inputs, training=None, mask=None):
-        """Normalizes `inputs` [N, h, w, channels]; the same shape and dtype."""
+        """Normalizes `inputs` [N, h, w, channels]; the result has the same shape and dtype."""
         trains = training and self.trainable and mask is None
         if not trains or self.synchronized or keras.backend.backend() != "tensorflow":
             return super().call(inputs, training=training, mask=mask)
@@ -62,12 +62,13 @@ class BatchNormalization(keras.layers.BatchNormalization):
 class Conv2D(keras.layers.Conv2D):
     """Keras' "same" convolution for few output channels, computed for 2x2 pixels at a time.
 
-    CPU kernels compute 8 or 16 channels even if only three are needed. A convolution of stride 2,
-    whose kernel is larger by one, followed by a shuffle, computes twelve: 100 * 16 / 4 products
-    per pixel instead of 81 * 8 or 81 * 16. The function is the same. Measured on CPUs only.
+    CPU kernels compute 8 or 16 channels even if only three are needed. A convolution of stride 2
+    with a kernel that is larger by one, followed by a shuffle, computes twelve. That takes
+    100 * 16 / 4 products per pixel instead of 81 * 8 or 81 * 16. The function is the same. Measured
+    on CPUs only.
 
-    Products have the dtype of the inputs; bias and result have the layer's, which is float32 in a
-    network of mixed precision. Products in float32 did not improve gradients
+    Products have the dtype of the inputs; bias and result have the layer's dtype, which is float32
+    in a network of mixed precision. Products in float32 did not improve gradients
     (benchmarks/README.md).
     """
 

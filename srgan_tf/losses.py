@@ -1,4 +1,4 @@
-"""The paper's losses: equation 2, and equations 4 to 6, whose weighted sum is equation 3.
+"""The paper's losses: equation 2, and equations 4 to 6, which equation 3 sums with weights.
 
 They use only `keras.ops` and take pictures in [-1, 1] or logits. Every loss is a float32 scalar,
 the mean over the given pictures.
@@ -54,7 +54,7 @@ def discriminator(hr_logits, sr_logits):
 def total_variation(sr):
     """Sum of absolute differences of neighbors in a picture [N, H, W, 3], mean over pictures.
 
-    The regularizer of SRResNet-VGG22, weight 2e-8 (section 3.2, after Johnson et al.); equals
+    It regularizes SRResNet-VGG22, with weight 2e-8 (section 3.2, after Johnson et al.), and equals
     `tf.image.total_variation`.
     """
     down = keras.ops.abs(sr[:, 1:] - sr[:, :-1])

@@ -6,7 +6,7 @@ import numpy as np
 
 from srgan_tf import torchvision_weights
 
-# Pixels each way that AlexNet's pools need; smaller pictures leave its last layers empty.
+# Pixels per side that AlexNet's pools need; smaller pictures leave its last layers empty.
 SMALLEST = 31
 
 # Input normalization of the official code, for RGB in [-1, 1].
@@ -18,14 +18,14 @@ def load() -> Callable[[np.ndarray, np.ndarray], float]:
     """Loads AlexNet and the LPIPS heads; runs on any Keras backend.
 
     Returns:
-        A function from two pictures of the same shape, uint8 [H, W, 3] RGB or [H, W] gray (repeated
-        to three channels), at least `SMALLEST` pixels high and wide, to their distance: 0 for equal
-        pictures, symmetric, smaller is more alike. No border is cut. It raises ValueError for
-        pictures of other shapes or dtypes. It equals the official code's to 1e-5.
+        A function that takes two pictures of the same shape, at least `SMALLEST` pixels high and
+        wide, uint8 [H, W, 3] RGB or [H, W] gray (repeated to three channels). It returns their
+        distance: symmetric, 0 for equal pictures, larger for less similar ones. It cuts no border,
+        raises ValueError for other shapes or dtypes, and matches the official code to 1e-5.
 
     Raises:
-        ValueError: The weights are not installed or damaged; one line with the command that mends
-            it.
+        ValueError: The weights are not installed or are damaged; one line with the command that
+            fixes it.
     """
     import keras
 
@@ -36,7 +36,7 @@ def load() -> Callable[[np.ndarray, np.ndarray], float]:
     heads = [tensor(head) for head in heads]
 
     def distance_of_pair(pair):
-        """From uint8 [2, H, W, 3] to a scalar."""
+        """Returns the distance of two pictures, uint8 [2, H, W, 3], as a scalar."""
         x = (keras.ops.cast(pair, "float32") / 127.5 - 1 - shift) / scale
         distance = 0.0
         for number, ((kernel, bias), head) in enumerate(zip(convolutions, heads, strict=True)):
@@ -68,7 +68,7 @@ def load() -> Callable[[np.ndarray, np.ndarray], float]:
 
 
 def _rgb(picture: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Returns a picture as [H, W, 3], after checking it."""
+    """Checks a picture and returns it as [H, W, 3]."""
     if picture.dtype != np.uint8:
         raise ValueError(f"a picture to measure must be uint8 in 0..255, not {picture.dtype}")
     if picture.shape != other.shape:

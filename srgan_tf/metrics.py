@@ -1,8 +1,8 @@
 """PSNR and SSIM as the paper measured them (section 3.1), and Wang's SSIM.
 
 All three crop 4 pixels from every side and compare luma, in float64. The paper's SSIM is not the
-common one with an 11x11 window. It is that of daala's `dump_ssim` (tools/dump_ssim.c in the video
-codec), whose window grows with the picture. Its values are 0.01 to 0.05 above Wang's, so never
+common one with an 11x11 window. It is the SSIM of the video codec daala (tools/dump_ssim.c), whose
+window grows with the picture. Its values are 0.01 to 0.05 above Wang's, so never
 compare one with the other.
 """
 
@@ -11,8 +11,7 @@ import numpy as np
 BORDER = 4
 _KERNEL_SUM = 256
 _WANG_RADIUS = 5
-# Small enough for OpenBLAS to stay on one thread: on a busy machine its threads wait for each
-# other.
+# Small enough that OpenBLAS stays on one thread: on a busy machine its threads wait for each other.
 _BLOCK = 32
 
 
@@ -87,7 +86,7 @@ def ssim_wang(sr: np.ndarray, hr: np.ndarray) -> float:
     """Computes Wang's SSIM (2004): an 11x11 Gaussian window, sigma 1.5, on luma, 4 pixels cropped.
 
     The mean is over positions whose window lies within the picture (5 more pixels from each side).
-    Equals scikit-image's `structural_similarity(gaussian_weights=True, sigma=1.5,
+    It equals scikit-image's `structural_similarity(gaussian_weights=True, sigma=1.5,
     use_sample_covariance=False, data_range=255)` of the same two planes.
 
     Args:
@@ -98,7 +97,7 @@ def ssim_wang(sr: np.ndarray, hr: np.ndarray) -> float:
         The mean SSIM, at most 1.
 
     Raises:
-        ValueError: Shapes differ, a picture is not uint8 or smaller than 19 pixels.
+        ValueError: Shapes differ, or a picture is not uint8 or is smaller than 19 pixels.
     """
     x, y = _cut_lumas(sr, hr, smallest=2 * _WANG_RADIUS + 1)
     offsets = np.arange(-_WANG_RADIUS, _WANG_RADIUS + 1)

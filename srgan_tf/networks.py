@@ -61,7 +61,7 @@ def build_generator(
         )
 
     def prelu(name):
-        # The paper does not state the initial slope; 0.25 is that of He et al., whom it cites.
+        # The paper does not state the initial slope; He et al., whom it cites, use 0.25.
         slope = keras.initializers.Constant(0.25)
         return PReLU(alpha_initializer=slope, dtype=dtype, name=name)
 

@@ -1,4 +1,4 @@
-"""Picture files in the shapes people keep them, read as 8-bit RGB. No TensorFlow."""
+"""Reads picture files of many kinds into 8-bit RGB. Imports no TensorFlow."""
 
 import collections
 import contextlib
@@ -24,7 +24,7 @@ _ENDINGS = (
     ".xpm", ".im", ".pcd", ".fli", ".flc", ".msp", ".blp", ".ftc", ".ftu", ".gbr", ".pxr",
     ".fits", ".fit",
 )
-# Of formats that Pillow does not read: from phones, cameras and drawing programs, and rare ones.
+# Formats that Pillow does not read: from phones, cameras and drawing programs, and rare ones.
 _UNREAD_ENDINGS = (
     ".heic", ".heif", ".hif", ".heics", ".jxl", ".jxr", ".wdp", ".hdp", ".bpg", ".flif",
     ".dng", ".gpr", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".srw",
@@ -34,8 +34,8 @@ _UNREAD_ENDINGS = (
 )
 # fmt: on
 
-# The color photographs among the files of scikit-image's wheel. Of the stereo pair
-# motorcycle_left/right one is enough; microscopy, textures and drawings are skipped.
+# The color photographs among the files of scikit-image's wheel. One of the stereo pair
+# motorcycle_left/right is enough. Microscopy, textures and drawings are skipped.
 _SAMPLES = (
     "astronaut.png",
     "chelsea.png",
@@ -57,7 +57,7 @@ _TRANSPOSED = {  # by EXIF orientation
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# TIFF tags: whether it is a reduced copy, bits, further pictures, kind of numbers.
+# TIFF tags: kind of copy (reduced or not), bits, further pictures, kind of numbers.
 _NEW_SUBFILE_TYPE, _BITS, _SUB_IFDS, _SAMPLE_FORMAT = 254, 258, 330, 339
 _SIGNED = 2
 
@@ -87,7 +87,7 @@ def find_pictures(
     Args:
         folder: The folder.
         say: Receives a line that counts, by their endings, the files that look like pictures but
-            are skipped: Pillow cannot read their format, or they are no regular files.
+            are skipped: Pillow cannot read their format, or they are not regular files.
 
     Returns:
         Sorted paths of the files whose name ends like a picture's, whatever its case. Hidden files
@@ -102,7 +102,7 @@ def find_pictures(
 def walk(
     folder: str | os.PathLike, say: Callable[[str], None] = logging.warning
 ) -> Iterator[tuple[str, list[str]]]:
-    """Yields each folder that `find_pictures` finds pictures in, with their names, as it is read.
+    """Yields each folder in which `find_pictures` finds pictures, with their names, as it is read.
 
     Raises:
         FileNotFoundError: There is no such folder.
@@ -191,8 +191,8 @@ def white_level(image: Image.Image, values: np.ndarray) -> tuple[float, str]:
     else:
         whites = (255, 32767) if signed and bits == 16 else (255, 65535, 2**31 - 1)
     white = next((white for white in whites if most <= white), None)
-    # Values just above the next smaller white, such as 1.02, are of that range and a little more,
-    # and would make a black picture.
+    # Values just above the next smaller white, such as 1.02, exceed that range a little. Read in
+    # the larger range, they would make a black picture.
     if white is None or (white > whites[0] and most < white / 16):
         usual = ", ".join(map(str, whites))
         raise ValueError(f"its values reach {most:g}: white is none of the usual {usual}")
@@ -203,11 +203,11 @@ def white_level(image: Image.Image, values: np.ndarray) -> tuple[float, str]:
 def orientation(image: Image.Image) -> int:
     """Returns the EXIF orientation, 1 to 8, of an open picture; 1 if its EXIF is damaged.
 
-    EXIF behind the pixels of a PNG is found only once the picture is loaded, and a loaded TIFF is
-    oriented already.
+    EXIF after the pixels of a PNG is found only once the picture is loaded, and a loaded TIFF is
+    already oriented.
     """
     try:
-        # PngImageFile.getexif would decode the whole picture to look for EXIF behind it.
+        # PngImageFile.getexif would decode the whole picture to look for EXIF after the pixels.
         found = Image.Image.getexif(image).get(_EXIF_ORIENTATION)
     except Exception:  # Pillow raises errors of all kinds on broken tags
         return 1
@@ -254,8 +254,8 @@ def to_rgb(image: Image.Image) -> np.ndarray:
     """Converts any picture to RGB as a person would expect to see it.
 
     The EXIF orientation is applied, a palette looked up, transparency laid over white, CMYK and
-    grayscale converted, more than 8 bits scaled to 8 (see `white_level`). Of an animation the first
-    frame is taken. Color profiles are ignored, as the field does.
+    grayscale converted, more than 8 bits scaled to 8 (see `white_level`). The first frame of an
+    animation is taken. Color profiles are ignored, as is usual in the field.
 
     Args:
         image: A Pillow image in any mode.
@@ -273,7 +273,7 @@ def to_rgb(image: Image.Image) -> np.ndarray:
 def open_picture(file, name: str | None, use: Callable) -> tuple:
     """Opens a picture and uses it; any failure becomes one line with its name.
 
-    Metadata that Pillow refuses a PNG for is skipped: large texts and damaged ancillary chunks.
+    Metadata for which Pillow refuses a PNG is skipped: large texts and damaged ancillary chunks.
     Damaged EXIF is skipped in every format.
 
     Args:
@@ -331,12 +331,12 @@ def _opened(file, use: Callable, icc: bytes = b"") -> tuple:
 
 
 def correct(image: Image.Image) -> None:
-    """Corrects what Pillow misunderstands in an open picture that is not loaded yet, once.
+    """Corrects what Pillow misreads in an open picture that is not loaded yet.
 
-    A second call would scale a PNG's transparent value again.
+    Call it once: a second call would scale a PNG's transparent value again.
 
     Raises:
-        ValueError: It is only the preview of a camera's raw picture.
+        ValueError: It is only the preview of a camera raw file.
     """
     if image.format == "TIFF":
         reduced = image.tag_v2.get(_NEW_SUBFILE_TYPE, 0) & 1 or _is_canon_raw(image)
@@ -377,7 +377,7 @@ def read_rgb(file: str | os.PathLike | io.IOBase, name: str | None = None) -> np
         uint8 [H, W, 3].
 
     Raises:
-        ValueError: The file is missing, no picture, damaged or cut short.
+        ValueError: The file is missing, not a picture, damaged or truncated.
     """
     return _read(file, name, to_rgb)
 
@@ -396,7 +396,7 @@ def read_scoring(path: str | os.PathLike) -> np.ndarray:
         uint8 [H, W] for a grayscale file, otherwise [H, W, 3] as from `read_rgb`.
 
     Raises:
-        ValueError: The file is missing, no picture, damaged or cut short.
+        ValueError: The file is missing, not a picture, damaged or truncated.
     """
     return _read(path, None, lambda image: np.asarray(_upright_8_bits(image)))
 
@@ -411,7 +411,7 @@ def read_header(file: str | os.PathLike | io.IOBase, name: str | None = None) ->
 
 
 def count_pixels(path: str | os.PathLike) -> int:
-    """Returns height times width of a picture, 0 if it cannot be read (reading it then fails)."""
+    """Returns height times width of a picture; 0 if its header cannot be read."""
     try:
         header = read_header(path)
     except ValueError:
@@ -432,6 +432,6 @@ def _header(image: Image.Image) -> Header:
 
 
 def middle(picture: np.ndarray, size: int) -> np.ndarray:
-    """Cuts the middle out of a picture [h, w, c]: [size, size, c], less where it is smaller."""
+    """Cuts the middle, at most [size, size, c], out of a picture [h, w, c]."""
     top, left = (max(side - size, 0) // 2 for side in picture.shape[:2])
     return picture[top : top + size, left : left + size]

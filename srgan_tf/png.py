@@ -1,9 +1,9 @@
-"""PNG files of 8 or 16 bits, written row by row, and the chunks of PNG files beside their pixels.
+"""PNG files of 8 or 16 bits, written row by row, and the chunks that are not pixels.
 
 Pillow's writer takes whole pictures, has no 16-bit color and compresses on one core. Here bands
-of rows are compressed side by side, as pigz does. Paeth's filter and zlib's run-length strategy
-make photographs as small as Pillow's defaults do, in a tenth of the time. No picture is ever in
-memory whole.
+of rows are compressed in parallel, as in pigz. Paeth's filter and zlib's run-length strategy
+make photographs as small as Pillow's defaults do, in a tenth of the time. No picture is ever
+in memory as a whole.
 """
 
 import collections
@@ -22,8 +22,8 @@ _COLOR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}  # channels: gray, gray and alpha, RGB, 
 _SLICE = 1 << 20  # bytes that are compressed as one piece
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
-# How colors and pixel sizes are meant, with the length of each. These hold for the upscaled
-# picture, too.
+# Chunks that define colors and pixel sizes, with the length of each. They are also true of the
+# upscaled picture.
 _MEANING = {
     b"gAMA": 4,
     b"cHRM": 32,
@@ -46,7 +46,7 @@ class Chunk(NamedTuple):
 
 
 def read_chunks(file: BinaryIO, end: bytes = b"") -> Iterator[Chunk]:
-    """Reads the chunks of a PNG file, none of any other file; the last one may be cut short.
+    """Reads the chunks of a PNG file; the last one may be truncated. Other files have none.
 
     Args:
         file: Any open file.
@@ -64,7 +64,7 @@ def read_chunks(file: BinaryIO, end: bytes = b"") -> Iterator[Chunk]:
 
 
 def meaning(file: BinaryIO) -> tuple[tuple[bytes, bytes], ...]:
-    """Reads kind and data of the chunks that say how colors and sizes are meant.
+    """Reads kind and data of the chunks that define colors and pixel sizes.
 
     Args:
         file: Any open file; other formats have none.
@@ -83,7 +83,7 @@ def without_metadata(file: BinaryIO) -> tuple[io.BytesIO, bytes, list[str]] | No
 
     Returns:
         The copy, the color profile (empty if it has none), and the kinds of the chunks that are
-        missing from the copy. None if that would not be another file, or would be no picture.
+        missing from the copy. None if the copy would equal the file or would not be a picture.
     """
     copy, icc, missing, color_type = io.BytesIO(), b"", [], None
     copy.write(_SIGNATURE)
@@ -218,7 +218,7 @@ def _compress(
     """Filters and deflates rows, uint8 [n, bytes of a row], below the row `above`.
 
     Returns:
-        A piece of a deflate stream that ends at a whole byte, and the filtered bytes.
+        A piece of a deflate stream that ends on a byte boundary, and the filtered bytes.
     """
     filtered = np.empty([rows.shape[0], 1 + rows.shape[1]], np.uint8)
     filtered[:, 0] = 4  # Paeth

@@ -8,12 +8,12 @@ from pathlib import Path
 
 
 def here() -> dict:
-    """Returns commit and versions, as records state them."""
+    """Returns commit and versions, as they are recorded."""
     return {"commit": commit(), "versions": versions()}
 
 
 def commit() -> str | None:
-    """Returns this checkout's commit, with "+" if files were changed; None if it is unknown."""
+    """Returns this checkout's commit, with "+" if files have changed; None if it is unknown."""
     root = Path(__file__).parents[1]
     if not (root / ".git").exists():
         return None

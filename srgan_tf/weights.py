@@ -38,11 +38,11 @@ def bundled() -> list[str]:
 
 
 def load_generator(spec: str) -> tuple[keras.Model, dict]:
-    """Loads a trained generator, in float32 unless a .keras file states another type.
+    """Loads a trained generator, in float32 unless a .keras file states another dtype.
 
     Args:
-        spec: A name of `bundled()`; a run folder, for its final weights, or the best of an
-            unfinished run; a .weights.h5 file of a generator of any number of blocks and
+        spec: A name from `bundled()`; a run folder, for its final weights, or the best ones if the
+            run is unfinished; a .weights.h5 file of a generator of any number of blocks and
             filters; or a .keras file.
 
     Returns:
@@ -50,7 +50,7 @@ def load_generator(spec: str) -> tuple[keras.Model, dict]:
         (the momentum of `train.py --ema`), each None if unknown.
 
     Raises:
-        FileNotFoundError, ValueError: Nothing has this name, or it is no generator; one line.
+        FileNotFoundError, ValueError: Nothing has this name, or it is not a generator; one line.
     """
     card = read_card(spec)
     path = Path(card["path"])
@@ -59,9 +59,9 @@ def load_generator(spec: str) -> tuple[keras.Model, dict]:
 
 
 def load_layers(spec: str) -> dict[str, folding.Layer]:
-    """Loads a trained generator's folded layers, from a .weights.h5 file without Keras.
+    """Loads a trained generator's folded layers. A .weights.h5 file needs no Keras.
 
-    To import Keras would take longer than all the rest.
+    Importing Keras would take longer than everything else.
 
     Args:
         spec: As in `load_generator`.
@@ -80,16 +80,16 @@ def load_layers(spec: str) -> dict[str, folding.Layer]:
 
 
 def parse_blend(spec: str) -> Blend | None:
-    """Parses the spelling of a blend of two networks' pictures, or returns None for other specs.
+    """Parses the spec of a blend of two networks' pictures; returns None for other specs.
 
     Args:
         spec: "blend:DETAIL" for the bundled pair, the dial of `upscale.py --detail`, or
             "blend:DETAIL:FIRST:SECOND", where FIRST and SECOND are specs as in `load_generator`.
-            DETAIL is the weight of the second's picture, 0 to 1. (Write ./blend:... for a path
-            that begins like this.)
+            DETAIL is the weight of the second's picture, 0 to 1. (If a path begins like this, write
+            ./blend:... instead.)
 
     Raises:
-        ValueError: The spec starts with "blend:" but is not spelled like this; one line.
+        ValueError: The spec starts with "blend:" but does not have this form; one line.
     """
     if not spec.startswith("blend:"):
         return None
@@ -126,7 +126,7 @@ def read_card(spec: str) -> dict:
             record, steps = json.loads(run.read_text()), None
             if card["name"] == "generator":
                 steps = record["config"]["steps"]
-                # While a finished run is continued, its weights are those of fewer steps.
+                # While a finished run continues, its weights have fewer steps than its config.
                 with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                     steps = json.loads(path.with_name("scores.json").read_text())["steps"]
             card |= {
@@ -186,7 +186,7 @@ def _load(path: Path) -> keras.Model:
 
     if path.suffix == ".keras":
         if not zipfile.is_zipfile(path):
-            raise ValueError("it is no zip file, as .keras files are")
+            raise ValueError("it is not a zip file, as .keras files are")
         return keras.models.load_model(path, compile=False)
     arrays = _read(path)
     generator = networks.build_generator(
@@ -200,11 +200,11 @@ def _load(path: Path) -> keras.Model:
 
 
 def _read(path: Path) -> dict[str, list[np.ndarray]]:
-    """Reads a weights file by our names of layers; Keras names them by class and number."""
+    """Reads a weights file, with the layer names of `networks`; Keras uses class and number."""
     import h5py
 
     if not h5py.is_hdf5(path):
-        raise ValueError("it is no HDF5 file, as .weights.h5 files are")
+        raise ValueError("it is not an HDF5 file, as .weights.h5 files are")
     with h5py.File(path) as file:
         layers = file["layers"]
         stored = []
@@ -219,7 +219,7 @@ def _read(path: Path) -> dict[str, list[np.ndarray]]:
             count += hasattr(item, "shape")
 
         layers.visititems(add)
-    # Two for each block, and the first, the last, the trunk's and two sub-pixel ones.
+    # Two for each block, plus the first, the last, the trunk's and two sub-pixel ones.
     blocks = (len(stored[0]) - 5) // 2
     names = [[n for n in kind if n] for kind in zip(*folding.parts(blocks), strict=True)]
     if blocks < 1 or [len(kind) for kind in stored] != [len(kind) for kind in names]:

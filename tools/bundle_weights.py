@@ -4,15 +4,15 @@
     python tools/bundle_weights.py --run_dir=runs/srresnet-mse --scores=scores/scores.json \
         --name=srresnet_mse --data="400 photographs of BSDS500"
 
-writes srgan_tf/pretrained/srresnet_mse.weights.h5 (convolution kernels in float16, everything else
-unchanged) and its card, srresnet_mse.json.
+This writes srgan_tf/pretrained/srresnet_mse.weights.h5 (convolution kernels in float16, everything
+else unchanged) and its card, srresnet_mse.json.
 """
 
 import json
 import sys
 from pathlib import Path
 
-# From a checkout the package need not be installed.
+# In a checkout the package need not be installed.
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from absl import app, flags
@@ -23,7 +23,7 @@ from srgan_tf import command_line
 ROOT = Path(__file__).resolve().parents[1]
 PRETRAINED = ROOT / "srgan_tf" / "pretrained"
 FLAGS = flags.FLAGS
-# train.py's flag, here the folder of a finished run.
+# train.py's flag; here it is the folder of a finished run.
 flags.declare_key_flag("run_dir")
 flags.mark_flag_as_required("run_dir")
 flags.DEFINE_string("name", None, "The bundled name, for --weights.", required=True)
@@ -116,7 +116,7 @@ def make_card(record: dict, scores: dict, final: Path) -> dict:
             f"{FLAGS.scores}: no scores of the current {final}, run evaluate.py on it (again)"
         )
     config = record["config"]
-    if record.get("drop_step"):  # of a run that was continued with more steps, too
+    if record.get("drop_step"):  # also right for a run that continued with more steps
         config = config | {"learning_rate_drop_at": record["drop_step"] / config["steps"]}
     flags_given = [
         f"--{name}={str(value).lower() if isinstance(value, bool) else value}"

@@ -1,4 +1,4 @@
-r"""Draws docs/comparison.png: details of two sample photographs as LR, bicubic, each --weights, HR.
+r"""Draws docs/comparison.png: details of two sample photographs: LR, bicubic, each --weights, HR.
 
 python tools/comparison.py --weights=srresnet_mse --weights=srgan_vgg54
 """
@@ -6,7 +6,7 @@ python tools/comparison.py --weights=srresnet_mse --weights=srgan_vgg54
 import sys
 from pathlib import Path
 
-# From a checkout the package need not be installed.
+# In a checkout the package need not be installed.
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np

@@ -3,11 +3,11 @@
     python tools/train_jax.py --flagfile=vgg54.flags --train_data=FOLDER \
         --steps_per_call=100 --log_every=100
 
-Networks and losses are those of train.py, on Keras' JAX backend. All pictures are in the
-device's memory, where crops and their LR are computed. The run folder holds run.json, metrics.jsonl
-and the weights, like train.py's: generator.weights.h5 at the end, generator.newest.weights.h5 until
-then. The same command resumes from state.npz. A step's batch depends on the seed and the step
-alone, but differs from train.py's.
+Networks and losses are the same as in train.py, on Keras' JAX backend. All pictures are in the
+device's memory, where crops and their LR are computed. Like train.py's, the run folder holds
+run.json, metrics.jsonl and the weights: generator.newest.weights.h5 during the run, and
+generator.weights.h5 at its end. The same command resumes from state.npz. A step's batch depends
+only on the seed and the step, but differs from train.py's.
 """
 
 import contextlib
@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 os.environ["KERAS_BACKEND"] = "jax"
-# Without it a GPU sums in any order, and a resumed run ends with other bits.
+# Without this, a GPU sums in any order, and a resumed run ends with other bits.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
-# From a checkout the package need not be installed.
+# In a checkout the package need not be installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from absl import app, flags
@@ -36,7 +36,7 @@ from srgan_tf import command_line
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(train)
 
-# Flags whose other values this script does not support.
+# Flags that this script supports with these values only.
 _FIXED = {
     "cache": False, "deterministic": True, "dry_run": False, "jit_compile": False,
     "keep_checkpoints": 3, "val_data": "", "validate_lpips": None,
@@ -65,7 +65,7 @@ def main(argv) -> int:
 
 
 def run_training(config, received: list[int]) -> int:
-    """Trains to the last step, or until `received` is no longer empty; returns the exit code.
+    """Trains to the last step or until `received` is not empty; returns the exit code.
 
     Args:
         config: A `recipe.Config`.
@@ -113,10 +113,13 @@ def run_training(config, received: list[int]) -> int:
 
 
 def read_pictures(config) -> tuple[list, list, int]:
-    """Reads all pictures, uint8 [h, w, 3]: for training, crops for validation, number skipped.
+    """Reads all pictures, uint8 [h, w, 3].
+
+    Returns:
+        Pictures to train on, crops to validate on, and the number of skipped pictures.
 
     Raises:
-        ValueError: There are none, or too few.
+        ValueError: There are no pictures, or too few.
     """
     import numpy as np
 
@@ -159,11 +162,11 @@ def describe(training: list, skipped: int) -> dict:
 
 
 def start_or_resume(config, record: dict | None, found: dict) -> tuple:
-    """Builds the networks and records that a run starts or resumes.
+    """Builds the networks and records the start or resumption of the run.
 
     Args:
         config: A `recipe.Config`.
-        record: From `resume.earlier_run`; None for a run that starts.
+        record: From `resume.earlier_run`; None for a new run.
         found: From `describe`.
 
     Returns:
@@ -212,11 +215,11 @@ def compiled_steps(model: "Model", draw: Callable) -> Callable:
 
 
 def averages(config, model: "Model", draw: Callable) -> Callable:
-    """Makes the function that returns what is validated and written: with --ema the average.
+    """Makes the function that returns the state to validate and to write: with --ema the average.
 
     Returns:
-        (state, pixels, step) -> the state itself without --ema; with it one that has the averaged
-        generator, its batch statistics measured on the 100 batches from the step on.
+        (state, pixels, step) -> without --ema, the state itself. With it, a state that has the
+        averaged generator, with batch statistics measured on the 100 batches from the step on.
     """
     import jax
 
@@ -252,7 +255,7 @@ class Rows:
         self._file.close()
 
     def add(self, step: int, sums: dict, is_row: bool) -> None:
-        """Adds the sums of the logs up to a step, and writes their means if that makes a row.
+        """Adds the sums of the logs up to a step; if `is_row`, also writes their means.
 
         Raises:
             ValueError: The loss is not finite.
@@ -291,7 +294,7 @@ def make_draw(config, training: list) -> tuple:
 
     Returns:
         (pixels, step) -> lr float32 [N, s/4, s/4, 3] in [0, 1] and hr [N, s, s, 3] in [-1, 1]; and
-        the pixels on the device. They are an argument, since a compiled function would embed
+        the pixels on the device. The pixels are an argument, since a compiled function would embed
         captured arrays in its program.
 
     Raises:
@@ -325,7 +328,7 @@ def make_draw(config, training: list) -> tuple:
         def ordered(epoch):
             return jax.random.permutation(jax.random.fold_in(key, epoch), count)
 
-        if count >= config.batch_size:  # the rest of an epoch is not drawn
+        if count >= config.batch_size:  # an incomplete last batch is not drawn
             batches = count // config.batch_size
             first = step % batches * config.batch_size
             return jax.lax.dynamic_slice(ordered(step // batches), [first], [config.batch_size])
@@ -366,7 +369,7 @@ class Model(NamedTuple):
     Attributes:
         state: Everything that a step changes, as a tree of arrays.
         step: From (state, lr, hr) to the next state and the logs; to be compiled.
-        psnr: From (state, pictures hr) to their mean PSNR, the paper's, dB.
+        psnr: From (state, pictures hr) to their mean PSNR as in the paper, in dB.
         assign: Assigns a state's weights to the Keras generator.
         averaged: From (state, batches lr) to a state with the averaged generator of --ema, whose
             batch statistics are means over the batches.
@@ -484,7 +487,7 @@ def make_model(config, generator, discriminator, content) -> Model:
 
     @jax.jit
     def batch_statistics(trained, lr):
-        # From zeros, one call moves the statistics by this share of the batch's.
+        # One call moves zeros toward the batch's statistics by this share.
         share = 1 - norms[0].momentum
         zeros = [jax.numpy.zeros_like(v.value) for v in generator.non_trainable_variables]
         moved = generator.stateless_call(trained, zeros, lr, training=True)[1]
@@ -508,7 +511,7 @@ def save(run_dir: Path, state, shown, step: int, generator, model: Model, is_las
     """Writes the weights of the state `shown`, then the state that a run resumes from.
 
     Raises:
-        ValueError: Something is not finite.
+        ValueError: A value of the state is not finite.
     """
     import jax
     import numpy as np

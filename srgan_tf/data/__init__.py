@@ -1,4 +1,4 @@
-"""Pictures to train on: what there is (`sources`), and what a step gets (`batches`)."""
+"""Pictures to train on: collections (`sources`), and the batch of each step (`batches`)."""
 
 from srgan_tf.data.batches import training_batches
 from srgan_tf.data.sources import (

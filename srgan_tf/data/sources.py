@@ -1,4 +1,4 @@
-"""Collections of pictures to draw from: folders, TFDS or sample pictures; nothing decoded."""
+"""Collections of pictures to draw from: folders, TFDS or sample pictures, not yet decoded."""
 
 import dataclasses
 import hashlib
@@ -18,24 +18,24 @@ from srgan_tf import files, pictures, resize
 
 CODINGS = ("other", "jpeg", "png")
 
-# "Epochs" whose permutations choose validation pictures; those of the training count from 0.
+# "Epochs" whose permutations choose validation pictures; training epochs count from 0.
 _SPLIT, _VALIDATION = -1, -2
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A collection of pictures to draw from: the header of each, nothing decoded.
+    """A collection of pictures to draw from: only their headers, no decoded pixels.
 
     Attributes:
         spec: The data set as the user named it, see `open_source`.
         names: Name of each picture: its path, or "tfds:NAME:SPLIT#RECORD".
-        sizes: int32 [N, 2], height and width in pixels, of the upright picture.
+        sizes: int32 [N, 2], height and width in pixels, of the oriented picture.
         orientations: int32 [N], EXIF orientation 1 to 8.
         codings: int32 [N], index into `CODINGS`, see `pictures.Header`.
         skipped: (name, reason) of each picture that is too small or unreadable.
-        records: int64 [N], the record number of each picture, where pictures are not files.
-        read_record: Function from a record number to the encoded picture, likewise; raises
-            ValueError.
+        records: int64 [N], the record number of each picture; None where pictures are files.
+        read_record: Function from a record number to the encoded picture; None where pictures are
+            files. It raises ValueError.
     """
 
     spec: str
@@ -48,11 +48,11 @@ class Source:
     read_record: Callable[[int], bytes] | None = None
 
     def __len__(self) -> int:
-        """Number of usable pictures."""
+        """Returns the number of usable pictures."""
         return len(self.names)
 
     def subset(self, indices: Sequence[int]) -> "Source":
-        """The pictures at these places, in this order; without `skipped`."""
+        """Returns the pictures at these indices, in this order, without `skipped`."""
         indices = np.asarray(indices, np.int64)
         return dataclasses.replace(
             self,
@@ -85,9 +85,9 @@ def open_source(spec: str, *, min_size: int = 96) -> Source:
     A picture is skipped if its shorter side is less than `min_size` or its header cannot be read.
     The log names it, and `skipped` lists it.
 
-    The headers of a folder are read at each start, some thousand files a second. Those of a TFDS
-    data set require its whole records, also some thousand a second (ImageNet: about ten minutes),
-    so they are stored in a small file beside the data set.
+    The headers of a folder are read at each start, some thousand files a second. For a TFDS data
+    set this means reading whole records, also some thousand a second (ImageNet: about ten minutes),
+    so its headers are stored in a small file beside it.
 
     Args:
         spec: A folder, searched at any depth; `tfds:NAME[/CONFIG][:SPLIT]` (by default the split
@@ -116,7 +116,7 @@ def _open_tfds(spec: str, min_size: int) -> Source:
     if not match:
         raise ValueError(f"{spec}: should read tfds:NAME[/CONFIG][:SPLIT]")
     name, split = match[1], match[2] or "train"
-    import array_record  # noqa: F401  (TFDS would fail later, and less plainly)
+    import array_record  # noqa: F401  (TFDS would fail later, with a less clear error)
     import tensorflow_datasets as tfds
 
     try:
@@ -145,7 +145,7 @@ def _open_tfds(spec: str, min_size: int) -> Source:
             raise ValueError(f"{name}:{split}#{number}: damaged record ({reason})") from error
 
     names = [f"tfds:{name}:{split}#{number}" for number in range(len(data_source))]
-    # The slugs of splits as different as train[:9] and train[-9:] are equal.
+    # Splits as different as train[:9] and train[-9:] have equal slugs.
     slug = re.sub(r"\W+", "_", f"{key}-{split}") + f"-{zlib.crc32(split.encode()):08x}"
     index = os.path.join(builder.data_dir, f"srgan_tf_headers-{slug}.npz")
     headers, reasons = _stored_headers(index, len(names)) or _scan(
@@ -165,8 +165,8 @@ def _scan(
         index: File to store the result in, for `_stored_headers`.
 
     Returns:
-        int32 [N, 4]: height, width, orientation, index of the coding in CODINGS; and by number
-        the reasons why pictures cannot be read, whose rows are 0.
+        int32 [N, 4]: height, width, orientation, index of the coding in CODINGS; and, by number,
+        why pictures cannot be read. Their rows are 0.
     """
 
     def look(number):
@@ -198,7 +198,7 @@ def _scan(
 
 
 def _stored_headers(index: str, count: int) -> tuple[np.ndarray, dict[int, str]] | None:
-    """Loads the headers that `_scan` stored, or None if there are none of `count` pictures."""
+    """Loads the headers that `_scan` stored; None if there are none for `count` pictures."""
     try:
         with np.load(index) as stored:
             if len(stored["headers"]) == count:
@@ -240,7 +240,7 @@ def _usable(spec, names, headers, reasons, min_size, read_record=None) -> Source
 
 
 def split_validation(source: Source, count: int, seed: int) -> tuple[Source, Source]:
-    """Sets pictures aside for validation, chosen by the seed and the number of pictures alone.
+    """Sets pictures aside for validation, chosen only by the seed and the number of pictures.
 
     Args:
         source: The pictures.
@@ -281,7 +281,7 @@ def shuffled(positions: tf.Tensor, count: int, seed: int, epoch: int | tf.Tensor
 def validation_pairs(
     source: Source, *, count: int, max_size: int = 384
 ) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    """Reads a fixed choice of pictures and their bicubic x1/4.
+    """Reads a fixed choice of pictures and shrinks them by 4 with Matlab's bicubic.
 
     Args:
         source: The pictures.
@@ -317,10 +317,10 @@ def describe(source: Source) -> dict:
     """Describes a source for run.json.
 
     Returns:
-        JSON values: `spec`; `pictures`, their number; `left_out`, the number of skipped ones, and
+        JSON values: `spec`; `pictures`, their number; `left_out`, the number of skipped ones;
         `left_out_first`, name and reason of the first 20; smallest, largest and total megapixels;
-        `fingerprint`, which changes with the names, sizes and order of the pictures, but not with
-        the path of their folder.
+        and `fingerprint`, which changes with the names, sizes and order of the pictures, but not
+        with the path of their folder.
     """
     megapixels = source.sizes.astype(np.float64).prod(axis=1) / 1e6
     return {

@@ -1,1 +1,1 @@
-"""evaluate.py's room: sets, scoring, tables, the report."""
+"""For evaluate.py: sets, scoring, tables, the report."""

@@ -26,7 +26,7 @@ flags.DEFINE_string(
     "host",
     "localhost",
     "Address to listen on. The default is this machine only; 0.0.0.0 is every network that the "
-    "machine is in.",
+    "machine is on.",
 )
 flags.DEFINE_integer(
     "port", 8000, "Port to listen on; 0 is any free one.", lower_bound=0, upper_bound=65535
@@ -46,7 +46,7 @@ class Collector(ThreadingHTTPServer):
         """Reads the kit and binds the port.
 
         Raises:
-            ValueError, OSError: The folder is no kit or cannot be written to, or the port is taken.
+            ValueError, OSError: The folder is not a kit or not writable, or the port is taken.
         """
         self.kit = mos_kit.read_kit(folder)
         self.folder = folder
@@ -64,8 +64,8 @@ class Collector(ThreadingHTTPServer):
             raise ValueError(f"--host={host} --port={port}: {error.strerror}") from error
 
     def read_collected(self) -> None:
-        """Reads the ratings that the kit has; those that cannot be counted are named on stderr."""
-        for path in ratings.files_in(self.collected):  # not what a killed server half wrote
+        """Reads the kit's ratings; names those that cannot be counted on stderr."""
+        for path in ratings.files_in(self.collected):  # not a killed server's partial files
             try:
                 content = path.read_bytes()
                 self._received.append((ratings.parse(content, self.kit), content))
@@ -76,7 +76,7 @@ class Collector(ThreadingHTTPServer):
         """Keeps a rating file.
 
         Returns:
-            The status and the text of the answer. After OK the file is on the disk.
+            The status and the text of the answer. If the status is OK, the file is on disk.
         """
         try:
             sent = ratings.parse(content, self.kit)

@@ -18,13 +18,13 @@ _VERSION = 1
 
 
 class KeptResults:
-    """Results by key: a line for each in `kept.jsonl`, its picture in `pictures/`.
+    """Results by key: each has a line in `kept.jsonl` and a picture in `pictures/`.
 
-    A line is written only after its picture. The last line of a key counts.
+    A line is written only after its picture. If a key has several lines, the last one counts.
     """
 
     def __init__(self, out_dir: Path | None, fresh: bool = False):
-        """Reads what `out_dir` holds, or removes it if `fresh`; keeps nothing if there is none.
+        """Reads the results in `out_dir`, or removes them if `fresh`; None keeps nothing.
 
         Raises:
             ValueError: The folder cannot be written to.
@@ -67,9 +67,9 @@ class KeptResults:
         """Keeps a result as `pictures/SET/PICTURE/NAME-KEY.png` and returns its record.
 
         Args:
-            sha256: Of the method.
+            sha256: The method's hash.
             picture: The picture that the method upscaled.
-            name: Of the method.
+            name: The method's name.
             sr: The result, uint8 [H, W] or [H, W, 3].
         """
         key = _key(sha256, picture)
@@ -84,7 +84,7 @@ class KeptResults:
         return self.update({"key": key, "file": file.as_posix(), "scores": {}})
 
     def update(self, record: dict) -> dict:
-        """Writes and returns a record whose picture exists, in place of an older one of its key."""
+        """Writes and returns a record whose picture exists; it replaces an older one of its key."""
         if self._log:
             self._records[record["key"]] = record
             with self._writing():
@@ -107,7 +107,7 @@ class KeptResults:
 
 
 def _record(line: str) -> dict | None:
-    """Reads a line of `kept.jsonl`; None where an interruption cut it short or it is damaged."""
+    """Reads a line of `kept.jsonl`; returns None if it is damaged or cut short."""
     try:
         record = json.loads(line)
         key, file, scores = record["key"], record["file"], record.get("scores", {})
@@ -126,7 +126,7 @@ def _key(sha256: str, picture: Picture) -> str:
 
 
 def _file_name(name: str) -> str:
-    """Makes a file name of a name; distinct names stay distinct."""
+    """Makes a file name from a name; distinct names stay distinct."""
     safe = re.sub(r"[^\w.-]+", "_", name).strip(".")
     if safe == name:
         return name

@@ -20,7 +20,7 @@ class Method:
     Attributes:
         name: As shown in the tables.
         upscale: From lr uint8 [h, w] or [h, w, 3] to sr uint8 [4h, 4w] or [4h, 4w, 3].
-        sha256: Of the weights; for interpolation its name.
+        sha256: The hash of the weights; for interpolation, its name.
         card: The weights' metadata: path, variant, steps, vgg...; empty for interpolation.
         detail: For a blend, the weight of the second of its `parts`, between 0 and 1.
         parts: For a blend, the two methods whose pictures it averages.
@@ -52,8 +52,8 @@ def bicubic(lr: np.ndarray) -> np.ndarray:
 def blend_pictures(first: np.ndarray, second: np.ndarray, detail: float) -> np.ndarray:
     """Averages two uint8 pictures of one shape; `detail`, 0 to 1, is the weight of the second.
 
-    Each network runs once for all positions of the dial. The average of rounded pictures differs
-    from that of `upscaling.blended` by at most one level.
+    This way each network runs once for all positions of the dial. The average of rounded pictures
+    differs from the result of `upscaling.blended` by at most one level.
     """
     return np.rint((1 - detail) * first + detail * second).astype(np.uint8)
 
@@ -85,7 +85,7 @@ def load_methods(specs: Iterable[str], *, tile: int | None = None) -> list[Metho
         return loaded[key]
 
     methods = [Method("nearest", nearest, "nearest"), Method("bicubic", bicubic, "bicubic")]
-    names = {}  # by identity: what to call a method whose own name is not distinct
+    names = {}  # by identity: names for methods whose own name is not distinct
     for spec in specs:
         method = load(spec)
         if id(method) not in names:
@@ -129,9 +129,9 @@ def _blend(name: str, detail: float, first: Method, second: Method) -> Method:
 
 
 def match_channels(sr: np.ndarray, hr: np.ndarray) -> np.ndarray:
-    """Converts sr to gray or RGB as hr is, so that it is scored on the original's own values.
+    """Converts sr to gray or RGB like hr, so that it is scored on the original's own values.
 
-    Gray is BT.601's, as any program would save it.
+    Gray is BT.601 luma, as any program would save it.
 
     Args:
         sr: uint8 [H, W] or [H, W, 3].

@@ -21,9 +21,9 @@ def summarize(kit: Kit, counted: Sequence[Ratings]) -> dict:
         counted: The ratings to count, at least one.
 
     Returns:
-        What `json.dumps` takes: kit; raters, their aliases; uncalibrated, the aliases of those who
-        failed calibration; alpha, Krippendorff's, None if it is undefined; and
-        sets, by name: pictures, their number; methods, see `_describe`; tests, see `_compare`.
+        Values for `json.dumps`: kit; raters, their aliases; uncalibrated, the aliases of those who
+        failed calibration; alpha, Krippendorff's, None if it is undefined; and sets. Each set has,
+        by its name: pictures, their number; methods, see `_describe`; tests, see `_compare`.
     """
     sets = {}
     for name in kit.sets:
@@ -54,7 +54,7 @@ def summarize(kit: Kit, counted: Sequence[Ratings]) -> dict:
 def _scores(
     kit: Kit, counted: Sequence[Ratings], set_name: str, pictures: Sequence[str]
 ) -> np.ndarray:
-    """Scores on one set: int [raters, pictures, methods]."""
+    """Returns the scores on one set: int [raters, pictures, methods]."""
     files = {item: file for file, item in kit.items.items()}
     grid = [[files[set_name, picture, method] for method in kit.variants] for picture in pictures]
     return np.array([[[r.scores[file] for file in row] for row in grid] for r in counted])
@@ -64,8 +64,8 @@ def _describe(scores: np.ndarray) -> dict:
     """Describes one method's scores, int [raters, pictures].
 
     Returns:
-        mos; interval, see `confidence_interval`; ratings, their number; and counts, of each score
-        from 1 to 5 (figure 5).
+        mos; interval, see `confidence_interval`; ratings, their number; and counts, the number of
+        each score from 1 to 5 (figure 5).
     """
     return {
         "mos": float(scores.mean()),
@@ -76,10 +76,10 @@ def _describe(scores: np.ndarray) -> dict:
 
 
 def confidence_interval(scores: np.ndarray) -> list[float] | None:
-    """95 % percentile interval of the mean, by a bootstrap over raters and pictures.
+    """Computes the 95 % percentile interval of the mean with a bootstrap over raters and pictures.
 
-    Both are resampled, each by itself, because both are samples: of the people and of the pictures
-    that one could have asked and shown (Owen, "The pigeonhole bootstrap", 2007).
+    Both are resampled independently, because both are samples: of the people that one could have
+    asked, and of the pictures that one could have shown (Owen, "The pigeonhole bootstrap", 2007).
 
     Args:
         scores: int [raters, pictures].
@@ -107,14 +107,14 @@ def confidence_interval(scores: np.ndarray) -> list[float] | None:
 def _compare(methods: dict[str, np.ndarray]) -> list[dict]:
     """Tests all pairs of methods with two-sided Wilcoxon signed-rank tests.
 
-    A pair is what one rater gave two versions of one picture.
+    A pair is the scores that one rater assigned to two versions of one picture.
 
     Args:
         methods: By name, int [raters, pictures].
 
     Returns:
-        For each pair: methods, their names; difference, of their MOS, the second's less the
-        first's; p; and holm, p after Holm's correction for the number of pairs.
+        For each pair: methods, their names; difference, the second's MOS minus the first's; p; and
+        holm, p after Holm's correction for the number of pairs.
     """
     tests = []
     for (first, a), (second, b) in itertools.combinations(methods.items(), 2):
@@ -127,13 +127,13 @@ def _compare(methods: dict[str, np.ndarray]) -> list[dict]:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction (Scandinavian Journal of Statistics, 1979).
+    """Applies Holm's step-down correction (Scandinavian Journal of Statistics, 1979).
 
     Args:
-        p_values: Raw, in any order.
+        p_values: Uncorrected values, in any order.
 
     Returns:
-        Corrected, in the same order, at most 1.
+        The corrected values, in the same order, at most 1.
     """
     order = np.argsort(p_values)
     factors = np.arange(len(p_values), 0, -1)
@@ -143,12 +143,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def agreement(kit: Kit, counted: Sequence[Ratings]) -> float | None:
-    """Krippendorff's alpha of all ratings, on the interval scale: 1 is perfect, 0 is chance.
+    """Computes Krippendorff's alpha of all ratings on the interval scale: 1 is perfect, 0 chance.
 
-    A mean of scores takes the steps between them as equal, and so does this scale.
+    A mean of scores assumes equal steps between them, and so does this scale.
 
     Returns:
-        None if there is only one rater, or all scores are the same.
+        Alpha; None if there is only one rater or all scores are the same.
     """
     if len(counted) < 2:
         return None

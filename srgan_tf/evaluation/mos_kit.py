@@ -19,11 +19,11 @@ from srgan_tf.evaluation import methods, scoring, sets
 
 ORIGINAL = "original"  # the method whose picture is hr itself
 PAGE, KEY, PICTURES, RATINGS = "index.html", "kit.json", "pictures", "ratings"
-WORST, BEST = 1, 5  # of the scale, and the scores that calibration expects
+WORST, BEST = 1, 5  # the ends of the scale, and the scores that calibration expects
 
-# The paper calibrates on 20 pictures. These parts of them fit most windows at 1:1.
+# The paper calibrates on 20 pictures. Parts of this size fit most windows at 1:1.
 _CALIBRATION_PICTURES, _CALIBRATION_SIDE = 20, 384
-# The sharpest photographs that scikit-image's wheel carries. The gray ones are none of the
+# The sharpest photographs that scikit-image's wheel carries. The gray ones are not among the
 # `sample` pictures, so that those can be rated.
 _CALIBRATION_SAMPLES = (
     "astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png",
@@ -46,10 +46,10 @@ class Kit:
     Attributes:
         id: Hash of everything in the key.
         sets: Names of the sets, in the order of the tables.
-        variants: By method, in the order of the tables, what the paper calls it, or None.
+        variants: By method, in the order of the tables, the paper's name for it, or None.
         items: By file name, the pictures to rate.
         calibration: By file name, the warm-up's pictures and the score that each deserves.
-        files: Names of all pictures, those of the examples too.
+        files: Names of all pictures, including the examples.
     """
 
     id: str
@@ -65,16 +65,16 @@ def check_folder(
     rated: Sequence[methods.Method],
     out_dir: str | os.PathLike | None,
 ) -> None:
-    """Checks that a kit can be written to `folder`: before hours of scoring, not after.
+    """Checks that a kit can be written to `folder`, before hours of scoring instead of after.
 
     Args:
-        folder: The kit's.
+        folder: The kit's folder.
         rated: The methods to rate.
-        out_dir: Where the results will be kept, if they are.
+        out_dir: Where the results will be kept; None if they are not.
 
     Raises:
-        ValueError: The folder holds something, or will; it is a link; its parent cannot be written
-            to; or a method is called "original".
+        ValueError: The folder is not empty, or will not be; it is a link; its parent is not
+            writable; or a method is called "original".
     """
     if any(method.name == ORIGINAL for method in rated):
         raise ValueError(f"{ORIGINAL}: weights of this name cannot be rated; rename them")
@@ -127,7 +127,7 @@ def calibration_pictures(
 
 
 def _fingerprint(path: Path) -> str | None:
-    """Hash of a picture's pixels; None if it cannot be read, which is reported when it is used."""
+    """Hashes a picture's pixels; None if it cannot be read, which is reported when it is used."""
     try:
         picture = pictures.read_scoring(path)
     except ValueError:
@@ -145,9 +145,9 @@ def write_kit(
     """Writes a kit: `index.html`, which needs no server, `pictures/`, and `kit.json`, the key.
 
     Args:
-        results: What to rate, from `scoring.evaluate` with the same `out_dir`.
+        results: The results to rate, from `scoring.evaluate` with the same `out_dir`.
         out_dir: Where the results are kept.
-        folder: The kit's, checked by `check_folder`.
+        folder: The kit's folder, checked by `check_folder`.
         calibration: From `calibration_pictures`.
         count: Pictures to rate in all versions, drawn evenly from the sets; by default all.
 
@@ -168,8 +168,8 @@ def write_kit(
         for number, hr in enumerate(calibration)
         for score, picture in ((WORST, _nearest(hr)), (BEST, hr))
     ]
-    # The names are numbers in an order that nobody can reconstruct, and files are written in that
-    # order, so that neither names nor times tell which method made a picture.
+    # The names are numbers in a random order that nobody can reconstruct. Files are written in the
+    # order of the numbers, so that neither names nor times tell which method made a picture.
     secret = random.SystemRandom()
     names = [f"{number:04}.png" for number in range(len(rated) + len(shown))]
     secret.shuffle(names)
@@ -226,7 +226,7 @@ def write_kit(
 
 
 def _draw(places: list[tuple[str, str]], count: int | None) -> list[tuple[str, str]]:
-    """Draws `count` (set, picture) pairs at random, in turn from each set; all if None."""
+    """Draws `count` (set, picture) pairs at random, from each set in turn; all if None."""
     if count is None or count >= len(places):
         return places
     by_set: dict[str, list] = {}
@@ -243,7 +243,7 @@ def _nearest(hr: np.ndarray) -> np.ndarray:
 
 
 def _key_id(key: dict) -> str:
-    """Hash of a key without its id."""
+    """Hashes a key without its id."""
     content = {name: value for name, value in key.items() if name != "id"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -252,7 +252,7 @@ def read_kit(folder: str | os.PathLike) -> Kit:
     """Reads a kit's key.
 
     Raises:
-        ValueError: There is none, or it was changed after its kit was written.
+        ValueError: There is no key, or it was changed after its kit was written.
     """
     path = Path(folder, KEY)
     try:
@@ -260,7 +260,7 @@ def read_kit(folder: str | os.PathLike) -> Kit:
         if key["id"] != _key_id(key):
             raise ValueError("changed after its kit was written")
     except FileNotFoundError:
-        raise ValueError(f"{folder}: no rating kit, which has a {KEY}") from None
+        raise ValueError(f"{folder}: not a rating kit, which has a {KEY}") from None
     except Exception as error:  # whatever the damage leads to
         raise ValueError(f"{path}: not a kit's key ({files.one_line(error)})") from error
     return Kit(
@@ -277,10 +277,10 @@ def read_kit(folder: str | os.PathLike) -> Kit:
 
 
 def find_kit(paths: Sequence[str | os.PathLike]) -> Path:
-    """Finds the kit that ratings lie in: at one of these paths or up to two folders above.
+    """Finds the kit of ratings: at one of these paths or up to two folders above.
 
     Raises:
-        ValueError: There is none.
+        ValueError: There is no kit.
     """
     for path in map(Path, paths):
         for folder in (path, *path.absolute().parents[:2]):

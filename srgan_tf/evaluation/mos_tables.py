@@ -22,7 +22,7 @@ _METHOD_NOTE = (
 
 
 def rater_lines(summary: dict) -> list[str]:
-    """Lines about the raters: number, agreement, and who failed calibration."""
+    """Returns lines about the raters: number, agreement, and who failed calibration."""
     alpha = summary["alpha"]
     lines = [
         tables.counted(len(summary["raters"]), "rater"),
@@ -49,10 +49,10 @@ def _p(value: float) -> str:
 
 
 def terminal_tables(summary: dict) -> str:
-    """Lays a summary out for a terminal: for each set its scores and its tests.
+    """Formats a summary for a terminal: for each set, its scores and its tests.
 
     Args:
-        summary: From `mos.summarize`, with "excluded", the aliases that were not counted.
+        summary: From `mos.summarize`, plus "excluded", the aliases that were not counted.
 
     Returns:
         Lines without a newline at the end.
@@ -116,7 +116,7 @@ def write(summary: dict, skipped: Sequence[str], out_dir: str | os.PathLike) -> 
 
 
 def section_html(document: dict) -> str:
-    """The report's section: for each set a table, the distribution (figure 5) and the tests.
+    """Returns the report's section: for each set a table, the distribution (figure 5) and tests.
 
     Args:
         document: From `mos.json`.
@@ -148,7 +148,7 @@ def _table_html(name: str, results: dict) -> str:
 
 
 def _distribution_html(name: str, methods: dict) -> str:
-    """Figure 5: a strip per method with a cell for each score, the mean marked."""
+    """Draws figure 5: a strip for each method, with a cell for each score and the mean marked."""
     strips = []
     for method, row in methods.items():
         cells = []

@@ -21,10 +21,10 @@ class Point(NamedTuple):
 
 
 def draw(points: Mapping[str, Point], dials: Sequence[Sequence[tuple[str, str]]] = ()) -> str:
-    """Draws mean PSNR (x axis) against mean LPIPS (y axis), a labeled point for each method.
+    """Draws mean PSNR (x axis) against mean LPIPS (y axis), with a labeled point for each method.
 
     Args:
-        points: By method name, finite.
+        points: By method name; all values must be finite.
         dials: The (method, label) pairs that a line connects, in order.
 
     Returns:
@@ -78,7 +78,7 @@ def draw(points: Mapping[str, Point], dials: Sequence[Sequence[tuple[str, str]]]
 
 
 def _ticks(values: Sequence[float], room: float = 0.0) -> list[float]:
-    """Round numbers at equal steps around the values, with `room` steps left at both ends."""
+    """Returns round numbers at equal steps around the values, with `room` steps at both ends."""
     low, high = min(values), max(values)
     spread = (high - low) or abs(high) or 1.0
     power = 10.0 ** math.floor(math.log10(spread / 4))
@@ -92,7 +92,7 @@ def _labels(
     places: Mapping[str, tuple[float, float]],
     lines: Sequence[Sequence[str]],
 ) -> list[str]:
-    """Puts each label beside its point, where it covers no point, line or label if possible."""
+    """Puts each label beside its point so that it covers no point, line or label, if possible."""
     spots = list(places.values())
     for line in lines:
         for a, b in itertools.pairwise(places[name] for name in line):

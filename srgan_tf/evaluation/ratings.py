@@ -1,4 +1,4 @@
-"""The files in which a kit's page saves ratings, read and validated."""
+"""Reads and validates the files in which a kit's page saves ratings."""
 
 import json
 import os
@@ -14,10 +14,10 @@ LONGEST_ALIAS = 40
 
 
 class Ratings(NamedTuple):
-    """One rater's scores, integers from 1 to 5 by file name, in the order in which they rated.
+    """One rater's scores, integers from 1 to 5 by file name, in the order of rating.
 
     Attributes:
-        alias: What the rater calls themselves.
+        alias: The name that the rater chose.
         seed: 128 random bits in hexadecimal, drawn by the page: identifies the session.
         calibration: The scores of the calibration pictures.
         scores: The scores of the rated pictures.
@@ -29,7 +29,7 @@ class Ratings(NamedTuple):
     scores: dict[str, int]
 
     def is_calibrated(self, kit: Kit) -> bool:
-        """Tells whether at least 3 of 4 calibration scores are within 1 of the expected ones."""
+        """Tells whether three quarters of the calibration scores are within 1 of the expected."""
         near = [abs(score - kit.calibration[file]) <= 1 for file, score in self.calibration.items()]
         return sum(near) >= 0.75 * len(near)
 
@@ -42,10 +42,10 @@ def parse(content: bytes, kit: Kit) -> Ratings:
         kit: The kit that was rated.
 
     Returns:
-        A score for each picture of the kit.
+        The ratings, with a score for each picture of the kit.
 
     Raises:
-        ValueError: It is anything else; the message says what, and does not name the file.
+        ValueError: It is anything else; the message states the reason but does not name the file.
     """
     try:
         document = json.loads(content)
@@ -72,12 +72,12 @@ def parse(content: bytes, kit: Kit) -> Ratings:
 
 
 def checksum(document: dict) -> str:
-    """CRC-32 of a rating file's lines, which the page computes too: tells edited files apart.
+    """Computes the CRC-32 of a rating file's lines, as the page does, to detect edited files.
 
     It protects from mistakes, not from forgery, which nothing in a browser can prevent.
 
     Raises:
-        KeyError, TypeError, ValueError: The document is no rating file.
+        KeyError, TypeError, ValueError: The document is not a rating file.
     """
     lines = [document["kit"], document["seed"], document["alias"]]
     for scores in (document["calibration"], document["ratings"]):
@@ -103,11 +103,11 @@ def _scores(pairs: list, expected: Collection[str], kind: str) -> dict[str, int]
 
 
 def find_files(specs: Sequence[str]) -> list[Path]:
-    """Lists rating files: files as they are, and the .json files in folders, without a kit's key.
+    """Lists rating files: the given files, and the .json files in folders, except a kit's key.
 
     Raises:
         FileNotFoundError: A path does not exist.
-        ValueError: There are none.
+        ValueError: There are no rating files.
     """
     found: list[Path] = []
     for path in map(Path, specs):
@@ -123,7 +123,7 @@ def find_files(specs: Sequence[str]) -> list[Path]:
 
 
 def files_in(folder: Path) -> list[Path]:
-    """Lists the rating files in a folder: its .json files, without a kit's key and hidden files."""
+    """Lists the rating files in a folder: its .json files, except a kit's key and hidden files."""
     inside = sorted(folder.glob("*.json"))
     return [
         path

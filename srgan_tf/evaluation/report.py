@@ -33,7 +33,7 @@ def write_report(results: scoring.Results, out_dir: str | os.PathLike) -> Path:
         The page's path.
 
     Raises:
-        ValueError: As `read_opinions`.
+        ValueError: `read_opinions` raises it.
     """
     out_dir = Path(out_dir)
     shown = list(dict.fromkeys([*results.originals.values(), *(row.file for row in results.rows)]))
@@ -113,12 +113,12 @@ def _base64(path: Path) -> str:
 
 
 def _script_json(value) -> str:
-    """JSON that cannot end the script element around it."""
+    """Returns JSON that cannot end the script element around it."""
     return json.dumps(tables.finite(value), separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _tables_html(results: scoring.Results) -> str:
-    """A table of means for each set, with the paper's figures in parentheses."""
+    """Returns a table of means for each set, with the paper's figures in parentheses."""
     counts = results.counts()
     heads = [scoring.MEASURES[m] for m in results.measures()]
 
@@ -140,7 +140,7 @@ def _tables_html(results: scoring.Results) -> str:
 
 
 def _planes_html(results: scoring.Results) -> str:
-    """A perception-distortion plane for each set, if LPIPS was measured."""
+    """Returns a perception-distortion plane for each set if LPIPS was measured, else ""."""
     if "lpips" not in results.measures():
         return ""
     figures = []
@@ -168,7 +168,7 @@ def _planes_html(results: scoring.Results) -> str:
 
 
 def _viewer_data(results: scoring.Results, out_dir: Path, embedded: list[str]) -> dict:
-    """The data of the page's script: for each picture its size, scores, crop and files."""
+    """Returns the data of the page's script: each picture's size, scores, crop and files."""
     places = {file: f"#file{i}" for i, file in enumerate(embedded)}
     methods, measures = [method.name for method in results.methods], results.measures()
     by_picture: dict = {}
@@ -202,7 +202,7 @@ def _viewer_data(results: scoring.Results, out_dir: Path, embedded: list[str]) -
 
 
 def _hardest_crop(bicubic: np.ndarray, hr: np.ndarray) -> list[int]:
-    """The center (x, y) of the crop where bicubic differs most from the original."""
+    """Returns the center (x, y) of the crop where bicubic differs most from the original."""
     error = np.square(bicubic.astype(np.float64) - hr)
     error = error if error.ndim == 2 else error.sum(axis=-1)
     size = min(CROP, *error.shape)

@@ -1,4 +1,4 @@
-"""Scores methods on sets of pictures by the measures of `metrics`; `tables` prints the means."""
+"""Scores methods on sets of pictures with the measures of `metrics`; `tables` shows the means."""
 
 import contextlib
 import dataclasses
@@ -52,7 +52,7 @@ class Results:
     originals: dict[tuple[str, str], str]
 
     def means(self) -> dict[str, dict[str, dict[str, float]]]:
-        """Means by set and method: {set: {method: {measure: mean}}}."""
+        """Returns means by set and method: {set: {method: {measure: mean}}}."""
         collected: dict = {}
         for row in self.rows:
             by_method = collected.setdefault(row.set, {})
@@ -66,11 +66,11 @@ class Results:
         }
 
     def measures(self) -> list[str]:
-        """The measures that were taken, in the order of the tables."""
+        """Returns the measures that were computed, in the order of the tables."""
         return [name for name in MEASURES if any(name in row.scores for row in self.rows)]
 
     def dials(self) -> list[list[tuple[float, Method]]]:
-        """(detail, method) of all blends of the same pair, and of the pair itself where scored."""
+        """Returns, for each pair, (detail, method) of its blends and of its scored ends."""
         scored = {method.sha256: method for method in self.methods if not method.parts}
         dials: dict[tuple[str, ...], dict[float, Method]] = {}
         for method in self.methods:
@@ -82,7 +82,7 @@ class Results:
         return [sorted(positions.items()) for positions in dials.values()]
 
     def counts(self) -> dict[str, int]:
-        """Number of pictures scored in each set."""
+        """Returns the number of pictures scored in each set."""
         scored = {(row.set, row.picture) for row in self.rows}
         return {s.name: sum(name == s.name for name, _ in scored) for s in self.sets}
 
@@ -104,8 +104,8 @@ def evaluate(
         out_dir: Where to keep results as soon as they are computed: `kept.jsonl` and `pictures/`.
             Results kept there for the same pictures and weights are reused. None keeps nothing.
         fresh: Recompute everything.
-        lpips: From `lpips.load`, to measure that too.
-        progress: Called with the fraction done, in 0..1, and a description of what is next.
+        lpips: From `lpips.load`, to measure LPIPS, too.
+        progress: Called with the fraction done, in 0..1, and a description of the next step.
 
     Returns:
         The results. A picture that cannot be scored with every method is in `skipped`.
@@ -118,7 +118,7 @@ def evaluate(
     skipped = [line for s in sets for line in s.skipped]
     work = _estimate_work(sets, methods)
     ahead = dict(zip(work, np.cumsum(list(work.values())[::-1])[::-1], strict=True))
-    done = 0.0  # work on what is computed: not on kept results and skipped pictures
+    done = 0.0  # work that was computed, without kept results and skipped pictures
     with contextlib.closing(KeptResults(Path(out_dir) if out_dir else None, fresh)) as kept:
         for name, pair in [(s.name, pair) for s in sets for pair in s.pairs]:
             scored = []
@@ -132,7 +132,7 @@ def evaluate(
                     here = name, pair.name, method.name
                     progress(done / (done + ahead[here]), f"{name} {pair.name}: {method.name}")
                     record = kept.find(method.sha256, picture)
-                    # A kept result may lack a measure that is asked for now.
+                    # A kept result may lack a measure that is requested now.
                     if not (record and measures.keys() <= record["scores"].keys()):
                         record, sr = _result(method, picture, kept, reused)
                         record = kept.update(record | {"scores": _scores(sr, picture, measures)})
@@ -154,13 +154,13 @@ def evaluate(
 def _result(
     method: Method, picture: Picture, kept: KeptResults, reused: dict[str, tuple | None]
 ) -> tuple[dict, np.ndarray]:
-    """Returns a result's record and picture: from `reused`, kept, or upscaled and kept now.
+    """Returns a result's record and picture, from `reused`, from disk, or upscaled and kept now.
 
     Args:
         method: The method.
         picture: The picture to upscale.
         kept: The results on disk.
-        reused: Results of this picture in memory, by hash; those whose hashes it holds are added.
+        reused: Results of this picture in memory, by hash. A result is added if its hash is a key.
 
     Raises:
         ValueError: The method fails; names the picture and the method.
@@ -182,7 +182,7 @@ def _result(
 
 
 def _upscaled(method: Method, picture: Picture) -> np.ndarray:
-    """Upscales lr into as many channels as hr has."""
+    """Upscales lr and matches hr's number of channels."""
     try:
         return match_channels(method.upscale(picture.lr), picture.hr)
     except MemoryError:
@@ -208,7 +208,7 @@ def _scores(
 def _estimate_work(
     sets: Sequence[EvaluationSet], methods: Sequence[Method]
 ) -> dict[tuple[str, str, str], float]:
-    """Estimates what each (set, picture, method) costs, in the order of `evaluate`."""
+    """Estimates the cost of each (set, picture, method), in the order of `evaluate`."""
     # Interpolation and blends take next to no time. A file that cannot be read has no pixels.
     return {
         (s.name, pair.name, method.name): pixels * (1 if method.card and not method.parts else 0.03)

@@ -43,7 +43,7 @@ class EvaluationSet:
     """Pictures to score on.
 
     Attributes:
-        name: As shown in the tables, the folder's name.
+        name: The name in the tables: the folder's.
         folder: Its path.
         pairs: The pictures, sorted by name.
         lr: Where LR comes from, in words.
@@ -63,9 +63,9 @@ def open_sets(
     """Opens the sets to score on.
 
     Args:
-        specs: Folders with `HR/` and perhaps `LR_x4/`, or folders of HR pictures, or "sample" for
-            the photographs that scikit-image carries.
-        out_dir: As in `evaluate`: pictures kept there are not originals.
+        specs: Folders with `HR/` and perhaps `LR_x4/`, folders of HR pictures, or "sample" for the
+            photographs that scikit-image carries.
+        out_dir: As in `evaluate`; pictures kept there do not count as originals.
 
     Returns:
         One set for each distinct spec, with distinct names.
@@ -113,7 +113,7 @@ def _open_set(spec: str, kept: Path | None) -> EvaluationSet:
 
 
 def _by_name(folder: Path, kept: Path | None) -> dict[str, Path]:
-    """Pictures by path below the folder, without suffix (with it where two would be the same)."""
+    """Finds pictures by path below the folder, without suffix unless two would be the same."""
     found = pictures.find_pictures(folder)
     if kept:
         found = [path for path in found if not path.resolve().is_relative_to(kept)]

@@ -1,4 +1,4 @@
-"""An evaluation's tables, the paper's figures beside ours: as text, CSV, JSON and HTML."""
+"""An evaluation's tables, with the paper's figures beside ours, as text, CSV, JSON and HTML."""
 
 import csv
 import datetime
@@ -44,7 +44,7 @@ PAPER = {
     },
 }
 
-# What the weights' VGG features came from, by `vgg.build_features`'s name; paths stay as they are.
+# The source of the weights' VGG features, by `vgg.build_features`'s name; paths stay as they are.
 _VGG_NAMES = {
     "imagenet": "Keras' VGG19",
     "vgg16": "torchvision's VGG16",
@@ -53,25 +53,25 @@ _VGG_NAMES = {
 
 
 def paper_scores(set_name: str, variant: str | None) -> dict[str, float]:
-    """The paper's PSNR, SSIM and MOS of a `Method.variant` or "original" on a set; may be empty."""
+    """Returns the paper's PSNR, SSIM and MOS of a variant or "original" on a set, if it has any."""
     known = {name.lower(): figures for name, figures in PAPER.items()}.get(set_name.lower(), {})
     return dict(zip(("psnr", "ssim", "mos"), known.get(variant, ()), strict=False))
 
 
 def format_score(measure: str, value: float) -> str:
-    """A score as the paper prints it: two decimals for decibels, four for the others."""
+    """Formats a score as the paper does: two decimals for decibels, four for the others."""
     return f"{value:.2f}" if measure == "psnr" else f"{value:.4f}"
 
 
 def measure_lines(results: scoring.Results) -> list[str]:
-    """A line for each measure that needs explaining."""
+    """Returns a line for each measure that needs an explanation."""
     if "lpips" not in results.measures():
         return []
     return ["LPIPS (AlexNet): perceptual distance to the original, lower is better"]
 
 
 def method_lines(results: scoring.Results) -> list[str]:
-    """A line for each set of weights (how it was trained, hash, path) or blend (its parts)."""
+    """Returns a line for each set of weights (training, hash, path) or blend (its parts)."""
     lines = []
     for method in results.methods:
         card = method.card
@@ -102,23 +102,23 @@ def _vgg_text(card: dict) -> str:
 
 
 def heading(set_name: str, count: int) -> str:
-    """A set's name and number of pictures."""
+    """Formats a set's name and number of pictures."""
     return f"{set_name}, {counted(count, 'picture')}"
 
 
 def counted(number: int, what: str) -> str:
-    """A number of things, the noun in the plural unless it is 1."""
+    """Formats a number of things, with a plural noun unless it is 1."""
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def set_lines(results: scoring.Results) -> list[str]:
-    """A line for each set: the number of its pictures and where their LR comes from."""
+    """Returns a line for each set: its number of pictures and the source of their LR."""
     counts = results.counts()
     return [f"{heading(s.name, counts[s.name])}, LR {s.lr}" for s in results.sets]
 
 
 def terminal_table(results: scoring.Results) -> str:
-    """Lays the means out for a terminal: methods down, sets across, the paper's figures below ours.
+    """Formats the means for a terminal: methods down, sets across, the paper's figures below ours.
 
     Returns:
         Lines without a newline at the end.
@@ -149,19 +149,19 @@ def terminal_table(results: scoring.Results) -> str:
 
 
 def list_html(lines: Iterable[str]) -> str:
-    """Lays lines of text out as a list of HTML."""
+    """Formats lines of text as an HTML list."""
     return "<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in lines) + "</ul>"
 
 
 def table_html(
     heads: Iterable[str], rows: Iterable[tuple[str, Sequence[str]]], caption: str = ""
 ) -> str:
-    """Lays a table out as HTML.
+    """Formats a table as HTML.
 
     Args:
-        heads: Of the columns after the first, text.
-        rows: The name of each, text, and its cells, HTML.
-        caption: HTML.
+        heads: The headings of the columns after the first, as text.
+        rows: The name of each row, as text, and its cells, as HTML.
+        caption: The caption, as HTML.
     """
     head = "".join(f'<th scope="col">{html.escape(text)}</th>' for text in heads)
     body = "".join(
@@ -180,7 +180,7 @@ def write_scores(results: scoring.Results, out_dir: str | os.PathLike, flags: di
     Args:
         results: From `evaluate`.
         out_dir: An existing folder.
-        flags: The flags of the evaluation, to be recorded.
+        flags: The flags of the evaluation, to record.
     """
     out_dir = Path(out_dir)
     measures = results.measures()
@@ -216,7 +216,7 @@ def write_scores(results: scoring.Results, out_dir: str | os.PathLike, flags: di
 
 
 def finite(value):
-    """Replaces what JSON cannot express, the infinite PSNR of equal pictures, with None."""
+    """Replaces values that are not finite, which JSON cannot express, with None."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,1 +1,1 @@
-"""export.py's room: each file format is one module that writes and reads it."""
+"""For export.py: each file format is one module that writes and reads it."""

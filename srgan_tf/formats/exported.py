@@ -1,4 +1,4 @@
-"""Exported generators by their paths: loading them, and their cards."""
+"""Loads exported generators, and their cards, by path."""
 
 import contextlib
 import json
@@ -9,7 +9,7 @@ from srgan_tf import upscaling, weights
 
 
 def is_exported(path: str | os.PathLike) -> bool:
-    """Tells from the file's ending or the folder's contents whether `load` takes this path."""
+    """Tells, by the file's ending or the folder's contents, whether `load` takes this path."""
     path = Path(path)
     return path.suffix.lower() in (".tflite", ".onnx") or (path / "saved_model.pb").is_file()
 
@@ -18,8 +18,8 @@ def load(path: str | os.PathLike) -> upscaling.Upscaler:
     """Loads an exported generator: a SavedModel folder, a .tflite or an .onnx file.
 
     Returns:
-        The network. One that records no margin runs in one piece, and a warning says so. A tile
-        too large for memory raises MemoryError.
+        The network. If the file records no margin, pictures run in one piece, with a warning. A
+        tile too large for memory raises MemoryError.
 
     Raises:
         FileNotFoundError: There is no such file or folder.
@@ -50,7 +50,7 @@ def _load(path: Path) -> upscaling.Upscaler:
 
 
 def card_path(path: Path) -> Path:
-    """Returns where the card of an exported file or SavedModel folder is."""
+    """Returns the path of the card of an exported file or SavedModel folder."""
     if path.is_dir():
         return path / "assets.extra" / "card.json"
     return path.with_name(f"{path.name}.json")
@@ -63,9 +63,9 @@ def read_card(spec: str) -> dict:
         spec: A path that `load` takes.
 
     Returns:
-        A card like that of `weights.load_generator`, with the sha256 of the file itself. variant,
-        steps, vgg and ema are those of the exported weights; None if the card is missing or belongs
-        to another file.
+        A card as from `weights.load_generator`, with the sha256 of the file itself. variant, steps,
+        vgg and ema describe the exported weights; None if the card is missing or belongs to another
+        file.
     """
     path = Path(spec)
     name = path.resolve().name

@@ -1,4 +1,4 @@
-"""Generators as files for other programs: SavedModel, LiteRT, ONNX; batch norms folded, float32."""
+"""Writes generators for other programs, with batch norms folded: SavedModel, LiteRT, ONNX."""
 
 import contextlib
 import importlib.util
@@ -42,15 +42,15 @@ def export(
 ) -> tuple[list[Written], list[str]]:
     """Writes a generator in several forms, each with a card, after comparing them on pictures.
 
-    Names are those of the card: NAME/1 (or the next free number) for the SavedModel,
-    NAME.QUANTIZE[.HxW].tflite and NAME.onnx. Cards append .json to the whole name, or are
-    in the SavedModel's `assets.extra`. Nothing appears in `out_dir` before every form is written
+    The card has the name: the SavedModel is NAME/1 (or the next free number), the others are
+    NAME.QUANTIZE[.HxW].tflite and NAME.onnx. Their cards append .json to the whole name; the
+    SavedModel's is in its `assets.extra`. Nothing appears in `out_dir` before every form is written
     and compared. A form that misses its bound in `parity.BOUNDS` is not kept; the others are.
 
     Args:
         generator: From `networks.build_generator`.
         card: Its card from `weights.load_generator`.
-        out_dir: The folder for all files, made if it is missing.
+        out_dir: The folder for all files, created if it is missing.
         formats: Some of `FORMATS`; one named twice is written once.
         quantize: Some of `QUANTIZE`, for .tflite files, in the same way.
         input_size: As in `write_tflite`. All forms are then compared on crops of this size.
@@ -59,11 +59,11 @@ def export(
         facts: Further entries of the cards, for `json.dumps`.
 
     Returns:
-        The written forms, in this order, and a line for each that misses its bound.
+        The written forms, in the order above, and a line for each that misses its bound.
 
     Raises:
-        ValueError: All forms miss their bounds, `out_dir` cannot be written to, or as in the
-            functions that write the forms.
+        ValueError: All forms miss their bounds, `out_dir` cannot be written to, or a function that
+            writes a form raises it.
     """
     out_dir, name = Path(out_dir), card["name"].removesuffix(".keras")
     size = f".{input_size[0]}x{input_size[1]}" if input_size else ""
@@ -120,14 +120,14 @@ def export(
 
 @contextlib.contextmanager
 def staging(out_dir: Path) -> Iterator[Path]:
-    """Makes a temporary folder in `out_dir`, which is removed too if it was new and stays empty."""
+    """Makes a temporary folder in `out_dir`; if that is new and stays empty, it is removed, too."""
     new = [folder for folder in (out_dir, *out_dir.parents) if not folder.exists()]
     files.make_folder(out_dir)
     try:
         with files.staging(out_dir) as staged:
             try:
                 yield Path(staged)
-            except (OSError, ValueError) as error:  # by a name that means something to the user
+            except (OSError, ValueError) as error:  # named so that it means something to the user
                 text = str(error).replace(staged, os.fspath(out_dir))
                 raise ValueError(text) from error
     finally:

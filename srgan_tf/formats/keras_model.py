@@ -11,14 +11,14 @@ from srgan_tf import folding, upscaling
 from srgan_tf.layers import PReLU
 
 
-@functools.lru_cache(maxsize=4)  # one trace for a generator, whatever the number of pictures
+@functools.lru_cache(maxsize=4)  # one trace for each generator, whatever the number of pictures
 def compiled(generator: keras.Model, margin: int | None = None) -> upscaling.Upscaler:
     """Prepares a generator for `upscaling`, run with TensorFlow.
 
     Args:
         generator: From lr [N, h, w, 3] in [0, 1] to sr [N, 4h, 4w, 3] in [-1, 1].
-        margin: The lr pixels that a tile needs on each side. By default it is computed for a
-            generator of `networks.build_generator`; any other then runs in one piece.
+        margin: The lr pixels that a tile needs on each side. By default it is computed if the
+            generator is from `networks.build_generator`; any other runs in one piece.
 
     Returns:
         The network; a tile too large for memory raises MemoryError.
@@ -29,7 +29,7 @@ def compiled(generator: keras.Model, margin: int | None = None) -> upscaling.Ups
         except ValueError:
             logging.warning(upscaling.WHOLE, generator.name)
 
-    # Sizes are left open in the signature: another size of picture or tile costs no new trace.
+    # The signature has no sizes, so another size of picture or tile needs no new trace.
     @tf.function(
         input_signature=[tf.TensorSpec([None, None, None, 3]), tf.TensorSpec([], tf.float32)]
     )
@@ -54,8 +54,8 @@ def fold_batch_norm(generator: keras.Model) -> keras.Model:
         generator: From `networks.build_generator`, of any size and dtype policy.
 
     Returns:
-        The same function, from float32 lr [N, h, w, 3] in [0, 1] to float32 sr [N, 4h, 4w, 3] in
-        [-1, 1], not clipped.
+        A model that computes the same function, from float32 lr [N, h, w, 3] in [0, 1] to float32
+        sr [N, 4h, 4w, 3] in [-1, 1], not clipped.
 
     Raises:
         ValueError: It is not the paper's generator.

@@ -31,7 +31,7 @@ QUANTIZE = ("float32", "float16", "dynamic", "int8")
 # Calibration takes the middle of larger pictures, which is enough for ranges and means.
 _CALIBRATION_SIZE = 96
 
-# Headroom for pictures whose values exceed the calibrated ranges: without it a bright picture
+# Headroom for pictures whose values exceed the calibrated ranges. Without it, a bright picture
 # outside the calibration set clips in every sum.
 _HEADROOM = 1.1
 
@@ -70,14 +70,14 @@ def write_tflite(
         ValueError: The generator is not the paper's, `quantize` is unknown, or there are no
             pictures for "int8".
     """
-    # Here, so that files load without OpenVINO.
+    # Imported here so that files load without OpenVINO.
     from srgan_tf.formats.openvino_model import calibrate
 
     check_form(quantize, calibration)
     layers = folding.fold(generator)
     calibration = [pictures.middle(picture, _CALIBRATION_SIZE) for picture in calibration]
     if quantize == "int8":
-        # The last layer's result in [0, 1], which uint8 is a multiple of.
+        # Makes the last layer return values in [0, 1], which fit a uint8 with a scale of 1/255.
         last = layers["conv_out"]
         layers["conv_out"] = folding.Layer(last.kernel / 2, (last.bias + 1) / 2, None)
         layers = equalized(layers, calibrate(layers, calibration))
@@ -95,7 +95,7 @@ def write_tflite(
 
 
 def check_form(quantize: str, calibration: Sequence[np.ndarray]) -> None:
-    """Raises ValueError if `write_tflite` would for these arguments."""
+    """Raises ValueError if `write_tflite` would refuse these arguments."""
     if quantize not in QUANTIZE:
         raise ValueError(f"quantize is {quantize!r}: give one of {', '.join(QUANTIZE)}")
     if quantize == "int8" and not len(calibration):
@@ -113,9 +113,9 @@ def in_float(
 
     Args:
         layers: From `folding.fold`.
-        weights: "float32"; "float16": stored in half the size, computed in float32; "int8":
-            int8 kernels, and activations in int8 on the way into each convolution, except the first
-            convolution and the center taps of those that carry the picture.
+        weights: "float32"; "float16": stored in half the size, computed in float32; "int8": int8
+            kernels and activations in each convolution, except the first one and the center taps of
+            those that carry the picture.
         input_size: Height and width of lr; None leaves both variable.
         means: From `openvino_model.calibrate`, to correct the biases for the rounding of kernels.
     """
@@ -222,9 +222,9 @@ def in_int8(
         return float_prelu(y, f"{name}_picture", layer.slope[made])
 
     def prelu(y, name, slope):
-        # x + max((slope - 1) * x, 0), for slopes of at most 1. A zero point of -128 is the maximum
-        # with 0: int8 ends there. XNNPACK runs these two operations, but not PRELU, MAXIMUM or
-        # RELU in int8; LiteRT's own PRELU takes as long as a convolution.
+        # x + max((slope - 1) * x, 0), for slopes of at most 1. A zero point of -128, where int8
+        # ends, takes the maximum with 0. XNNPACK runs these two operations in int8, but not PRELU,
+        # MAXIMUM or RELU; LiteRT's own PRELU takes as long as a convolution.
         steepest = np.abs(slope - 1).max() or 1.0
         factor = np.round((slope - 1) / steepest * 127).astype(np.int8)
         factor = graph.constant(f"{name}/slope", factor[None, None], steepest / 127)
@@ -251,14 +251,14 @@ def in_int8(
 
 
 def load(path: Path) -> upscaling.Upscaler:
-    """Loads a .tflite file, of `write_tflite` or with its input and output.
+    """Loads a .tflite file from `write_tflite`, or one with the same kind of input and output.
 
     It takes lr [1, h, w, 3], float32 in [0, 1] or uint8, and returns sr, float32 in [-1, 1] or
     uint8.
 
     Returns:
-        The network, in one piece where the file records no margin. A tile too large for memory
-        raises MemoryError.
+        The network. If the file records no margin, pictures run in one piece. A tile too large for
+        memory raises MemoryError.
 
     Raises:
         ValueError: The file holds no such network.
@@ -302,7 +302,7 @@ def load(path: Path) -> upscaling.Upscaler:
 
 
 def _read_margin(contents: bytes) -> int | None:
-    """Reads the margin from the contents of a .tflite file, None if it records none."""
+    """Reads the margin from the contents of a .tflite file; None if it records none."""
     model = schema.Model.GetRootAs(contents, 0)
     for entry in map(model.Metadata, range(model.MetadataLength())):
         if entry.Name() == _MARGIN_ENTRY.encode():
@@ -320,16 +320,16 @@ def _rounded(kernel: np.ndarray, bias: np.ndarray, read: Statistics | None):
 
 
 def _range(statistics: Statistics) -> tuple[float, int]:
-    """Returns the scale and zero point with which int8 covers the calibrated range and more."""
+    """Returns the scale and zero point for the calibrated range with headroom."""
     low, high = (_HEADROOM * end for end in (statistics.low.min(), statistics.high.max()))
     low, high = min(low, 0), max(high, 0)
-    # XNNPACK refuses sums of very different scales; equalized channels are of size 1 or so.
+    # XNNPACK refuses sums of very different scales; equalized channels have a size of about 1.
     scale = max(high - low, 0.02) / 255
     return float(scale), int(np.clip(np.round(-128 - low / scale), -128, 127))
 
 
 class _Value(NamedTuple):
-    """A value in the int8 form: rounded, and exact in all channels or in those of the picture.
+    """A value in the int8 form: rounded, and in float in all channels or only the picture's.
 
     Attributes:
         values: All channels in int8, or None where they have not been rounded yet.
@@ -397,7 +397,7 @@ class _Graph:
         return _Tensor(len(self.main.tensors) - 1, name, channels, scale, zero_point, factor)
 
     def constant(self, name, values, scales=None) -> _Tensor:
-        """Adds weights, integers if they come with scales."""
+        """Adds weights, which are integers if there are scales."""
         quantization = None if scales is None else (scales, 0)
         self._add(name, values.shape, values.dtype, quantization, values)
         return _Tensor(len(self.main.tensors) - 1, name, len(values), None, 0, 1)
@@ -423,9 +423,9 @@ class _Graph:
     ) -> _Tensor:
         """Adds an operation, and a tensor for its result unless that goes `into` an existing one.
 
-        The result is float32, or int8 with a scale and zero point, and `factor` times as large as
-        the first input. The version is the one in LiteRT's op_version.cc for these types, which
-        tells an older runtime that it cannot run the file.
+        The result is float32, or int8 with a scale and zero point. It is `factor` times as large as
+        the first input. The version comes from LiteRT's op_version.cc for these types; it tells an
+        older runtime that it cannot run the file.
         """
         dtype = np.float32 if quantization is None else np.int8
         result = into or self.tensor(name, channels, dtype, quantization, factor * given[0].factor)

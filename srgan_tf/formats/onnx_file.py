@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 def write_onnx(generator: keras.Model, path: str | os.PathLike) -> Path:
     """Writes a generator as ONNX, opset 17.
 
-    It is written operation by operation with `folding.build`, like a .tflite file: tf2onnx, whose
-    file computes the same values, would be one more package to install.
+    It is written operation by operation with `folding.build`, like a .tflite file. A file from
+    tf2onnx computes the same values, but needs one more package.
 
     The file takes lr float32 [N, h, w, 3] in [0, 1] of any N, h and w, and returns sr float32
     [N, 4h, 4w, 3] in [-1, 1], not clipped. Its metadata holds the `margin`.
@@ -84,11 +84,11 @@ def write_onnx(generator: keras.Model, path: str | os.PathLike) -> Path:
 
 
 def load(path: Path) -> upscaling.Upscaler:
-    """Loads an .onnx file, of `write_onnx` or with its input and output.
+    """Loads an .onnx file from `write_onnx`, or one with the same kind of input and output.
 
     Returns:
-        The network, in one piece where the file records no margin. A tile too large for memory
-        raises MemoryError.
+        The network. If the file records no margin, pictures run in one piece. A tile too large for
+        memory raises MemoryError.
 
     Raises:
         ValueError: The file holds no such network, or onnxruntime is missing.

@@ -11,17 +11,17 @@ from openvino import opset13 as ops
 from srgan_tf import files, folding, upscaling
 from srgan_tf.formats import quantization
 
-# This layer stays in float: it does a hundredth of the work and takes in the picture itself.
+# This layer stays in float: it does 1 % of the work and reads the picture itself.
 _IN_FLOAT = "conv_in"
 # Headroom for pictures whose values exceed the calibrated ranges.
 _HEADROOM = 1.1
 # The network is cut in two after this sum. The rest needs 4 kB a pixel, but only a margin of 3: 1
-# for its first convolution, 1 and 2 pixels of half the size for the others.
+# pixel for its first convolution, 1 and 2 pixels of half the size for the others.
 _END_OF_TRUNK = "trunk_sum"
 _FEATURES = "features"
 _TAIL_MARGIN = 3
 _LAST_BIAS = "last_bias"
-# Together they need 0.9 GB.
+# Together these tiles need 0.9 GB.
 _TILE, _TAIL_TILE = 768, 192
 
 # Where the .xml file keeps the margin.
@@ -33,7 +33,7 @@ _TO_CHANNELS_FIRST, _TO_CHANNELS_LAST = np.array([0, 3, 1, 2]), np.array([0, 2, 
 class _Tensor(NamedTuple):
     """Values [1, channels, h, w] in the network, and the name that `calibrate` uses for them.
 
-    With a `picture`, the channels that carry the picture in float, the values are in int8.
+    If there is a `picture`, the channels that carry the picture in float, the values are in int8.
     """
 
     values: openvino.Node
@@ -49,10 +49,10 @@ def build(
 
     Args:
         layers: From `folding.fold`.
-        statistics: From `calibrate`, of these layers. With them convolutions are in int8: kernels,
-            and activations on the way into each convolution. Sums, the first convolution, and the
-            picture's path through the last three stay in float; that path consists of the center
-            taps of the channels that carry the picture.
+        statistics: From `calibrate`, of these layers. With them, kernels and the activations that
+            convolutions read are in int8. Sums, the first convolution, and the picture's path
+            through the last three stay in float. That path consists of the center taps of the
+            channels that carry the picture.
     """
 
     def in_int8(values, name):
@@ -93,7 +93,7 @@ def build(
         features = ops.transpose(y, _TO_CHANNELS_LAST, name=_FEATURES)
         if statistics is None:
             return _Tensor(ops.transpose(features, _TO_CHANNELS_FIRST), name)
-        # Channels last, as features come in: neither moves anything in memory.
+        # Channels last, as features arrive, so that neither operation moves anything in memory.
         values = in_int8(features, name)
         picture = ops.slice(features, [0], [folding.CARRYING], [1], [3])
         values, picture = (ops.transpose(y, _TO_CHANNELS_FIRST) for y in (values, picture))
@@ -125,9 +125,9 @@ def calibrate(
         pictures: lr, uint8 [h, w, 3].
 
     Returns:
-        The statistics by the names that `folding.build` passes, those of PReLUs by "NAME_prelu",
-        of the input by "lr", those of the rests of
-        `folding.split_carried` by "NAME_rest".
+        The statistics by the names that `folding.build` passes: NAME for a convolution,
+        "NAME_prelu" for its PReLU, and "NAME_rest" for the rest of `folding.split_carried`. The
+        input is "lr".
     """
     tensors, filters = {}, layers["conv_in"].kernel.shape[-1]
 
@@ -178,7 +178,7 @@ def calibrate(
 
 
 def _read_by_3x3(layers: Mapping[str, folding.Layer]) -> list[str]:
-    """Names the tensors, as `calibrate` does, that the 3x3 convolutions read."""
+    """Returns the tensors that the 3x3 convolutions read, by the names that `calibrate` uses."""
     read = []
 
     def conv(x, name):
@@ -192,7 +192,7 @@ def _read_by_3x3(layers: Mapping[str, folding.Layer]) -> list[str]:
 
 
 def _gram(values: openvino.Node) -> openvino.Node:
-    """Sums x x^T over windows x of 3x3 positions, every third each way: [9 channels, 9 channels].
+    """Sums x x^T over 3x3 windows x, with stride 3: [9 channels, 9 channels].
 
     Rows are in the order of a kernel's first three axes.
     """
@@ -207,7 +207,7 @@ def quantized(
 ) -> openvino.Model:
     """Builds the network in int8, calibrated on pictures lr, uint8 [h, w, 3].
 
-    The mean error that is left in R, G and B on these pictures is taken off the last bias.
+    The mean error that remains in R, G and B on these pictures is subtracted from the last bias.
     """
     model, errors = build(layers, calibrate(layers, pictures)), []
     networks = [_compiled(each) for each in (model, build(layers))]
@@ -222,7 +222,7 @@ def quantized(
 
 
 def _compiled(model: openvino.Model) -> openvino.CompiledModel:
-    """Compiles a model to compute in float32, or in int8 what is quantized."""
+    """Compiles a model to compute in float32, except for its quantized parts, which use int8."""
     core = openvino.Core()
     core.set_property("CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return core.compile_model(model, "CPU")
@@ -246,12 +246,13 @@ def _prelu(y: openvino.Node, slope: np.ndarray | None) -> openvino.Node:
 def _rounded(kernel: np.ndarray, bias: np.ndarray, read: quantization.Statistics) -> tuple:
     """Rounds a kernel [height, width, channels in, channels out] to int8.
 
-    Processors without VNNI multiply two input channels at once and keep the sum in 16 bits: 255
+    Processors without VNNI multiply two input channels at once and keep the sum in 16 bits. So 255
     times the two weights must stay below 2**15, or bright textures are wrong by up to 35 levels.
-    Scales are as large as that requires, which costs little: in few pairs both are large.
+    Scales are as large as that requires. This costs little, since both weights are large in few
+    pairs.
 
     Returns:
-        OpenVINO's kernel, and the bias corrected for the error of rounding in the result's mean.
+        OpenVINO's kernel, and the bias, corrected for the mean error that rounding causes.
     """
     largest = np.maximum(
         np.abs(kernel).max(axis=(0, 1, 2)) / 127, _pair_sums(kernel).max(axis=(0, 1, 2)) / 127.5
@@ -269,14 +270,14 @@ def _rounded(kernel: np.ndarray, bias: np.ndarray, read: quantization.Statistics
 
 
 def _pair_sums(kernel: np.ndarray) -> np.ndarray:
-    """Returns the largest sum, of one sign, that each two input channels' weights can have."""
+    """Returns the larger of the positive and the negative sum of each two channels' weights."""
     pairs = np.pad(kernel, [(0, 0), (0, 0), (0, kernel.shape[2] % 2), (0, 0)])
     pairs = pairs.reshape(*kernel.shape[:2], -1, 2, kernel.shape[3])
     return np.maximum(np.maximum(pairs, 0).sum(axis=3), np.maximum(-pairs, 0).sum(axis=3))
 
 
 def _range(statistics: quantization.Statistics) -> list:
-    """Returns the ends of 256 levels, twice as `fake_quantize` takes them; 0 is a level."""
+    """Returns both ends of 256 levels, twice, as `fake_quantize` takes them; 0 is a level."""
     low = _HEADROOM * min(statistics.low.min(), 0)
     high = _HEADROOM * max(statistics.high.max(), 0)
     scale = max(high - low, 1e-6) / 255
@@ -306,13 +307,13 @@ def load(
     Args:
         path: The .xml file.
         bfloat16: Compute in bfloat16 instead of float32, where the processor supports it.
-        threads: How many compute; None for one on each core. The result does not depend on it.
+        threads: Number of threads; None for one on each core. The result does not depend on it.
 
     Returns:
         The network; a tile too large for memory raises MemoryError.
 
     Raises:
-        ValueError: The file is missing, damaged or of another program.
+        ValueError: The file is missing, damaged or from another program.
     """
     core = openvino.Core()
     # Without this, processors that have bfloat16 compute in it.
@@ -350,7 +351,7 @@ def _runner(core: openvino.Core, model: openvino.Model) -> Callable[[np.ndarray]
         nonlocal shape, request
         try:
             if x.shape != shape:
-                # Compiled for one shape: a tenth faster, after 0.2 s of compilation.
+                # Compiled for one shape it is 10 % faster, after 0.2 s of compilation.
                 shape, request = None, None
                 model.reshape(list(x.shape))
                 request = core.compile_model(model, "CPU").create_infer_request()

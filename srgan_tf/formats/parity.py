@@ -10,7 +10,7 @@ import numpy as np
 from srgan_tf import metrics, upscaling
 from srgan_tf.formats import exported, keras_model
 
-# The most that each may differ: levels of 255 in any pixel, or dB of `Parity.pooled`.
+# The largest allowed difference of each form: levels of 255 in any pixel, or dB of `Parity.pooled`.
 BOUNDS = {
     "savedmodel": (1, None),
     "onnx": (1, None),
@@ -27,13 +27,13 @@ class Parity(NamedTuple):
     Attributes:
         megabytes: The size of the file or of all files in the folder.
         psnr: The paper's measure against the originals, mean over the pictures, dB.
-        change: The difference of that from the Keras model's, dB.
-        pooled: The same where the squared errors of all pictures are averaged first. Bounds are on
-            this: in `change` a single almost flat picture dominates, where float scores so
-            high that any rounding counts.
-        changes: The difference of each picture.
+        change: `psnr` minus the Keras model's, dB.
+        pooled: The change if the squared errors of all pictures are averaged first. Bounds use
+            this, because a single almost flat picture dominates `change`: float scores so high on
+            it that any rounding counts.
+        changes: The change of each picture.
         worst: The largest difference from the Keras model's pictures, in levels of 255.
-        seconds: For a megapixel of sr, on this machine.
+        seconds: Time for a megapixel of sr, on this machine.
     """
 
     megabytes: float
@@ -63,7 +63,7 @@ def reference(generator, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Refe
 def crops(
     pairs: Sequence[tuple[np.ndarray, np.ndarray]], size: tuple[int, int]
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Crops pairs to one size of lr around the middle, and mirrors smaller ones at the border.
+    """Crops pairs to one size of lr around the middle; smaller ones are padded by mirroring.
 
     Args:
         pairs: lr uint8 [h, w, 3] and hr uint8 [4h, 4w, 3] each.
@@ -93,7 +93,7 @@ def compare(path: Path, expected: Reference, *, tile: int | None = None) -> Pari
     network = exported.load(path)
     results, seconds = [], 0.0
     for lr, _ in expected.pairs:
-        upscaling.upscale(network, lr, tile=tile)  # prepares for the size, which is not timed
+        upscaling.upscale(network, lr, tile=tile)  # prepares for this size, not timed
         start = time.perf_counter()
         results.append(upscaling.upscale(network, lr, tile=tile))
         seconds += time.perf_counter() - start
@@ -128,5 +128,5 @@ def _psnr(results, pairs) -> np.ndarray:
 
 
 def _pooled(psnr: np.ndarray) -> float:
-    """The PSNR of the mean of the squared errors."""
+    """Returns the PSNR of the mean of the squared errors."""
     return -10 * np.log10(np.mean(10 ** (-psnr / 10)))

@@ -1,4 +1,4 @@
-"""Int8 in any format: statistics, rounding, and units of channels that lose few levels."""
+"""Int8 in any format: statistics, rounding, and scales of channels that lose few levels."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -7,7 +7,7 @@ import numpy as np
 
 from srgan_tf.folding import Layer
 
-# Weights that are rounded between two updates of all that follow.
+# The number of weights to round before all that follow are updated.
 _BLOCK = 32
 
 
@@ -31,8 +31,8 @@ class Statistics(NamedTuple):
 def rounded(kernel: np.ndarray, scales: np.ndarray, read: Statistics | None) -> np.ndarray:
     """Rounds a kernel to int8.
 
-    With a Gram matrix of the right size it is rounded so that the convolution's output on the
-    calibration data changes least, else each weight to the nearest integer.
+    With a Gram matrix of the right size it minimizes the change of the convolution's output on the
+    calibration data. Otherwise it rounds each weight to the nearest integer.
 
     Args:
         kernel: [height, width, channels in, channels out].
@@ -51,18 +51,18 @@ def rounded(kernel: np.ndarray, scales: np.ndarray, read: Statistics | None) -> 
 def corrected(
     bias: np.ndarray, kernel: np.ndarray, values: np.ndarray, scales: np.ndarray, read: Statistics
 ) -> np.ndarray:
-    """Corrects a bias by the error that rounding a kernel to `values` adds to the output's mean."""
+    """Corrects a bias for the mean error that rounding a kernel to `values` adds to the output."""
     return bias + read.mean @ (kernel - values * scales).sum(axis=(0, 1))
 
 
 def _least_error(weights: np.ndarray, scales: np.ndarray, gram: np.ndarray) -> np.ndarray:
-    """Rounds weights [n, channels out] one by one; those still to come make up for the error.
+    """Rounds weights [n, channels out] one by one; the remaining ones compensate for the error.
 
-    GPTQ (Frantar et al., arXiv 2210.17323), inputs of most energy first.
+    This is GPTQ (Frantar et al., arXiv 2210.17323), with the inputs of most energy first.
     """
     order = np.argsort(-np.diag(gram))
     left = np.float64(weights[order])
-    # A hundredth of the mean keeps the inverse stable where inputs depend on each other.
+    # Damping by 1 % of the mean keeps the inverse stable where inputs depend on each other.
     damping = np.eye(len(gram)) * max(np.diag(gram).mean() / 100, 1e-12)
     inverse = np.linalg.cholesky(np.linalg.inv((gram + damping)[order][:, order])).T
     values, shares = np.empty_like(left), np.empty_like(left)
@@ -73,7 +73,7 @@ def _least_error(weights: np.ndarray, scales: np.ndarray, gram: np.ndarray) -> n
             shares[i] = (left[i] - values[i] * scales) / inverse[i, i]
             rest = slice(i + 1, start + _BLOCK)
             left[rest] -= np.outer(inverse[i, rest], shares[i])
-        # The weights after the block, all at once: a tenth of the time.
+        # The weights after the block are updated together, in a tenth of the time.
         left[start + _BLOCK :] -= inverse[block, start + _BLOCK :].T @ shares[block]
     result = np.empty_like(values)
     result[order] = values
@@ -85,19 +85,19 @@ def equalized(
 ) -> dict[str, Layer]:
     """Rescales each channel by its own unit, so that int8 loses few levels.
 
-    A tensor has one scale for all of its channels, and a kernel one for all input channels. So a
-    channel is divided by its size, less where the next layer has a large weight for it, and the
+    A tensor has one scale for all of its channels, and a kernel has one for all input channels. So
+    a channel is divided by its size (by less if the next layer has a large weight for it), and the
     next layer's kernel is multiplied by the same (Xiao et al., SmoothQuant, arXiv 2211.10438).
-    That is exact: a PReLU is homogeneous. A channel whose slope is above 1 is negated,
-    prelu(x) = -slope * prelu'(-x) with a slope of 1 / slope, as `litert.in_int8` needs slopes of at
-    most 1.
+    That is exact, because a PReLU is homogeneous. `litert.in_int8` needs slopes of at most 1, so a
+    channel whose slope is above 1 is negated: prelu(x) = -slope * prelu'(-x), where prelu' has the
+    slope 1 / slope.
 
     Args:
         layers: From `folding.fold`.
         statistics: From `openvino_model.calibrate`, of these layers.
 
     Returns:
-        Layers of a network that computes the same function.
+        The layers of a network that computes the same function.
     """
 
     def size(*names):
@@ -130,7 +130,7 @@ def equalized(
             shared = size(name).reshape(4, -1).max(axis=0)
             units = turned(np.tile(unit(shared, "upscale2_conv"), 4), slope)
         elif name == "upscale2_conv":
-            # By the fourth root, as the reader's center taps are not in its way; measured.
+            # The fourth root, as the reader's center taps do not limit it; chosen by measurement.
             units = turned(unit(size(name), "conv_out", 0.25), slope)
         elif name == "conv_out":
             units = np.ones(1)

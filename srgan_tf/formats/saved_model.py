@@ -23,7 +23,7 @@ _PICTURES = [None, None, None, 3]
 BYTES_LIMITS = (
     "serve_bytes takes JPEG, PNG, GIF (its first frame) and BMP. It applies a JPEG's EXIF "
     "orientation, but not one in XMP or a PNG's eXIf. It lays a PNG's transparency over white, "
-    "cuts 16 bits to 8, ignores color profiles, also CMYK's, and returns RGB without metadata."
+    "cuts 16 bits to 8, ignores color profiles, even CMYK's, and returns RGB without metadata."
 )
 
 
@@ -36,11 +36,11 @@ def write_saved_model(generator: keras.Model, folder: str | os.PathLike) -> Path
             clipped.
         serve_bytes: lr_bytes, encoded JPEG or PNG [N], each of its own size -> sr_bytes, PNG [N].
             A JPEG's EXIF orientation is applied, and transparency laid over white. `BYTES_LIMITS`
-            is what TensorFlow's operations cannot read as `pictures` does.
+            lists how TensorFlow's operations differ from `pictures`.
 
-    Any other rank or number of channels and an empty batch or picture is an InvalidArgumentError.
+    An empty batch or picture, or another rank or number of channels, is an InvalidArgumentError.
 
-    `assets.extra` holds the margin, and requests of the first and the last kind, with which
+    `assets.extra` holds the margin, and requests for the first and the last signature, with which
     TensorFlow Serving warms up.
 
     Args:
@@ -66,7 +66,7 @@ def write_saved_model(generator: keras.Model, folder: str | os.PathLike) -> Path
         return {"sr": folded(_checked(lr, _PICTURES), training=False)}
 
     def serve_bytes(lr_bytes):
-        # Not a batch at once: pictures may differ in size.
+        # One at a time, because pictures may differ in size.
         sr_bytes = tf.map_fn(
             lambda encoded: tf.io.encode_png(upscale(_decoded(encoded)[None])[0]),
             _checked(lr_bytes, [None]),
@@ -75,7 +75,7 @@ def write_saved_model(generator: keras.Model, folder: str | os.PathLike) -> Path
         )
         return {"sr_bytes": sr_bytes}
 
-    archive = keras.export.ExportArchive()  # `track` too would write all variables twice
+    archive = keras.export.ExportArchive()  # calling `track`, too, would write variables twice
     for name, function, signature in (
         ("serving_default", serve, tf.TensorSpec(_PICTURES, tf.uint8, "lr")),
         ("serve_float", serve_float, tf.TensorSpec(_PICTURES, tf.float32, "lr")),
@@ -94,12 +94,12 @@ def write_saved_model(generator: keras.Model, folder: str | os.PathLike) -> Path
 def load(folder: Path) -> upscaling.Upscaler:
     """Loads a SavedModel by its signature `serving_default`.
 
-    That takes lr [N, h, w, 3], uint8 or float32 in [0, 1], and returns sr, uint8 or float in
-    [-1, 1].
+    The signature takes lr [N, h, w, 3], uint8 or float32 in [0, 1], and returns sr, uint8 or float
+    in [-1, 1].
 
     Returns:
-        The network, in one piece where the folder records no margin. A tile too large for memory
-        raises MemoryError.
+        The network. If the folder records no margin, pictures run in one piece. A tile too large
+        for memory raises MemoryError.
 
     Raises:
         ValueError: The folder holds no such network.
@@ -135,10 +135,10 @@ def load(folder: Path) -> upscaling.Upscaler:
 def _checked(given: tf.Tensor, shape: list[int | None]) -> tf.Tensor:
     """Returns a signature's input once its real shape fits and nothing in it is empty.
 
-    TensorFlow does not hold a caller to the shape in the signature, and kernels that trust it abort
-    the process.
+    TensorFlow does not enforce the shape in the signature, and kernels that trust it abort the
+    process.
     """
-    # Without the shape that is promised, which would let TensorFlow drop the checks.
+    # Hides the promised shape, with which TensorFlow would drop the checks.
     given = tf.ensure_shape(tf.raw_ops.PlaceholderWithDefault(input=given, shape=None), shape)
     full = tf.debugging.Assert(tf.size(given) > 0, ["empty input of shape", tf.shape(given)])
     with tf.control_dependencies([full]):
@@ -146,12 +146,13 @@ def _checked(given: tf.Tensor, shape: list[int | None]) -> tf.Tensor:
 
 
 def _decoded(encoded: tf.Tensor) -> tf.Tensor:
-    """Decodes a JPEG or PNG to uint8 [h, w, 3] as a person would expect to see it."""
+    """Decodes an encoded picture to uint8 [h, w, 3] as a person would expect to see it."""
 
     def png():
         picture = tf.cast(tf.io.decode_png(encoded, channels=4), tf.float32)
         alpha = picture[..., 3:] / 255
-        # TensorFlow makes opaque gray of 1, 2 or 4 bits 1, 3 or 15. Gray is opaque or clear only.
+        # In gray of 1, 2 or 4 bits, opaque pixels have an alpha of 1, 3 or 15 in TensorFlow, not
+        # 255. Gray is only ever opaque or clear.
         with tf.control_dependencies([picture]):  # by then these bytes are known to exist
             is_gray = tf.strings.substr(encoded, 25, 1) == b"\0"
         alpha = tf.where(is_gray, tf.sign(alpha), alpha)
@@ -193,7 +194,7 @@ def _orientation(encoded: tf.Tensor) -> tf.Tensor:
     """
     values = tf.io.decode_raw(encoded, tf.uint8)
     end = tf.size(values, tf.int64)
-    # Zeros behind the end, so that a damaged length or offset reads no further.
+    # Zeros after the end, so that a damaged length or offset reads no further.
     values = tf.concat([values, tf.zeros([16], tf.uint8)], 0)
 
     def number(at, count, little=False):
@@ -247,7 +248,7 @@ def _write_warm_up(folder: Path) -> None:
 def _message(fields: dict[int, bytes]) -> bytes:
     """Encodes a protobuf message whose fields are strings or messages.
 
-    The classes are in tensorflow-serving-api, which brings nothing else that is needed here.
+    tensorflow-serving-api has classes for these messages, but nothing else that is needed here.
     """
     encoded = bytearray()
     for number, value in fields.items():

@@ -15,8 +15,8 @@ from srgan_tf.formats import exporting
 QUANTIZE = ("float32", "float16")
 
 _PAGE = Path(__file__).with_name("web_page")
-# The version that the page is tested with, and those of its files that the page loads: WebAssembly
-# with and without threads, and "compat" for browsers without relaxed SIMD.
+# The version that the page is tested with, and the files that the page loads: WebAssembly with and
+# without threads, and "compat" for browsers without relaxed SIMD.
 RUNTIME = {"core": "@litertjs/core@2.5.3", "wasm_utils": "@litertjs/wasm-utils@2.5.3"}
 _ON_CDN = {key: f"https://cdn.jsdelivr.net/npm/{package}" for key, package in RUNTIME.items()}
 _COPIED = {"core": "litertjs/core", "wasm_utils": "litertjs/wasm-utils"}
@@ -44,8 +44,8 @@ def export(
 
     Args:
         generators: One, or two for a dial between their pictures: the faithful one, then the
-            detailed one. Each with its card, from `weights.load_generator`.
-        out_dir: The folder, made if it is missing. Files of the same names are replaced.
+            detailed one. Each comes with its card, from `weights.load_generator`.
+        out_dir: The folder, created if it is missing. Files of the same names are replaced.
         quantize: One of `QUANTIZE`.
         runtime: The folder `@litertjs` of an npm installation, whose files are copied; without it
             the page loads them from a public CDN.
@@ -56,8 +56,8 @@ def export(
         The .tflite files, and how they compare with the Keras models.
 
     Raises:
-        ValueError: Files of the runtime are missing, both generators have one name, or as in
-            `exporting.export`.
+        ValueError: Files of the runtime are missing, both generators have one name, or
+            `exporting.export` raises it.
     """
     out_dir = Path(out_dir)
     if runtime is not None:

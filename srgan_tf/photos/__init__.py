@@ -1,1 +1,1 @@
-"""upscale.py's room: photographs in, photographs out."""
+"""For upscale.py: photographs in, photographs out."""

@@ -35,19 +35,19 @@ def plan(
     """Decides which picture becomes which file.
 
     `NAME.jpg` becomes `NAME_x4.png`, beside it or in `out_dir`, where folders keep their structure.
-    Pictures that would get the same name keep their ending in it, even if the command names only
-    one of them: a result's name depends on the picture's folder, not on the command. A picture that
-    is named like another one's result is skipped, so that a command can be repeated.
+    Pictures whose results would have the same name keep their ending in it, even if the command
+    names only one of them: a result's name depends on the picture's folder, not on the command. A
+    picture that is named like another one's result is skipped, so that a command can be repeated.
 
     Args:
         inputs: Files, and folders with pictures at any depth.
-        out_dir: Where results go; None for the folder of each picture.
+        out_dir: The folder for results; None for the folder of each picture.
         format: The results' ending, one of `photographs.FORMATS`.
         say: Receives lines that count the skipped pictures.
 
     Raises:
         FileNotFoundError: There is no such file or folder.
-        ValueError: A folder has no pictures, or two would be written to one file.
+        ValueError: A folder has no pictures, or two pictures would become one file.
     """
     folders: dict[Path, Path] = {}  # from each picture to its result's folder
     for given in map(Path, inputs):
@@ -91,16 +91,16 @@ def name_results(
 
     Args:
         chosen: By folder, the names of its pictures to upscale.
-        list_folder: From a folder to the names of all its files.
+        list_folder: Returns the names of all files in a folder.
         to: The folder of the results.
         format: The results' ending.
 
     Returns:
-        An iterator of (folder, name, name of the result); None for a picture that is named like
-        another one's result.
+        An iterator of (folder, name, name of the result). The last is None for a picture that is
+        named like another one's result.
 
     Raises:
-        ValueError: Two pictures would be written to one file.
+        ValueError: Two pictures would become one file.
     """
     results = {folder: _results(names) for folder, names in chosen.items()}
     rivals = Counter(
@@ -127,7 +127,7 @@ def name_results(
 
 
 def _results(names: Iterable[str]) -> set[str]:
-    """Returns the names that are named like the results of others among them."""
+    """Returns those names that look like the results of other names."""
     suffixed = {name for name in names if _stem(name).endswith(_SUFFIX)}
     originals = {_stem(name).removesuffix(_SUFFIX) for name in suffixed}
     originals &= {part for name in names for part in (name, _stem(name))} if originals else set()
@@ -150,7 +150,7 @@ def run(
     note: Callable[[str], None] = lambda line: None,
     threads: int | None = None,
 ) -> dict[Job, str]:
-    """Upscales pictures into files, reading the next one and compressing the last one meanwhile.
+    """Upscales pictures to files while it reads the next one and compresses the last one.
 
     Files are written atomically. Apart from the network and its tile, memory holds the pixels of
     two pictures, a copy of the colors of one with alpha, and a few rows of tiles of the result (for
@@ -158,7 +158,7 @@ def run(
 
     Args:
         jobs: From `plan`.
-        load: From the bits of a picture, 8 or 16, to the result of `fastest.load_network`. It is
+        load: Returns the result of `fastest.load_network` for the bits of a picture, 8 or 16. It is
             called once for each depth that the pictures have.
         format: One of `photographs.FORMATS`.
         quality: As in `photographs.open_writer`.
@@ -166,13 +166,13 @@ def run(
         progress: Receives the fraction done, in 0..1, and the speed with the picture's name.
         say: Receives a line for each finished picture.
         note: Receives a line for each picture that failed, and for each loss in others.
-        threads: How many compress a PNG; None for one on each core.
+        threads: Number of threads that compress a PNG; None for one on each core.
 
     Returns:
         The pictures that failed, each with its line.
 
     Raises:
-        ValueError, FileNotFoundError: `load` fails, or the tile is too small for the network.
+        ValueError, FileNotFoundError: `load` raises it, or the tile is too small for the network.
     """
     load = functools.cache(load)
     pixels = {job: pictures.count_pixels(job.source) for job in jobs}
@@ -290,7 +290,7 @@ def _write(
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
-    """Opens a file for writing; an error while it is closed does not hide the first one."""
+    """Opens a file for writing; an error in closing it does not hide an earlier one."""
     file = path.open("wb")
     try:
         yield file

@@ -1,4 +1,4 @@
-"""A generator in its fastest form on this machine, which is measured once and then cached."""
+"""Finds a generator's fastest form on this machine, by measuring once, and caches it."""
 
 import contextlib
 import hashlib
@@ -20,7 +20,7 @@ from srgan_tf.formats import exported
 PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")
 # The default of the dial between faithful and detailed; docs/upscaling.md has the figures.
 DEFAULT_DETAIL = 0.5
-# The PSNR on photographs that a faster form may cost: far less than can be seen.
+# The most PSNR on photographs that a faster form may cost: far less than is visible.
 MOST_LOSS = 0.05  # dB
 
 # NVIDIA (the second on a Jetson), Windows under WSL, AMD.
@@ -29,12 +29,12 @@ _OPENVINO_FORMS = ("float32", "int8")
 # The number of sample photographs that forms are compared on; the others calibrate int8.
 _COMPARED = 4
 
-# Part of each cached form's key: raise it when `_make` or what `openvino_model` builds changes.
+# Part of each cached form's key. Raise it when `_make` or the models of `openvino_model` change.
 _KEPT_VERSION = 8
 
 
 def chosen(spec: str | None, detail: float | None) -> str:
-    """Returns the spec for `load_network` from weights or from a position on the dial.
+    """Returns the spec for `load_network`, from given weights or from a position on the dial.
 
     Raises:
         ValueError: Both are given, or the detail is outside 0..1.
@@ -57,7 +57,7 @@ def load_network(
     """Loads a generator in the requested precision, or in the fastest with little loss.
 
     On a GPU with tensor cores the fastest is mixed float16, with TensorFlow. On a CPU, OpenVINO
-    runs the forms that the processor supports on sample photographs once: float32, int8, and
+    once runs the forms that the processor supports on sample photographs: float32, int8, and
     perhaps bfloat16. The fastest form that loses at most `MOST_LOSS` is used. OpenVINO's files and
     the figures are cached in `srgan_tf` in the user's cache folder (`$XDG_CACHE_HOME` or
     `~/.cache`), keyed by the hash of the weights, the packages' versions and the processor.
@@ -66,17 +66,17 @@ def load_network(
         spec: As in `weights.load_generator`, a network that `exported.load` loads, or a blend as
             `weights.parse_blend` reads it; both of its networks run unless its detail is 0 or 1.
         precision: One of `PRECISIONS`; for a blend also two, joined by "+".
-        bits: The pictures' depth, 8 or 16. For 16, "auto" is float32: others would lose depth.
-        threads: How many compute with OpenVINO; None for one on each core.
-        say: Receives a line about what takes time or differs from the request.
+        bits: The pictures' depth, 8 or 16. For 16, "auto" is float32; other forms would lose depth.
+        threads: Number of OpenVINO's threads; None for one on each core.
+        say: Receives a line about anything that takes time or differs from the request.
 
     Returns:
-        The network, and its precision: "float32", "bfloat16", "float16", "int8" or "as exported";
-        two of them joined by "+" where those of a blend differ.
+        The network, and its precision: "float32", "bfloat16", "float16", "int8" or "as exported".
+        If the two networks of a blend differ in precision, both are joined by "+".
 
     Raises:
-        FileNotFoundError, ValueError: It cannot be loaded, or does not run in this precision; one
-            line.
+        FileNotFoundError, ValueError: The network cannot be loaded or does not run in this
+            precision; one line.
     """
     if blend := weights.parse_blend(spec):
         specs = [blend.first] * (blend.detail < 1) + [blend.second] * (blend.detail > 0)
@@ -99,7 +99,7 @@ def load_network(
     gpus = [] if precision == "int8" else _gpus()
     if gpus and precision == "auto":
         precision = _gpu_precision(gpus[0])
-    # TensorFlow emulates slowly what a processor lacks; OpenVINO would silently use float32.
+    # TensorFlow slowly emulates types that a processor lacks; OpenVINO would silently use float32.
     lacking = precision == "float16" or (precision == "bfloat16" and not provenance.has_bfloat16())
     if lacking or gpus:
         return _by_tensorflow(spec, precision), precision
@@ -141,7 +141,7 @@ def _gpu_precision(gpu) -> str:
 def _by_tensorflow(spec: str, precision: str) -> upscaling.Upscaler:
     """Builds a network that TensorFlow runs, with batch norms folded.
 
-    It does without XLA, which would compile again for each size of tile. Its effect on a GPU has
+    It does not use XLA, which would compile again for each size of tile. XLA's effect on a GPU has
     not been measured.
     """
     import keras
@@ -168,7 +168,7 @@ def _by_tensorflow(spec: str, precision: str) -> upscaling.Upscaler:
 def _kept(
     spec: str, precision: str, threads: int | None, say: Callable[[str], None]
 ) -> tuple[upscaling.Upscaler, str]:
-    """Loads a cached form for the CPU; builds and caches the forms first where they are missing."""
+    """Loads a cached form for the CPU; first builds and caches the forms if they are missing."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "srgan_tf")
     key = _key(weights.read_card(spec)["sha256"])
 
@@ -177,7 +177,7 @@ def _kept(
             return _load_kept(folder, key, precision, threads)
         except ImportError:
             raise
-        except Exception:  # nothing is kept, or it is damaged, whatever that raises
+        except Exception:  # missing, or damaged in any way
             return None
 
     if result := load_kept():
@@ -186,7 +186,7 @@ def _kept(
     with contextlib.ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            # Measured beside another process that measures, the fastest form may look slow.
+            # While another process measures, too, the fastest form may look slow.
             stack.enter_context(files.locked(folder, None))
             if result := load_kept():  # the other process built them
                 return result
@@ -198,7 +198,7 @@ def _kept(
         say("building the fast forms of these weights, once")
         made = Path(stack.enter_context(making))
         _make(layers, made, key)
-        # Before another process replaces it.
+        # Loaded before another process replaces it.
         result = _load_kept(made, key, precision, threads)
         for form in _OPENVINO_FORMS:
             for path in _files(made, key, form):
@@ -217,7 +217,7 @@ def _load_kept(
     folder: Path, key: str, precision: str, threads: int | None
 ) -> tuple[upscaling.Upscaler, str]:
     """Loads a cached form; any error means that it is missing or damaged."""
-    # Here, so that the rest of the package runs without OpenVINO.
+    # Imported here so that the rest of the package runs without OpenVINO.
     from srgan_tf.formats import openvino_model
 
     figures = json.loads((folder / f"{key}.json").read_text())
@@ -284,18 +284,18 @@ def _compare(
             psnr[form].append(metrics.psnr(sr, hr))
     return (
         {form: float(np.mean(values)) for form, values in psnr.items()},
-        # The minimum, because other load on the machine only adds to it.
+        # The minimum, because other load on the machine only adds time.
         {form: min(values) for form, values in seconds.items()},
     )
 
 
 def machine() -> str:
-    """Identifies what the choice of the fastest form depends on, besides the weights."""
+    """Returns a key for everything except the weights that the fastest form depends on."""
     return _key("")
 
 
 def _key(sha256: str) -> str:
-    """Identifies what a cached form depends on."""
+    """Returns a key for everything that a cached form depends on."""
     digest = hashlib.sha256(f"{_KEPT_VERSION} {sha256}".encode())
     with contextlib.suppress(metadata.PackageNotFoundError):
         digest.update(f"openvino {metadata.version('openvino')}".encode())

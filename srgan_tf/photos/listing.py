@@ -1,6 +1,6 @@
-"""Which pictures a cluster upscales, and the names of their results, as they are listed.
+"""Lists the pictures that a cluster upscales, and names their results.
 
-Names are strings and no paths, and are yielded as they are found: there may be a hundred million.
+Names are strings, not paths, and are yielded as they are found: there may be a hundred million.
 """
 
 import functools
@@ -28,7 +28,7 @@ def jobs(
 
     Args:
         inputs: As in `cluster.run`.
-        out_dir: Where results go.
+        out_dir: The folder for results.
         format: The results' ending.
         overwrite: Also yield pictures that already have their result.
         say: Receives lines that count the skipped pictures.
@@ -65,10 +65,10 @@ def jobs(
 def _found(
     inputs: Sequence[str], out_dir: str, say: Callable[[str], None]
 ) -> Iterator[tuple[str, dict[str, list[str]]]]:
-    """Yields a folder of results and, by their folders, the names of the pictures that go there.
+    """Yields each folder of results with the names of its pictures, by the pictures' folder.
 
-    One folder or list is read step by step. Several inputs may have results in one folder, so
-    that their names are held in memory.
+    A single folder or list is read step by step. Several inputs may have results in one folder, so
+    their names are held in memory.
     """
     lists = [given for given in inputs if given.startswith("@")]
     if lists:
@@ -112,10 +112,10 @@ def _pieces(
 
 
 def _expanded(given: str) -> list[str]:
-    """Returns the files and folders of a name or pattern.
+    """Returns the files and folders that a name or pattern stands for.
 
     Raises:
-        FileNotFoundError: There are none.
+        FileNotFoundError: Nothing matches.
     """
     if stores.exists(given):
         return [given]
@@ -126,9 +126,9 @@ def _expanded(given: str) -> list[str]:
 
 
 def _listed(path: str, out_dir: str) -> Iterator[tuple[str, dict[str, list[str]]]]:
-    """Yields as `_found` does what the lines of a text file name.
+    """Yields the pictures that the lines of a text file name, as `_found` does.
 
-    Results keep the folders of the names: pictures of millions of lines have equal names.
+    Results keep the folders of the names, because among millions of lines some names are equal.
     """
     kind = None
     with files.naming(path, "cannot be read"), stores.opened(path) as lines:

@@ -31,17 +31,17 @@ _MOST_JPEG_DPI = 65535
 _ORIENTATION, _EXIF_IFD, _WIDTH, _HEIGHT = 0x0112, 0x8769, 0xA002, 0xA003
 _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296
 _BITS, _PHOTOMETRIC, _EXTRA_SAMPLES = 258, 262, 338  # of a TIFF
-_PNG_GRAY = 0  # of a PNG's color types the one that Pillow reads with 16 bits
-# EXIF for how the file that was read stores its pixels, and for metadata that is carried apart
-# from EXIF. A JPEG may have these tags, too; a writer would believe them.
+_PNG_GRAY = 0  # the only color type of a PNG that Pillow reads with 16 bits
+# EXIF tags about the source's storage of pixels, and about metadata that is kept apart from EXIF. A
+# JPEG may have these tags, too, and a writer would trust them.
 _STORAGE_TAGS = (
     *(254, 255, 256, 257, 258, 259, 262, 263, 264, 265, 266, 273, 277, 278, 279, 280, 281, 284),
     *(317, 318, 319, 320, 322, 323, 324, 325, 330, 332, 333, 334, 336, 338, 339, 340, 341, 347),
     *(512, 513, 514, 529, 530, 531, 532, 700, 33723, 34377, 34675),
 )
-_JPEG_CODING = (0x9101, 0x9102)  # components and bits per pixel of the file that was read
+_JPEG_CODING = (0x9101, 0x9102)  # components and bits per pixel of the source
 
-# What PNG's chunks hold for an sRGB picture, so that nothing is lost without them.
+# The contents of PNG's chunks for an sRGB picture, which loses nothing without them.
 _SRGB = {
     b"gAMA": struct.pack(">I", 45455),
     b"cHRM": struct.pack(">8I", 31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000),
@@ -57,8 +57,8 @@ class Photograph(NamedTuple):
         alpha: [h, w] of the same type, or None.
         exif: EXIF of the oriented picture, as TIFF bytes; empty for none.
         icc: ICC profile; empty for none.
-        notes: One sentence for each loss.
-        meaning: PNG chunks for how colors and sizes are meant, as `png.meaning` reads them.
+        notes: A sentence for each loss.
+        meaning: PNG chunks that define colors and pixel sizes, as `png.meaning` reads them.
     """
 
     colors: np.ndarray
@@ -90,13 +90,13 @@ def upscale(
         tile: As in `upscaling.upscale`; a smaller tile takes less memory.
 
     Returns:
-        For an array, one of the same type and number of dimensions. For a Pillow image another
-        one, oriented, of mode L, LA, RGB, RGBA or (for gray of more than 8 bits without alpha)
-        I;16, with its EXIF and color profile.
+        For an array, an array of the same type and number of dimensions. For a Pillow image, an
+        oriented Pillow image of mode L, LA, RGB, RGBA or (for gray of more than 8 bits without
+        alpha) I;16, with its EXIF and color profile.
 
     Raises:
-        TypeError, ValueError: It is no such picture, `detail` is outside 0..1, or `weights` and
-            `detail` are both given.
+        TypeError, ValueError: It is not such a picture, `detail` is outside 0..1, or both `weights`
+            and `detail` are given.
         FileNotFoundError, ValueError: The network cannot be loaded.
     """
     given = isinstance(image, Image.Image)
@@ -150,7 +150,7 @@ def refuse_above(megapixels: float) -> None:
     """Sets the size above which this process refuses to read a picture.
 
     Args:
-        megapixels: Of the picture before upscaling.
+        megapixels: The largest size of a picture before upscaling.
     """
     # Pillow warns above this number and refuses above twice this number.
     Image.MAX_IMAGE_PIXELS = int(megapixels * 1e6 / 2)
@@ -160,13 +160,13 @@ def refuse_above(megapixels: float) -> None:
 def read_photograph(path: str | os.PathLike) -> Photograph:
     """Reads a picture file at its full depth, oriented.
 
-    Palettes and CMYK become RGB, CMYK by its own profile where it has one. 16-bit color is kept
-    in PNG and RGB TIFF. Of other files Pillow reads 8 bits, which is noted for TIFF and PPM, the
-    only formats where Pillow tells the depth. Only the first frame of an animation is read.
+    Palettes and CMYK become RGB; CMYK is converted with its profile if it has one. 16-bit color is
+    kept in PNG and RGB TIFF. Pillow reads other files as 8 bits, which is noted for TIFF and PPM,
+    the only formats whose depth Pillow reports. Only the first frame of an animation is read.
 
     Raises:
-        ValueError: The file is missing, no picture, damaged or cut short, or has more than twice
-            `PIL.Image.MAX_IMAGE_PIXELS` pixels; one line.
+        ValueError: The file is missing, not a picture, damaged or truncated, or has more than
+            twice `PIL.Image.MAX_IMAGE_PIXELS` pixels; one line.
     """
     try:
         photograph, notes = pictures.open_picture(path, None, functools.partial(_read, path))
@@ -188,7 +188,7 @@ def _read(path: str | os.PathLike, image: Image.Image) -> Photograph:
     notes = photograph.notes
     if deep and photograph.colors.dtype == np.uint8:
         notes += ("only 8 of its bits are read",)
-    # A phone's MPO holds depth maps and the like behind its picture, and PSD layers: no frames.
+    # A phone's MPO holds depth maps and the like after its picture, and a PSD layers, not frames.
     if getattr(image, "is_animated", False) and image.format not in ("MPO", "PSD"):
         notes = ("only its first frame is read", *notes)
     if image.format == "PNG":
@@ -200,7 +200,7 @@ def _read(path: str | os.PathLike, image: Image.Image) -> Photograph:
 
 
 def _resolution(dpi: tuple[float, float] | None) -> tuple[tuple[bytes, bytes], ...]:
-    """Returns PNG's chunk of a resolution; nothing if it is unknown or invalid."""
+    """Returns PNG's chunk for a resolution; none if it is unknown or invalid."""
     try:
         meters = [round(float(each) / _METERS_PER_INCH) for each in dpi]
         return ((b"pHYs", struct.pack(">IIB", *meters, 1)),) if min(meters) > 0 else ()
@@ -226,8 +226,8 @@ def _deep_colors(
         image: The same file, open, but not loaded: loading a TIFF removes its orientation.
 
     Returns:
-        Colors and alpha as in `Photograph`; None for files without 16-bit color and for those
-        that Pillow alone can read: CMYK, and TIFF whose colors are multiplied by alpha.
+        Colors and alpha as in `Photograph`; None for files without 16-bit color and for those that
+        only Pillow can read: CMYK, and TIFF with colors multiplied by alpha.
     """
     if image.format == "PNG":
         with open(path, "rb") as file:
@@ -271,7 +271,7 @@ def _oriented(stored: np.ndarray, orientation: int) -> np.ndarray:
 def _photograph(
     image: Image.Image, deep: tuple[np.ndarray, np.ndarray | None] | None = None
 ) -> Photograph:
-    """Converts an open picture, oriented; `deep` are its 16-bit colors where it has them."""
+    """Converts an open picture and orients it; `deep` has its 16-bit colors, if any."""
     if deep is None:
         upright = pictures.upright(image)
         size = upright.size
@@ -365,11 +365,12 @@ def upscaled_rows(
 
     Args:
         network: From `fastest.load_network`.
-        photograph: The photograph. Grayscale goes through the network as three equal channels;
-            alpha is upscaled with Pillow's bicubic, and colors that it hides are replaced by
-            visible ones, in a copy.
+        photograph: The photograph. The network sees grayscale as three equal channels. Alpha is
+            upscaled with Pillow's bicubic, and in a copy the colors that it hides are replaced by
+            visible ones.
         tile: As in `upscaling.upscale`.
-        progress: Receives the number of the photograph's pixels upscaled since the last call.
+        progress: Receives the number of the photograph's pixels that were upscaled since its last
+            call.
 
     Returns:
         An iterator of rows of the photograph's type, [n, 4w, channels] (RGB, RGBA, or gray and
@@ -384,7 +385,7 @@ def upscaled_rows(
         lr = np.broadcast_to(lr[..., None], (height, width, 3))
     colors = 1 if gray else 3
     if alpha is not None:
-        # In floats, because Pillow's bicubic has no 16 bits. It also reads rows around its box.
+        # In floats, because Pillow's bicubic has no 16-bit mode. It also reads rows around its box.
         alpha = Image.fromarray(alpha.astype(np.float32))
     for top, left, piece in upscaling.upscaled_pieces(network, lr, tile=tile):
         if left == 0:
@@ -423,7 +424,7 @@ def fitted(photograph: Photograph, format: str, bits: int) -> Photograph:
     Args:
         photograph: From `read_photograph`.
         format: One of `FORMATS`.
-        bits: The network's, 8 or 16.
+        bits: The most bits that the network takes, 8 or 16.
 
     Raises:
         ValueError: The upscaled picture has more pixels than the format allows.
@@ -479,7 +480,7 @@ def fitted(photograph: Photograph, format: str, bits: int) -> Photograph:
 
 
 def _is_kept(kind: bytes, data: bytes, format: str, icc: bytes) -> bool:
-    """Tells whether a format other than PNG keeps what a chunk states, or loses nothing."""
+    """Tells whether a format other than PNG keeps what a chunk states or loses nothing by it."""
     if kind == b"pHYs":
         dpi = _dpi(data)
         return dpi is not None and (format != "jpg" or max(dpi) <= _MOST_JPEG_DPI)
@@ -513,7 +514,7 @@ def _is_writable(format: str, **metadata: bytes) -> bool:
 
 
 def check_result(path: str | os.PathLike, photograph: Photograph, format: str) -> None:
-    """Checks that a result can be read again, by its header and, in a PNG, by its checksums.
+    """Checks that a result can be read again: its header and, in a PNG, its checksums.
 
     Args:
         path: The file.

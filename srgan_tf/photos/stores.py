@@ -1,4 +1,4 @@
-"""Files by name: local, or in S3 and Google Cloud Storage with PyArrow's file systems.
+"""Reads and writes files by name: local, or with PyArrow in S3 and Google Cloud Storage.
 
 Remote names are URLs without escapes, such as "s3://bucket/any key"; local names are as `Path`
 writes them.
@@ -52,7 +52,7 @@ def join(folder: str, *names: str) -> str:
 
 
 def absolute(name: str) -> str:
-    """Returns the one name that a file or folder has."""
+    """Returns the canonical name of a file or folder."""
     return name.rstrip("/") if is_remote(name) else os.path.realpath(name)
 
 
@@ -67,7 +67,7 @@ def is_folder(name: str) -> bool:
 
 
 def list_folder(folder: str) -> list[str]:
-    """Returns the names in a folder; none if there is no such folder."""
+    """Returns the names in a folder; an empty list if there is no such folder."""
     if is_remote(folder):
         return [info.base_name for info in _infos(folder)]
     try:
@@ -91,7 +91,7 @@ def walk(folder: str, say: Callable[[str], None]) -> Iterator[tuple[str, list[st
 
 
 def matches(pattern: str) -> list[str]:
-    """Returns the sorted names that match a pattern of *, ? and [], locally also of **."""
+    """Returns the sorted names that match a pattern with *, ? and []; ** works locally only."""
     if not is_remote(pattern):
         return sorted(glob.iglob(pattern, recursive=True))
     scheme, _, path = pattern.partition("://")
@@ -141,7 +141,7 @@ def remove(name: str) -> None:
 
 @contextlib.contextmanager
 def token(folder: str) -> Iterator[str]:
-    """Writes a hidden file to a folder for a moment, which shows who can see and write there.
+    """Writes a temporary hidden file to a folder, to test who can see it and write there.
 
     Raises:
         ValueError: The folder cannot be written to.
@@ -159,7 +159,7 @@ def token(folder: str) -> Iterator[str]:
 
 
 def fetch(name: str, path: Path) -> str | None:
-    """Copies a remote file to a local path; returns why it could not."""
+    """Copies a remote file to a local path; returns the reason if it fails."""
     try:
         path.parent.mkdir()
         system, remote = _system(name)
@@ -173,7 +173,7 @@ def fetch(name: str, path: Path) -> str | None:
 
 
 def put(path: Path, name: str) -> str | None:
-    """Copies a local file to a remote name, where it appears at once; returns why it could not."""
+    """Copies a local file to a remote name, atomically; returns the reason if it fails."""
     try:
         system, remote = _system(name)
         pyarrow.fs.copy_files(
@@ -187,7 +187,7 @@ def _system(name: str) -> tuple[pyarrow.fs.FileSystem, str]:
     """Returns the file system of a remote name and the path in it.
 
     Raises:
-        ValueError: It is unavailable, or none of the stores where a file appears at once.
+        ValueError: The store is unavailable, or not one that writes files atomically.
     """
     scheme, _, path = name.partition("://")
     if scheme not in ("s3", "gs"):

@@ -1,35 +1,35 @@
-"""Replaces colors that alpha hides, so that they do not reach the visible ones.
+"""Replaces colors that alpha hides, so that they do not bleed into the visible ones.
 
-Programs leave any color where a picture is transparent: black, white, or what was there before.
-A network sees these colors beside the visible ones, and its result would have fringes of them.
+Programs leave any color where a picture is transparent: black, white, or an earlier color. A
+network sees these colors beside the visible ones, and its result would have fringes of them.
 """
 
 import numpy as np
 from PIL import Image
 
-# The side of a cell of the coarsest level, in pixels: more than a network's margin.
+# Levels of averaging. A cell of the coarsest has more pixels per side than a network's margin.
 _LEVELS = 6
 _CELL = 2**_LEVELS
 _BAND = 8 * _CELL  # rows at once, to save memory
 _OVERLAP = 2 * _CELL  # rows above and below a band that influence it
 # A pixel keeps its own color if its alpha is at least this share of the largest alpha around it.
-# A smaller share would let undefined colors of faint pixels through, a larger one would blur them.
+# A smaller share would let undefined colors of faint pixels through; a larger one would blur them.
 _FAINT = 1 / 4
 _AROUND = 8  # pixels
 
 
 def filled(colors: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Replaces colors that are hidden by the visible colors around them.
+    """Replaces hidden colors with the visible colors around them.
 
-    A pixel with alpha 0 gets a mean of visible colors, the nearest weighing most. One that is
-    far fainter than its surroundings gets part of it.
+    A pixel with alpha 0 gets a mean of visible colors, in which the nearest weigh most. A pixel
+    that is far fainter than its surroundings gets part of this mean.
 
     Args:
         colors: uint8 or uint16 [h, w, 3] or [h, w].
         alpha: [h, w] of the same type.
 
     Returns:
-        The same type and shape; `colors` itself where every pixel is opaque.
+        Colors of the same type and shape; `colors` itself if every pixel is opaque.
     """
     opaque = np.iinfo(alpha.dtype).max
     if alpha.min() == opaque:
@@ -49,7 +49,7 @@ def _filled(colors: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     """Fills one band; alpha is float32 in [0, 1]."""
     height, width = alpha.shape
     own = colors.reshape(height, width, -1)
-    # Colors times alpha, and alpha, so that a mean counts each color as much as it is seen.
+    # Colors times alpha, and alpha, so that a mean weights each color by how visible it is.
     level = np.concatenate([own * alpha[..., None], alpha[..., None]], axis=-1, dtype=np.float32)
     level = np.pad(level, [(0, -height % _CELL), (0, -width % _CELL), (0, 0)])
     share = level[..., -1] / np.maximum(_FAINT * _largest_around(level[..., -1]), 1e-9)
@@ -61,7 +61,7 @@ def _filled(colors: np.ndarray, alpha: np.ndarray) -> np.ndarray:
         levels.append(level)
     around = np.zeros_like(levels[-1])
     for level in reversed(levels):
-        # A mean of little alpha counts little beside that of the larger cell around it.
+        # A mean with little alpha counts less than the mean of the larger cell around it.
         nearest = level / np.maximum(level[..., -1:], _FAINT)
         around = _doubled(nearest + (1 - nearest[..., -1:]) * around)
     around = around[:height, :width]

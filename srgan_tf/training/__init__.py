@@ -1,1 +1,1 @@
-"""train.py's room: flags to a config, the loop, what a run leaves, how it resumes."""
+"""For train.py: from flags to a config, the loop, what a run writes, how it resumes."""

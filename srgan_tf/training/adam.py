@@ -5,11 +5,11 @@ import tensorflow as tf
 
 
 class Adam(keras.optimizers.Adam):
-    """Adam (Kingma and Ba, arXiv 1412.6980), each variable updated by one operation.
+    """Adam (Kingma and Ba, arXiv 1412.6980), which updates each variable with one operation.
 
-    Keras' own takes 30 for each, so that half of the graph of an SRResNet step is Adam: seconds of
-    each start, and on a GPU thousands of small kernels a step. It computes the same, except for
-    rounding, and its checkpoints are the same. AMSGrad is not supported.
+    Keras' own takes 30 for each variable, so Adam is half of the graph of an SRResNet step. That
+    costs seconds at each start, and on a GPU thousands of small kernels a step. This Adam computes
+    the same, except for rounding, and has the same checkpoints. It does not support AMSGrad.
     """
 
     def _backend_update_step(self, grads, trainable_variables, learning_rate):

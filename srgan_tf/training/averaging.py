@@ -1,4 +1,4 @@
-"""The averaged generator of a run with --ema: Keras' moving average, and statistics that fit it."""
+"""The averaged generator of a run with --ema: Keras' moving average and matching statistics."""
 
 import functools
 from collections.abc import Callable
@@ -16,9 +16,9 @@ def generator_at_step(
 ) -> Callable[[int], keras.Model]:
     """Makes the function that returns the generator to validate and to write.
 
-    Without --ema it is the model's own, with --ema one of the optimizer's averages. The current
-    network's batch statistics do not fit the averages. They are measured again, as means over the
-    training batches from the step on: a pure function of weights, seed and step.
+    Without --ema it is the model's own generator, with --ema one that has the optimizer's averages.
+    The current network's batch statistics do not fit the averages, so they are recomputed as means
+    over the training batches from the step on: a pure function of weights, seed and step.
 
     Args:
         config: The run.
@@ -26,8 +26,8 @@ def generator_at_step(
         source: The training pictures.
 
     Returns:
-        From the number of steps done to the generator. At step 0 there is no average yet, and it is
-        the model's own.
+        A function from the number of steps done to the generator. At step 0 there is no average
+        yet, so it returns the model's own.
     """
     if not config.ema:
         return lambda step: model.generator

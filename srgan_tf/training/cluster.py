@@ -1,8 +1,8 @@
 """Training on several machines: joining, losing a machine, agreeing on one run, ending together.
 
-TensorFlow stops a collective operation when a machine is lost, in terms of its own or not at all
-where the main thread does something else. So each task also probes the ports of the others, which
-accept connections as long as their process lives, however busy it is.
+When a machine is lost, TensorFlow stops a collective operation with an obscure error, or not at all
+if the main thread does something else. So each task also probes the ports of the others. A port
+accepts connections as long as its process lives, however busy that is.
 """
 
 import atexit
@@ -28,22 +28,22 @@ from tensorflow.python.eager import context
 
 from srgan_tf import files
 
-# The other tasks start within this time, or the run ends.
+# Seconds within which the other tasks must start, or the run ends.
 ARRIVAL_SECONDS = 80
-# Seconds between two probes of a task, and the most that one takes.
+# Seconds between two probes of a task, and the timeout of a probe.
 PROBE_SECONDS = 5
-# Probes in a row that a lost task fails.
+# A task that fails this many probes in a row is lost.
 TRIES = 3
-# Three times this long a task may be stopped, as by a debugger, while its port stays open.
+# A task may be stopped for three times this long, for example by a debugger, with its port open.
 ANSWER_SECONDS = 20
-# Time for the main thread to end in its own way, if it does not hang in TensorFlow.
+# Seconds that the main thread has to end by itself, if it does not hang in TensorFlow.
 GRACE_SECONDS = 10
 
 # The other tasks by device, as "worker 1 (host:port)"; empty where there are none to wait for.
 _peers: dict[str, str] = {}
 # What is wrong with those that fail their probes.
 _missing: dict[str, str] = {}
-# The line to end with, for whoever reports it first; the lock, never released, makes it one.
+# The line to end with, for whoever reports it first. The lock is never released, so there is one.
 _verdict: queue.SimpleQueue[str] = queue.SimpleQueue()
 _judged = threading.Lock()
 
@@ -66,19 +66,19 @@ def join() -> tf.distribute.Strategy:
     addresses.pop(own)
     for (kind, index), address in addresses.items():
         _peers[f"/job:{kind}/replica:0/task:{index}"] = f"{kind} {index} ({address})"
-    # TensorFlow removes its generated code only where the interpreter ends in its own way.
+    # TensorFlow removes its generated code only if the interpreter exits normally.
     tempfile.tempdir = temporary = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, temporary, ignore_errors=True)
     for name, address in zip(_peers.values(), addresses.values(), strict=True):
         threading.Thread(target=_watch, args=(name, address, temporary), daemon=True).start()
-    # The service waits for tasks that never start with Python's lock held. Without it TensorFlow
-    # checks the health of processes by itself, and its logger reports that in many lines.
+    # The coordination service holds Python's lock while it waits for tasks that never start.
+    # Without it, TensorFlow checks the health of processes itself and logs that in many lines.
     context.context().configure_coordination_service("")
     tf.get_logger().setLevel(logging.CRITICAL)
-    # Later than `_watch` names a task that did not start.
+    # Longer than `_watch` takes to name a task that did not start.
     timeout = ARRIVAL_SECONDS + 4 * PROBE_SECONDS
     CollectiveAllReduceExtended._check_health_initial_timeout = timeout
-    # A process waits at its end for one interval. A task is checked three times before it is lost.
+    # A process waits one interval when it ends. A task is checked three times before it is lost.
     CollectiveAllReduceExtended._check_health_interval = PROBE_SECONDS
     CollectiveAllReduceExtended._check_health_timeout = ANSWER_SECONDS
     with files.naming("TF_CONFIG", "the cluster cannot be joined"), naming_the_lost():
@@ -90,12 +90,12 @@ def join() -> tf.distribute.Strategy:
             # All ports are open, so some machines have the same task, or another cluster.
             raise ValueError(
                 f"the machines did not find each other in {timeout} s: each needs the same cluster"
-                " and a task of its own"
+                " and its own task"
             ) from error
 
 
 def _cluster(text: str) -> tuple[dict[str, list[str]], tuple[str, int]]:
-    """Returns the addresses by type and this machine's type and index of a TF_CONFIG.
+    """Parses a TF_CONFIG: the addresses by type, and this machine's type and index.
 
     Raises:
         ValueError: It is not what TensorFlow's guide asks for; one line.
@@ -136,7 +136,7 @@ def _cluster(text: str) -> tuple[dict[str, list[str]], tuple[str, int]]:
 
 
 def _watch(name: str, address: str, temporary: str) -> None:
-    """Probes a task's port until `leave`; ends this process where the task is lost."""
+    """Probes a task's port until `leave`; ends this process if the task is lost."""
     host, _, port = address.rpartition(":")
     has_started, began, failures = False, time.monotonic(), 0
     while _peers:
@@ -156,7 +156,7 @@ def _watch(name: str, address: str, temporary: str) -> None:
 
 
 def _end(temporary: str) -> None:
-    """Ends this process with one line, even where its main thread hangs in TensorFlow."""
+    """Ends this process with one line, even if its main thread hangs in TensorFlow."""
     if not _judged.acquire(blocking=False):
         return
     _verdict.put("; ".join(_missing.values()))
@@ -199,7 +199,7 @@ def naming_the_lost() -> Iterator[None]:
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
-    """Tells whether this task is the one that writes; True where there is one machine."""
+    """Tells whether this task is the one that writes; True if there is only one machine."""
     return _task(strategy) == _chief(strategy)
 
 
@@ -219,11 +219,11 @@ def _chief(strategy) -> str:
 
 
 def agree(strategy: tf.distribute.Strategy, facts: dict[str, object]) -> None:
-    """Compares this task's facts with those of the others.
+    """Compares this task's facts with the other tasks' facts.
 
     Args:
         strategy: The run's.
-        facts: JSON values by what introduces them in a sentence, such as "--steps=".
+        facts: JSON values by the text to print before them, such as "--steps=".
 
     Raises:
         ValueError: They differ; one line, the same on every machine, that names each difference.
@@ -246,7 +246,7 @@ def agree(strategy: tf.distribute.Strategy, facts: dict[str, object]) -> None:
 
 def _gather(strategy: tf.distribute.Strategy, line: str = "") -> list[str]:
     """Returns the lines of all tasks, once each has called this."""
-    # float32, because every means of communication between GPUs has it.
+    # float32, because all libraries for communication between GPUs support it.
     codes = tf.constant(list(f"{line}\n".encode()), tf.float32)
     values = strategy.experimental_distribute_values_from_function(lambda _: codes)
     return bytes(strategy.gather(values, axis=0).numpy().astype(np.uint8)).decode().splitlines()
@@ -254,7 +254,7 @@ def _gather(strategy: tf.distribute.Strategy, line: str = "") -> list[str]:
 
 @contextlib.contextmanager
 def chief_first(strategy: tf.distribute.Strategy) -> Iterator[None]:
-    """Runs its body on the chief and then on the others, which find what the chief cached."""
+    """Runs its body first on the chief, then on the others, which find what the chief cached."""
     if _peers and not is_chief(strategy):
         _gather(strategy)
     yield
@@ -263,7 +263,7 @@ def chief_first(strategy: tf.distribute.Strategy) -> Iterator[None]:
 
 
 def leave(strategy: tf.distribute.Strategy) -> None:
-    """Waits until all tasks have come to the same end, after which none misses another."""
+    """Waits until all tasks have reached the same end; from then on none counts as lost."""
     if _peers:
         _gather(strategy)
         _peers.clear()

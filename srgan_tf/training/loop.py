@@ -24,7 +24,7 @@ _BEST_BY = "validation_loss", "validation_lpips"
 
 
 class Stopped(Exception):
-    """The signal `signum` ended the run, after a checkpoint."""
+    """The signal `signum` ended the run after a checkpoint was written."""
 
     def __init__(self, signum: int, step: int):
         """Keeps the signal's number and the step that was saved."""
@@ -33,7 +33,7 @@ class Stopped(Exception):
 
 
 def make_strategy() -> tf.distribute.Strategy:
-    """Chooses how to spread the work.
+    """Chooses how to distribute the work.
 
     Returns:
         MultiWorkerMirroredStrategy where TF_CONFIG is set, MirroredStrategy where there are several
@@ -52,11 +52,11 @@ def make_strategy() -> tf.distribute.Strategy:
 
 @cluster.naming_the_lost()
 def train(config: recipe.Config, strategy: tf.distribute.Strategy | None = None) -> Path:
-    """Trains to the last step, from where the run folder left off.
+    """Trains to the last step, from the last checkpoint in the run folder.
 
     Args:
         config: The run.
-        strategy: How to spread it, by default `make_strategy()`.
+        strategy: How to distribute it, by default `make_strategy()`.
 
     Returns:
         The run folder.
@@ -64,7 +64,7 @@ def train(config: recipe.Config, strategy: tf.distribute.Strategy | None = None)
     Raises:
         ValueError, FileNotFoundError: The flags ask for something impossible, or a loss is not
             finite, or the machines differ or one is lost; one line.
-        Stopped: SIGINT or SIGTERM came; a checkpoint was written first.
+        Stopped: SIGINT or SIGTERM arrived; a checkpoint was written first.
     """
     strategy = strategy or make_strategy()
     recipe.require_consistent(config)
@@ -119,7 +119,7 @@ def train(config: recipe.Config, strategy: tf.distribute.Strategy | None = None)
         # starts with a new iterator at the batch of its first step.
         iterator = iter(batches)
         terms = _probe_terms(strategy, model, next(iterator))
-        # Each step that is timed delays the first that counts.
+        # Each timed step delays the first one that counts.
         seconds = _probe_speed(checkpoint, run_steps, iterator, 3 if config.dry_run else 1)
         facts |= {
             "variant": config.variant,
@@ -151,11 +151,11 @@ def train(config: recipe.Config, strategy: tf.distribute.Strategy | None = None)
 
         def save(step):
             _require_finite_weights(model, step, checkpoints)
-            if not is_chief:  # each machine has all variables whole
+            if not is_chief:  # each machine has a full copy of all variables
                 return
             try:
                 resume.save(checkpoint, checkpoints, step, config.keep_checkpoints)
-            except (OSError, ValueError) as error:  # the disk is full, the folder is gone
+            except (OSError, ValueError) as error:  # the disk is full or the folder is gone
                 raise ValueError(
                     f"{error}; the same command resumes from the one before"
                 ) from error
@@ -225,7 +225,7 @@ def _require_supported(config: recipe.Config, strategy: tf.distribute.Strategy) 
 
 
 def _flags_and_versions(config: recipe.Config) -> dict[str, object]:
-    """Returns what must be the same on several machines before they can train, for `agree`."""
+    """Returns the flags and versions that all machines must share, for `agree`."""
     here = provenance.here()
     flags = {
         f"--{name}=": value
@@ -239,7 +239,7 @@ def _flags_and_versions(config: recipe.Config) -> dict[str, object]:
 
 
 def _start(checkpoint: tf.train.Checkpoint, facts: dict) -> dict[str, object]:
-    """Returns the data and the state that several machines must start with, for `agree`."""
+    """Returns the data and the state that all machines must start with, for `agree`."""
     state = hashlib.sha256()
     for variable in _trained(checkpoint):
         state.update(variable.numpy().tobytes())
@@ -254,7 +254,7 @@ def _start(checkpoint: tf.train.Checkpoint, facts: dict) -> dict[str, object]:
 
 
 def explain(error: tf.errors.OpError) -> str:
-    """Returns the line with the cause: what Python raised within a graph, else the first line."""
+    """Returns the cause in one line: a ValueError raised in a graph, else the first line."""
     lines = error.message.splitlines()
     raised = [line.removeprefix("ValueError: ") for line in lines if line.startswith("ValueError:")]
     frame = ("Graph execution error", "Detected at node", "<stack")
@@ -283,10 +283,10 @@ def _open_data(config: recipe.Config) -> tuple[data.Source, data.Source | None]:
 
 
 def _validation_lpips(config: recipe.Config, record: dict | None, pairs) -> Callable | None:
-    """Returns LPIPS, if it validates the run and chooses its best weights, or else None.
+    """Returns LPIPS if it validates the run and chooses its best weights, else None.
 
-    A resumed run keeps to its start. Where --validate_lpips is not set and the weights are missing,
-    a run falls back to the content loss with one line.
+    A resumed run keeps the choice of its start. If --validate_lpips is not set and the weights of
+    LPIPS are missing, a run logs one line and falls back to the content loss.
     """
     wanted = config.validate_lpips
     if wanted is None:
@@ -332,8 +332,8 @@ def _step_function(config: recipe.Config, strategy, model: gan.SRGAN) -> Callabl
     """Makes the function that trains.
 
     Returns:
-        (iterator, count, stop) -> names of the logs, their values at each step as float32
-        [count, names], and whether any worker wants to stop.
+        (iterator, count, stop) -> names of the logs; their values at each step, float32
+        [count, names]; and whether any worker wants to stop.
     """
     names = []
 
@@ -351,7 +351,7 @@ def _step_function(config: recipe.Config, strategy, model: gan.SRGAN) -> Callabl
         for i in tf.range(count):
             row = strategy.run(train_step, (next(iterator),))
             rows = rows.write(i, strategy.reduce(tf.distribute.ReduceOp.MEAN, row, axis=None))
-        # Workers must stop at the same step: one that got a signal tells the others.
+        # Workers must stop at the same step, so one that got a signal tells the others.
         stop = strategy.run(lambda: tf.identity(stop))
         return rows.stack(), strategy.reduce(tf.distribute.ReduceOp.SUM, stop, axis=None)
 
@@ -363,10 +363,10 @@ def _step_function(config: recipe.Config, strategy, model: gan.SRGAN) -> Callabl
 
 
 def _probe_terms(strategy, model: gan.SRGAN, batch) -> dict[str, dict[str, float]]:
-    """Returns the value and gradient norm of each loss term: a detached term shows at once."""
+    """Returns the value and gradient norm of each loss term, which reveals a detached term."""
 
     def probe(batch):
-        # Four crops of each replica are enough, and take seconds less.
+        # Four crops of each replica are enough and save seconds.
         return model.probe_terms([each[:4] for each in batch])
 
     probed = tf.function(lambda batch: strategy.run(probe, (batch,)))(batch)
@@ -380,7 +380,7 @@ def _probe_terms(strategy, model: gan.SRGAN, batch) -> dict[str, dict[str, float
 
 
 def _probe_speed(checkpoint: tf.train.Checkpoint, run_steps: Callable, iterator, count) -> float:
-    """Returns the seconds a step takes: `count` real ones after a first, all undone afterwards."""
+    """Times `count` real steps after a first one, undoes them, and returns seconds per step."""
     variables = _trained(checkpoint)
     before = [variable.numpy() for variable in variables]
     run_steps(iterator, 1)
@@ -393,12 +393,12 @@ def _probe_speed(checkpoint: tf.train.Checkpoint, run_steps: Callable, iterator,
 
 
 def _validator(config, model, checkpoint, generator_at, lpips_of, pairs, log) -> Callable:
-    """Makes the function from a step to its scores, which keeps and writes the best weights."""
+    """Makes the function that scores a step and writes its weights if they are the best so far."""
 
     def validate(step):
         generator = generator_at(step)
         scores = log.validate(step, generator, model.content, pairs, lpips_of)
-        # Not by PSNR, which a GAN lowers as it trains.
+        # Not PSNR, which a GAN lowers as it trains.
         loss = scores[_BEST_BY[bool(lpips_of)]]
         if loss < float(checkpoint.best_loss.numpy()):
             checkpoint.best_loss.assign(loss)
@@ -415,15 +415,15 @@ def _loop(config, checkpoint, iterator, run_steps, validate, save, log, received
     Args:
         config: The run.
         checkpoint: Its state.
-        iterator: Its batches from that step on.
+        iterator: The batches from that step on.
         run_steps: From `_step_function`.
         validate: From `_validator`; None without validation pictures, and on all but the chief.
         save: Saves the checkpoint of a step.
         log: The `progress.RunLog`; None except on the chief.
-        received: Signals to stop after.
+        received: The signals that ask it to stop.
 
     Returns:
-        The scores of the last validation; none if there was no step to make.
+        The scores of the last validation; empty if there was no step left.
     """
     step = int(checkpoint.step.numpy())
     unlogged, scores = [], {}
@@ -459,7 +459,7 @@ def _require_finite(names: list[str], rows: np.ndarray, step: int, checkpoints: 
     bad = ~np.isfinite(rows)
     if bad.any():
         row = int(np.argmax(bad.any(axis=1)))
-        # The sum is bad whenever a term is: name the term.
+        # The sum is bad whenever a term is, so name the term.
         name = next(n for n, is_bad in zip(names, bad[row], strict=True) if is_bad and n != "loss")
         value = rows[row, names.index(name)]
         raise ValueError(f"step {step + row + 1}: {name} is {value}; {_last_saved(checkpoints)}")
@@ -480,7 +480,7 @@ def _last_saved(checkpoints: Path) -> str:
 
 
 def _checkpoint(model: gan.SRGAN) -> tf.train.Checkpoint:
-    """Returns everything that a resumed run needs. Its batches follow from the step."""
+    """Returns everything that a resumed run needs. The batches depend only on the step."""
     parts = {
         "generator": model.generator,
         "optimizer": model.optimizer,
@@ -494,7 +494,7 @@ def _checkpoint(model: gan.SRGAN) -> tf.train.Checkpoint:
 
 
 def _trained(checkpoint: tf.train.Checkpoint) -> list:
-    """Returns all variables that a step changes: of the networks and of the optimizers."""
+    """Returns all variables of networks and optimizers that a step changes."""
     parts = ("generator", "optimizer", "discriminator", "discriminator_optimizer")
     owners = [getattr(checkpoint, part) for part in parts if hasattr(checkpoint, part)]
     return [variable for owner in owners for variable in owner.variables]

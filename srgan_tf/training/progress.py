@@ -2,10 +2,10 @@
 
 metrics.jsonl               losses and validation scores by step
 tensorboard/                the same, and validation pictures
-validation.png              bicubic, SR and HR of three validation pictures, the newest
+validation.png              bicubic, SR and HR of up to three pictures, at the latest validation
 generator.weights.h5        the last weights
-generator.best.weights.h5   those of the lowest content loss, or LPIPS, on these pictures
-scores.json                 the scores of the last weights there
+generator.best.weights.h5   the weights with the lowest content loss or LPIPS on these pictures
+scores.json                 the validation scores of the last weights
 """
 
 import collections
@@ -31,19 +31,19 @@ from srgan_tf.training import run_folder
 # (name, lr uint8 [h, w, 3], hr uint8 [4h, 4w, 3]) of each validation picture.
 Pairs = Sequence[tuple[str, np.ndarray, np.ndarray]]
 
-# Labels of the progress line for the logs of train_step with Python names.
+# The progress line's labels for those logs of train_step that have other names there.
 _LABELS = {"d_hr": "D(HR)", "d_sr": "D(SR)"}
 
 _SHOWN = 3  # validation pictures
 _REPAINT = 0.2  # seconds between two repaints of the progress line
 
 
-# Hours from which a run counts as long, and hours that the report shortens it to.
+# A run of more hours is long, and the report suggests the steps that fit the second number.
 _LONG_HOURS, _SHORT_HOURS = 24, 8
 
 
 def start_report(config: dict, facts: dict, faster: Sequence[str]) -> str:
-    """Lays out a run's metadata as lines to read before the first step.
+    """Formats a run's metadata as lines to read before the first step.
 
     Args:
         config: Flags by name.
@@ -63,7 +63,7 @@ def start_report(config: dict, facts: dict, faster: Sequence[str]) -> str:
         ("replicas", f"{facts['replicas']} ({facts['strategy']}), {facts['device']}"),
     ]
     for name, term in facts["terms"].items():
-        text = f"{term['value']:.4g}, its gradient in the generator {term['gradient_norm']:.4g}"
+        text = f"{term['value']:.4g}, gradient norm in the generator {term['gradient_norm']:.4g}"
         rows.append((f"term {name}", text))
     rows += [
         ("speed", f"{facts['seconds_per_step']:.3g} s a step"),
@@ -74,13 +74,13 @@ def start_report(config: dict, facts: dict, faster: Sequence[str]) -> str:
         steps = config["steps"] - round((hours - _SHORT_HOURS) * 3600 / seconds)
         flags = ", ".join([*faster, "a smaller --batch_size"])
         rows.append(("long run", f"--steps={steps} would take {_SHORT_HOURS} h; faster: {flags}"))
-    sheet = ", in it validation.png: bicubic, SR, HR" if validation["pictures"] else ""
+    sheet = ", with validation.png: bicubic, SR, HR" if validation["pictures"] else ""
     rows.append(("run folder", config["run_dir"] + sheet))
     return _table(rows)
 
 
 def end_report(config: dict, faster: Sequence[str]) -> str:
-    """Lays out where a finished run's results are and which commands come next.
+    """Formats where a finished run's results are and which commands come next.
 
     Args:
         config: Flags by name.
@@ -141,12 +141,12 @@ def score(
 
 
 def _symmetric(picture: np.ndarray) -> np.ndarray:
-    """Turns uint8 [H, W, 3] into float32 [1, H, W, 3] in [-1, 1]."""
+    """Converts uint8 [H, W, 3] to float32 [1, H, W, 3] in [-1, 1]."""
     return picture[None].astype(np.float32) / 127.5 - 1
 
 
 class DiscriminatorWatch:
-    """Reports once when the discriminator has won or lost, by its last `SPAN` steps."""
+    """Reports once, from the last `SPAN` steps, that the discriminator has won or lost."""
 
     SPAN = 500
 
@@ -156,7 +156,7 @@ class DiscriminatorWatch:
         self._reported = None
 
     def add(self, names: Sequence[str], rows: np.ndarray) -> str | None:
-        """Adds steps and returns one line where the state has changed to won or lost.
+        """Adds steps; returns one line if the state has changed to won or lost, else None.
 
         Args:
             names: Names of the logs, with `d_hr` and `d_sr` where there is a discriminator.
@@ -235,12 +235,12 @@ class RunLog:
             print(f"{start}step {step}: {line}", file=sys.stderr, flush=True)
 
     def means(self, step: int, values: dict[str, float], learning_rate: float) -> None:
-        """Writes the means since the last call; where there is no terminal, also as a line.
+        """Writes the means since the last call to the logs and, without a terminal, as a line.
 
         Args:
             step: Steps done.
             values: Means of the losses since the last call.
-            learning_rate: Of the last step.
+            learning_rate: The learning rate of the last step.
         """
         now = time.perf_counter()
         images_per_second = self._line_pictures / (now - self._line_started)

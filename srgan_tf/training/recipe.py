@@ -1,4 +1,4 @@
-"""The flags of a run, and the networks, losses and optimizers they stand for; any Keras backend."""
+"""The flags of a run and the networks, losses and optimizers they select; any Keras backend."""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,7 +7,7 @@ import keras
 
 from srgan_tf import files, losses, networks, vgg, weights
 
-# Raise it with a change after which the same flags and pictures lead to other weights: runs of an
+# Raise this when a change makes the same flags and pictures lead to other weights. Runs of an
 # earlier version are then refused instead of resumed. 2: Adam's epsilon is 1e-8. 3: Adam in one
 # kernel. 4: batch norms in one kernel; the last convolution computes two by two pixels at a time.
 # 5: it computes in bfloat16 or float16, too, under a mixed policy.
@@ -62,7 +62,7 @@ def require_consistent(config: Config) -> None:
     """Refuses flags that contradict each other.
 
     Raises:
-        ValueError: They do; one line.
+        ValueError: Flags contradict each other; one line.
     """
     if not files.is_utf8(config.run_dir):
         raise ValueError(f"--run_dir={config.run_dir}: TensorBoard needs a path in UTF-8")
@@ -90,7 +90,7 @@ def require_consistent(config: Config) -> None:
 
 
 def next_return(config: Config, step: int) -> int:
-    """Returns the step at which a call that starts at `step` must return to Python."""
+    """Returns the step after which a call that starts at `step` must return to Python."""
     periods = (config.log_every, config.validate_every, config.checkpoint_every)
     events = [(step // period + 1) * period for period in periods]
     return min(config.steps, step + config.steps_per_call, *events)
@@ -107,8 +107,8 @@ def build(
 
     Returns:
         The generator; the discriminator, or None; the content loss by its name; and facts to
-        record: this version, the VGG weights, the start of the generator, the step after which the
-        learning rate drops.
+        record: this version, the VGG weights, the start of the generator, and the step after which
+        the learning rate drops.
 
     Raises:
         ValueError, FileNotFoundError: Weights are unavailable or do not fit; one line.
@@ -131,8 +131,8 @@ def build(
         start, card = weights.load_generator(config.init_generator)
         if [w.shape for w in start.weights] != [w.shape for w in generator.weights]:
             raise ValueError(
-                f"--init_generator={config.init_generator}: has another number of blocks or filters"
-                " than --residual_blocks and --filters set"
+                f"--init_generator={config.init_generator}: its blocks or filters do not match"
+                " --residual_blocks and --filters"
             )
         generator.set_weights(start.get_weights())
         facts["generator"] = (
@@ -156,7 +156,7 @@ def build(
 
 
 def drop_step(learning_rate_drop_at: float, steps: int) -> int | None:
-    """Returns the step after which the step schedule's rate is a tenth; None where it never is."""
+    """Returns the step after which the learning rate drops to a tenth; None if it never does."""
     drop_at = round(learning_rate_drop_at * steps)
     return drop_at if drop_at < steps else None
 
@@ -168,8 +168,8 @@ def learning_rates(config: Config) -> Callable | float:
         config: The run.
 
     Returns:
-        A Keras schedule, from the number of steps done to the rate of the next one, or the rate
-        itself where it never changes.
+        A Keras schedule, from the number of steps done to the learning rate of the next step; or
+        the learning rate itself if it never changes.
     """
     if config.learning_rate_schedule == "cosine":
         return keras.optimizers.schedules.CosineDecay(
@@ -181,7 +181,7 @@ def learning_rates(config: Config) -> Callable | float:
     drop_at = drop_step(config.learning_rate_drop_at, config.steps)
     if drop_at is None:
         return config.learning_rate
-    # The rate of Keras' boundary itself is the higher one, and the first step is step 0.
+    # At its boundary Keras still uses the higher rate, and it counts the first step as 0.
     return keras.optimizers.schedules.PiecewiseConstantDecay(
         [drop_at - 1], [config.learning_rate, config.learning_rate / 10]
     )

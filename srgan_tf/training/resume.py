@@ -1,4 +1,4 @@
-"""Checkpoints, and resuming from them, in the order in which it happens; needs no TensorFlow.
+"""Checkpoints and resuming, in the order in which it happens. Imports no TensorFlow.
 
 `earlier_run` reads run.json and refuses other flags, `with_first_drop` and `as_started` adapt the
 config to it, `require_same_findings` refuses other pictures or another VGG, and `restore` takes the
@@ -22,15 +22,15 @@ from srgan_tf.training.recipe import VERSION, Config, drop_step
 if TYPE_CHECKING:
     import tensorflow as tf
 
-# Flags that may change on resume: they affect what is displayed, or the speed, not the weights.
-# The pictures themselves are compared, wherever they lie now.
+# Flags that may change on resume: they affect the output or the speed, not the weights. The
+# pictures themselves are compared, wherever they are now.
 MAY_CHANGE = frozenset({
     "cache", "checkpoint_every", "dry_run", "keep_checkpoints", "log_every", "run_dir",
     "steps_per_call", "train_data", "val_data", "validate_every",
 })  # fmt: skip
 
 
-# Values of flags that runs of today's version may lack in their run.json.
+# Values of flags that the run.json of a run of the current version may lack.
 _BEFORE_THE_FLAG = {"ema": 0.0, "validate_lpips": None}
 
 
@@ -46,8 +46,8 @@ def earlier_run(config: Config, *, has_state: bool, script: str = "train.py") ->
         The contents of run.json; None if the run starts at step 0.
 
     Raises:
-        ValueError: The folder holds a run of another script, with other flags or by an incompatible
-            version, or finished weights without a state; one line.
+        ValueError: The folder holds a run of another script, of an incompatible version or with
+            other flags, or finished weights without a state; one line.
     """
     run_dir = Path(config.run_dir)
     record = run_folder.read_start(run_dir) if has_state or (run_dir / "run.json").exists() else {}
@@ -80,7 +80,7 @@ def earlier_run(config: Config, *, has_state: bool, script: str = "train.py") ->
         if changed:
             raise ValueError(
                 f"--run_dir={run_dir} holds a run with other flags: {', '.join(changed)}; give"
-                " these as they were, or another --run_dir"
+                " them as they were, or another --run_dir"
             )
     if has_state and record.get("recipe") != VERSION:
         raise ValueError(
@@ -96,7 +96,7 @@ def earlier_run(config: Config, *, has_state: bool, script: str = "train.py") ->
 
 
 def _first_drop(record: dict) -> int | None:
-    """Returns the step after which the rate of the run in run.json drops; None for never."""
+    """Returns the step after which the learning rate in run.json drops; None for never."""
     if "drop_step" in record:
         return record["drop_step"]
     before = record["config"]
@@ -106,8 +106,8 @@ def _first_drop(record: dict) -> int | None:
 def with_first_drop(config: Config, record: dict | None) -> Config:
     """Returns the config of a run that may be resumed with more steps than it started with.
 
-    More steps come at the end, at the last rate: the rate drops after the step at which it would
-    have dropped at first, so that the steps already made keep their rates.
+    Additional steps come at the end, with the last learning rate. The learning rate drops after the
+    same step as at first, so that the steps already made keep theirs.
     """
     if not record:
         return config
@@ -119,8 +119,8 @@ def with_first_drop(config: Config, record: dict | None) -> Config:
 def as_started(config: Config, record: dict) -> Config:
     """Returns the config to build the networks of a resumed run with.
 
-    The run has its weights and does not need those that it started from. Its VGG stays the one
-    found at the start, although "auto" might find another now.
+    A checkpoint has the weights, so the weights that the run started from are not loaded. Its VGG
+    stays the one found at the start, although "auto" might find another now.
     """
     vgg_weights = config.vgg_weights
     if vgg_weights == "auto":
@@ -163,7 +163,7 @@ def require_same_findings(config: Config, record: dict, facts: dict) -> None:
 def checkpoints(folder: Path) -> list[str]:
     """Returns the paths of a folder's checkpoints, oldest first.
 
-    Files decide, not the list that TensorFlow kept in runs of older versions.
+    It lists the files and ignores the list that TensorFlow kept in runs of older versions.
     """
     numbers = [path.stem.removeprefix("ckpt-") for path in folder.glob("ckpt-*.index")]
     steps = sorted(int(number) for number in numbers if number.isdecimal())
@@ -179,7 +179,7 @@ def save(checkpoint: tf.train.Checkpoint, folder: Path, step: int, keep: int) ->
         checkpoint: What to save.
         folder: An existing folder.
         step: The step, by which the checkpoint is named.
-        keep: How many checkpoints of this and earlier steps stay.
+        keep: How many checkpoints of this and earlier steps to keep.
 
     Raises:
         OSError, ValueError: It cannot be written; one line.
@@ -187,7 +187,7 @@ def save(checkpoint: tf.train.Checkpoint, folder: Path, step: int, keep: int) ->
     path = folder / f"ckpt-{step}"
     with files.naming(path, "cannot be saved"), files.plain_path(folder) as plain:
         checkpoint.write(os.fspath(plain / path.name))
-        # A newer one is damaged, as the run did not resume from it.
+        # Any newer one is damaged, since the run did not resume from it.
         earlier = [name for name in checkpoints(folder) if int(name.rpartition("-")[2]) <= step]
         for name in earlier[:-keep]:
             for file in [Path(f"{name}.index"), *folder.glob(f"{Path(name).name}.data-*")]:
@@ -196,7 +196,7 @@ def save(checkpoint: tf.train.Checkpoint, folder: Path, step: int, keep: int) ->
 
 
 def restore(checkpoint: tf.train.Checkpoint, folder: Path) -> str:
-    """Restores the newest readable checkpoint of a folder that holds some; returns its path.
+    """Restores the newest readable checkpoint of a folder and returns its path.
 
     Raises:
         ValueError: None can be read; one line.

@@ -1,4 +1,4 @@
-"""A run's own record: flags.txt, run.json and metrics.jsonl. No TensorFlow.
+"""A run's own record: flags.txt, run.json and metrics.jsonl. Imports no TensorFlow.
 
 flags.txt       a flagfile that repeats the run
 run.json        flags, versions, data, losses at the start; each resumption (`went_on`)
@@ -22,7 +22,7 @@ def write_start(run_dir: Path, config: dict, facts: dict) -> None:
     Args:
         run_dir: The run folder.
         config: Flags by name.
-        facts: What is known before the first step, for `json.dumps`.
+        facts: Metadata known before the first step, for `json.dumps`.
     """
     _write_flags(run_dir, config)
     record = {"config": config, **here(), **facts}
@@ -70,7 +70,7 @@ def add_resumption(run_dir: Path, step: int, config: dict, facts: dict) -> None:
 def open_metrics(run_dir: Path, first_step: int) -> TextIO:
     """Opens metrics.jsonl to continue after a step.
 
-    Lines of steps that will be repeated are removed, and a line that a kill cut short.
+    Lines of steps that will be repeated are removed, and so is a line that a kill cut short.
     """
     path = run_dir / "metrics.jsonl"
     kept = []

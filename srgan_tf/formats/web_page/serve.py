@@ -9,12 +9,12 @@ from pathlib import Path
 class Handler(http.server.SimpleHTTPRequestHandler):
     """Adds the two headers without which browsers do not let a page use several threads."""
 
-    # Not from the system's table, which may be wrong: browsers refuse other types.
+    # The system's table may be wrong, and browsers refuse other types.
     extensions_map = {".html": "text/html", ".js": "text/javascript", ".css": "text/css",
                       ".wasm": "application/wasm", "": "application/octet-stream"}  # fmt: skip
 
     def end_headers(self):
-        """Sends them with every file."""
+        """Sends the two headers with every file."""
         self.send_header("Cross-Origin-Opener-Policy", "same-origin")
         self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
         super().end_headers()
