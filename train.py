@@ -75,7 +75,7 @@ flags.DEFINE_string(
     "init_generator",
     "",
     "Weights to start from: a run folder, a weights file or a bundled name. Required with a"
-    " discriminator, where none means random weights.",
+    " discriminator, where none starts as --init says.",
 )
 
 # Optimizer.

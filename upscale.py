@@ -67,7 +67,7 @@ flags.DEFINE_string(
 flags.DEFINE_integer(
     "ray_cpus",
     None,
-    "CPUs of each network on the cluster. Default: all of the smallest node, up to 8.",
+    "CPUs of each network on the cluster. Default: an equal part of the smallest node, up to 8.",
     lower_bound=1,
 )
 flags.DEFINE_float(

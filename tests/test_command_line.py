@@ -46,7 +46,7 @@ def test_help_does_not_import_numpy_keras_or_tensorflow(script):
         ("$COMMAND >/dev/full", 1, "error: stdout: cannot be written (No space left on device)"),
     ],
 )
-def test_an_error_in_telling_is_no_error_in_the_work(tmp_path, how, code, told):
+def test_a_broken_progress_pipe_does_not_stop_the_work(tmp_path, how, code, told):
     (tmp_path / "script.py").write_text(_SCRIPT)
     (tmp_path / "out").mkdir()
     command = f"{sys.executable} {tmp_path}/script.py {tmp_path}/out"

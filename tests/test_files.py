@@ -87,7 +87,7 @@ def test_a_plain_path_stays_as_it_is(tmp_path):
         (tf.errors.OutOfRangeError(None, None, "{{node x}} cut [Op:Y]"), "a: damaged (cut)"),
     ],
 )
-def test_whatever_a_library_raises_about_a_file_becomes_one_line_with_its_name(error, line):
+def test_any_library_error_about_a_file_becomes_one_line_with_its_name(error, line):
     with pytest.raises(ValueError) as raised, files.naming("a", "damaged"):
         raise error
     assert str(raised.value) == line

@@ -134,7 +134,7 @@ def test_a_keras_file_of_another_network_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("package", ["h5py", "keras"])
-def test_a_missing_package_is_not_blamed_on_the_weights(monkeypatch, package):
+def test_a_missing_package_is_named_instead_of_the_weights(monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ModuleNotFoundError, match=package):
         weights.load_generator("srresnet_mse")

@@ -2,7 +2,7 @@
 
 The file is written operation by operation. TensorFlow's converter, its quantizer and
 ai-edge-quantizer lack what this network needs in int8: kernels in two parts, a PReLU that XNNPACK
-runs, DEPTH_TO_SPACE without a detour through float. Eight kinds of LiteRT's built-in operations
+runs, DEPTH_TO_SPACE without a detour through float. Seven kinds of LiteRT's built-in operations
 suffice; nothing needs Flex.
 """
 
@@ -57,7 +57,7 @@ def write_tflite(
         path: The file to write or replace.
         quantize: One of `QUANTIZE`. "float32"; "float16": weights of half the size, computed in
             float32; "dynamic": int8 kernels, and activations in int8 on the way into each
-            convolution; "int8": integers from end to end.
+            convolution; "int8": calibrated ranges, see `in_int8`.
         input_size: Height and width of lr, for delegates that need them fixed; None leaves both
             variable (`resize_tensor_input`).
         calibration: Pictures lr, uint8 [h, w, 3]. "int8" needs some to find the ranges of its

@@ -85,7 +85,7 @@ def require_consistent(config: Config) -> None:
     if config.adversarial_weight and not config.init_generator:
         raise ValueError(
             "--init_generator: SRGAN starts from SRResNet-MSE; give its run folder or weights, or"
-            " start from random weights with --init_generator=none"
+            " start without one with --init_generator=none"
         )
 
 

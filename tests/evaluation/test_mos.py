@@ -125,7 +125,7 @@ def test_evaluate_writes_a_kit_of_exact_pictures_that_names_no_method(evaluate, 
         (["--mos=kit", "--out_dir=other"], "other/mos.json: no mean opinion scores; remove it"),
     ],
 )
-def test_what_would_keep_a_kit_from_being_written_is_told_before_scoring(
+def test_problems_with_writing_a_kit_are_reported_before_scoring(
     evaluate, kept, tmp_path, monkeypatch, arguments, message
 ):
     monkeypatch.chdir(tmp_path)
@@ -216,7 +216,7 @@ def test_a_kit_is_rated_by_touch_on_a_phone(page, folder, kit):
     assert page.js("document.getElementById('end').innerText").startswith("Thank you")
 
 
-def test_each_rater_has_an_order_of_their_own_that_names_do_not_tell(page, kit):
+def test_each_rater_gets_a_different_order_and_anonymous_names(page, kit):
     items = json.dumps([[file, item.picture] for file, item in kit.items.items()])
     orders = page.js(f"Array.from({{length: 200}}, () => shuffled({items}, generator(drawSeed())))")
     files = [[file for file, _ in order] for order in orders]
@@ -528,7 +528,7 @@ def test_fifty_raters_who_send_at_once_lose_nothing(collector, monkeypatch):
     assert sorted(status for status, _ in answers) == [200] + 19 * [409]
 
 
-def test_the_collector_refuses_what_are_no_ratings_and_keeps_nothing_of_it(collector):
+def test_the_collector_refuses_invalid_ratings_and_stores_nothing(collector):
     post = functools.partial(_ask, collector.server_port, "POST", "/ratings")
     good = rating_file(collector.kit, "Fay", _score)
     assert post(good)[0] == 200

@@ -297,7 +297,7 @@ def many(tmp_path_factory):
 
 
 @pytest.mark.parametrize("share", [0.99, 1.01])
-def test_of_many_pictures_only_those_near_the_window_are_loaded(browser, many, share):
+def test_only_pictures_near_the_window_are_loaded(browser, many, share):
     path, results = many
     # Pads the PNG files to just below and just above the limit for embedding.
     files = list((path.parent / "pictures").rglob("*.png"))

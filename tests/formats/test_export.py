@@ -73,7 +73,7 @@ def export(run_script):
     return functools.partial(run_script, "export.py")
 
 
-def test_folding_changes_nothing(generator):
+def test_folding_keeps_the_networks_output(generator):
     lr = np.random.default_rng(0).random([2, 13, 10, 3], np.float32)
     folded = keras_model.fold_batch_norm(generator)
     assert not any(isinstance(x, keras.layers.BatchNormalization) for x in folded.layers)
@@ -236,7 +236,7 @@ def test_a_signature_refuses_every_wrong_shape_and_empty_input(saved_model, sign
 
 
 @pytest.mark.parametrize("encoded", [b"", b"no picture", b"\xff\xd8\xff\xe1", b"\x89PNG\r\n"])
-def test_bytes_that_are_no_picture_are_an_invalid_argument(saved_model, encoded):
+def test_bytes_that_are_not_a_picture_are_an_invalid_argument(saved_model, encoded):
     model = tf.saved_model.load(str(saved_model))
     with pytest.raises(tf.errors.InvalidArgumentError):
         model.signatures["serve_bytes"](lr_bytes=tf.constant([encoded]))
@@ -290,7 +290,7 @@ def test_encoded_jpegs_are_served_oriented(serve_bytes, order):
     serve_bytes(*encoded)
 
 
-def test_damaged_exif_is_no_orientation(serve_bytes):
+def test_damaged_exif_is_read_as_upright(serve_bytes):
     image, exif = Image.fromarray(photograph(10, 12)), Image.Exif()
     exif[0x010F] = "maker"
     jpeg = _encoded(image, "JPEG", exif=exif)

@@ -201,7 +201,7 @@ def _png(width, height):
     return png_of((b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b""))
 
 
-def test_what_is_no_photo_gets_one_sentence(browser, bare, tmp_path):
+def test_a_file_that_is_not_a_photo_gets_one_sentence(browser, bare, tmp_path):
     drawing = b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"></svg>'
     cases = {
         "empty.jpg": (b"", "empty.jpg is empty."),
@@ -365,7 +365,7 @@ def test_after_an_error_the_next_try_starts_clean(page, tmp_path):
     assert not page.js("error()")
 
 
-def test_the_keyboard_stays_where_it_was(page, tmp_path):
+def test_keyboard_focus_follows_the_buttons(page, tmp_path):
     path = tmp_path / "photo.png"
     save_photograph(path, 500, 600)
     _choose(page, path)
@@ -396,7 +396,7 @@ def test_serve_py_names_a_port_that_it_cannot_take(bare):
     assert "cannot serve at port x (" in error("x")
 
 
-def test_a_plain_host_and_a_runtime_from_elsewhere_suffice(browser, complete, npm_folder, tmp_path):
+def test_a_plain_host_and_a_remote_runtime_suffice(browser, complete, npm_folder, tmp_path):
     """One thread, and the runtime from another origin, as from the CDN."""
     cors = {"Access-Control-Allow-Origin": "*", "Cross-Origin-Resource-Policy": "cross-origin"}
     path = tmp_path / "photo.png"
@@ -464,7 +464,7 @@ def test_the_bundled_pair_makes_upscale_pys_pixels(browser, npm_folder, pairs, t
 
 
 @pytest.mark.slow
-def test_a_gpu_makes_the_same_pixels_and_the_cpu_stands_in_for_it(
+def test_webgpu_makes_the_same_pixels_and_falls_back_to_the_cpu(
     browser, address, complete, tmp_path
 ):
     """`browser` stands for its check that Chromium is there: this one emulates a GPU."""

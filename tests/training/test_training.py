@@ -349,7 +349,7 @@ def test_more_steps_are_refused_with_a_cosine_schedule(config, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{}", "[" * 100_000, '{"config": {"steps": 1}}'])
-def test_a_file_that_is_no_runs_record_is_named(config, tmp_path, text):
+def test_a_file_that_is_not_a_run_record_is_named(config, tmp_path, text):
     from srgan_tf.training import resume
 
     (tmp_path / "run.json").write_text(text)
