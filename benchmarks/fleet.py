@@ -5,8 +5,9 @@ r"""Compares upscale.py --ray with a run without Ray: the same files, speed, mem
 Many small pictures, crops of sample photographs, are upscaled without Ray, with --ray=local, and on
 three simulated nodes of this machine, one of which is killed halfway. Speed is that between the
 first twentieth of the results and the last one, by the times of the files. The memory of the driver
-and of Ray's object store is also measured for a tenth of the pictures. Exit code: 1 if a run ends
-with other files than the first.
+and of Ray's object store is also measured for a tenth of the pictures. Runs with and without Ray
+take turns, and the median of their ratios is printed. Exit code: 1 if a run ends with other files
+than the first.
 """
 
 import contextlib

@@ -39,9 +39,10 @@ from srgan_tf.photos import enlarge, fastest, listing, photographs, stores
 
 # Names the pictures that failed, in the folder of the results.
 FAILED = "failed.csv"
-# A task costs Ray 10 ms and more. When its actor dies, what it had not reported is tried again.
+# A task costs Ray 10 ms and more. Within a task, each report covers a few pictures.
 _MOST_IN_A_TASK = 256
 _MOST_IN_A_REPORT = 32
+_MOST_PASSES = 4
 _NAMES_IN_A_BLOCK = 10_000
 _MOST_CPUS = 8
 # Both networks with the default tile, and two photographs of 24 megapixels.
@@ -141,22 +142,44 @@ def run(
         stores.remove(failed_file)
     if not total:
         return 0, 0
-    reported, failures, done = np.zeros(total, bool), [], 0
+    started, reported = np.zeros([2, total], bool)
+    failures, done = [], 0
 
-    def receive(tasks: Iterable[dict]) -> None:
+    def receive(reports: Iterable[dict]) -> None:
         nonlocal done
         start = None
-        for task in tasks:
-            reported[task["numbers"]] = True
-            done += len(task["numbers"])
-            for line in task["notes"]:
+        for report in reports:
+            started[report["started"]] = True
+            reported[report["done"]] = True
+            done += len(report["done"])
+            for line in report["notes"]:
                 note(os.fsdecode(line))
-            for name, reason in zip(task["failed"], task["reasons"], strict=True):
+            for name, reason in zip(report["failed"], report["reasons"], strict=True):
                 failures.append((os.fsdecode(name), os.fsdecode(reason)))
+            if not report["done"]:  # an actor has only begun
+                continue
             start = start or (time.monotonic(), done)
             rate = (done - start[1]) / max(time.monotonic() - start[0], 1e-3)
             counts = f"{done - len(failures)} done, {len(failures)} failed"
             progress(done / total, f"{counts}, {rate:.1f} pictures/s")
+
+    def upscale(waiting: list[pa.Table], pool: _Pool, most_in_a_task: int) -> list[pa.Table]:
+        """Upscales pictures and returns those that were lost with their actors."""
+        lost = waiting
+        for last in [False] * (_MOST_PASSES - 1) + [True]:
+            if not waiting:
+                break
+            size = sum(map(len, waiting)) // (8 * pool.actors)
+            size = max(1, min(size, most_in_a_task))
+            try:
+                receive(_upscaled(waiting, size, pool, actor))
+            except ray.exceptions.RayError:  # such as an actor of Ray's own on a node that dies
+                if last:
+                    raise
+            lost = _unreported(lost, reported, options.overwrite)
+            # For a while Ray gives a dead actor more tasks. They are lost, but were never started.
+            waiting = _chosen(lost, ~started)
+        return lost
 
     with contextlib.ExitStack() as stack:
         staging = stack.enter_context(contextlib.ExitStack())
@@ -173,15 +196,13 @@ def run(
             "threads": pool.cpus,
             "precisions": precisions,
         }
-        size = max(1, min(_MOST_IN_A_TASK, total // (8 * pool.actors)))
         progress(0.0, "")  # starts the clock of a bar
         try:
-            receive(_upscaled(tables, size, pool, actor))
-            lost = _unreported(tables, reported, options.overwrite)
-            if lost:
-                alone = pool._replace(actors=len(pool.nodes), memory=pool.most_memory, tasks=1)
-                receive(_upscaled(lost, 1, alone, actor))
-            for table in _unreported(lost, reported, options.overwrite):
+            lost = upscale(tables, pool, _MOST_IN_A_TASK)
+            for table in lost:
+                started[table["number"].to_numpy()] = False
+            alone = pool._replace(actors=len(pool.nodes), memory=pool.most_memory, tasks=1)
+            for table in upscale(lost, alone, 1):
                 for name in map(os.fsdecode, table["source"].to_pylist()):
                     failures.append((name, _LOST))
                     note(f"{name}: {_LOST}")
@@ -196,9 +217,9 @@ def run(
 
 
 def _upscaled(tables: list[pa.Table], size: int, pool: _Pool, actor: dict) -> Iterator[dict]:
-    """Lets Ray Data upscale pictures and yields what each task returns, in any order.
+    """Lets Ray Data upscale pictures and yields the rows of `_report`, in any order.
 
-    A task whose actor dies is dropped: its pictures may be what killed it.
+    What a task has not reported when its actor dies is dropped; `run` tries it again.
 
     Args:
         tables: From `_tables`.
@@ -262,21 +283,20 @@ class _Actor:
     def __call__(self, task: pa.Table) -> Iterator[dict[str, list]]:
         """Upscales the pictures of a task; yields the reports of a few at a time."""
         [row] = task.to_pylist()
-        for start in range(0, len(row["number"]), _MOST_IN_A_REPORT):
-            few = {name: values[start : start + _MOST_IN_A_REPORT] for name, values in row.items()}
+        parts = [
+            {name: values[start : start + _MOST_IN_A_REPORT] for name, values in row.items()}
+            for start in range(0, len(row["number"]), _MOST_IN_A_REPORT)
+        ]
+        yield _report(parts[0]["number"], [], [], {})
+        for part, following in zip(parts, [*parts[1:], {"number": []}], strict=True):
             notes: list[str] = []
-            names, targets = (list(map(os.fsdecode, few[key])) for key in ("source", "target"))
+            names, targets = (list(map(os.fsdecode, part[key])) for key in ("source", "target"))
             try:
                 failures = self._upscale(names, targets, notes.append)
             except Exception as error:  # of the network; an exception would lose the task
                 failures = dict.fromkeys(names, files.one_line(error))
                 notes += [f"{name}: {reason}" for name, reason in failures.items()]
-            yield {
-                "numbers": [few["number"]],
-                "notes": [list(map(os.fsencode, notes))],
-                "failed": [list(map(os.fsencode, failures))],
-                "reasons": [list(map(os.fsencode, failures.values()))],
-            }
+            yield _report(following["number"], part["number"], notes, failures)
 
     def _upscale(
         self, names: list[str], targets: list[str], note: Callable[[str], None]
@@ -331,6 +351,20 @@ class _Actor:
         return failures
 
 
+def _report(
+    started: list[int], done: list[int], notes: list[str], failures: dict[str, str]
+) -> dict[str, list]:
+    """Returns a row for the driver: numbers of pictures, notes on those done, why some failed."""
+    row = {
+        "started": started,
+        "done": done,
+        "notes": map(os.fsencode, notes),
+        "failed": map(os.fsencode, failures),
+        "reasons": map(os.fsencode, failures.values()),
+    }
+    return {name: [list(values)] for name, values in row.items()}
+
+
 def _path(name: str, folder: Path) -> Path:
     """Returns a local name's path, or that of a copy in a folder, with the name for errors."""
     return Path(folder, stores.split(name)[1]) if stores.is_remote(name) else Path(name)
@@ -338,16 +372,19 @@ def _path(name: str, folder: Path) -> Path:
 
 def _unreported(tables: list[pa.Table], reported: np.ndarray, overwrite: bool) -> list[pa.Table]:
     """Returns what no task reported, without the pictures that have their result nonetheless."""
-    lost = []
-    for table in tables:
-        table = table.filter(pa.array(~reported[table["number"].to_numpy()]))
-        if not overwrite:
-            there = [stores.exists(os.fsdecode(name)) for name in table["target"].to_pylist()]
-            reported[table["number"].to_numpy()[there]] = True
-            table = table.filter(pa.array(np.logical_not(there)))
-        if len(table):
-            lost.append(table)
-    return lost
+    lost = _chosen(tables, ~reported)
+    if overwrite:
+        return lost
+    for table in lost:
+        there = [stores.exists(os.fsdecode(name)) for name in table["target"].to_pylist()]
+        reported[table["number"].to_numpy()[there]] = True
+    return _chosen(lost, ~reported)
+
+
+def _chosen(tables: list[pa.Table], wanted: np.ndarray) -> list[pa.Table]:
+    """Returns the pictures whose numbers are wanted."""
+    chosen = (table.filter(pa.array(wanted[table["number"].to_numpy()])) for table in tables)
+    return [table for table in chosen if len(table)]
 
 
 def _write_failed(path: str, failures: list[tuple[str, str]]) -> None:

@@ -57,7 +57,7 @@ def load_network(
     """Loads a generator in the requested precision, or in the fastest with little loss.
 
     On a GPU with tensor cores the fastest is mixed float16, with TensorFlow. On a CPU, OpenVINO
-    once runs the forms that the processor supports on sample photographs: float32, int8, and
+    runs each form that the processor supports on sample photographs, once: float32, int8, and
     perhaps bfloat16. The fastest form that loses at most `MOST_LOSS` is used. OpenVINO's files and
     the figures are cached in `srgan_tf` in the user's cache folder (`$XDG_CACHE_HOME` or
     `~/.cache`), keyed by the hash of the weights, the packages' versions and the processor.

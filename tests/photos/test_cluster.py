@@ -180,9 +180,9 @@ def kill():
 def test_a_picture_that_kills_its_actor_is_tried_once_more_and_then_named(
     nodes, upscale, tiny, tmp_path, kill
 ):
-    for name in ("once/large.jpg", "always/large.jpg", *(f"{number}.jpg" for number in range(9))):
+    for name in ("once/large.jpg", "always/large.jpg", *(f"{number}.jpg" for number in range(300))):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
-        side = 700 if "large" in name else 24
+        side = 700 if "large" in name else 8
         save_photograph(tmp_path / "in" / name, side, side)
     out = tmp_path / "out"
     once, always = kill(out / "once", 1), kill(out / "always", 9)
@@ -190,9 +190,10 @@ def test_a_picture_that_kills_its_actor_is_tried_once_more_and_then_named(
         tmp_path / "in", f"--weights={tiny}", "--precision=float32", f"--out_dir={out}",
         f"--ray={nodes.address}",
     )  # fmt: skip
-    # Once where its task waited for an actor that the other picture killed.
-    assert code == 1 and len(once) == 1 and len(always) in (1, 2), err
-    names = {f"{number}_x4.png" for number in range(9)}
+    # Once if the other picture of its report killed the first actor; three times if a report that
+    # it was started was lost.
+    assert code == 1 and len(once) == 1 and len(always) in (1, 2, 3), err
+    names = {f"{number}_x4.png" for number in range(300)}
     assert _files(out).keys() == {*names, "once/large_x4.png", "failed.csv"}
     victim = str(tmp_path / "in" / "always" / "large.jpg")
     [_, failed] = _failed(out).items()
