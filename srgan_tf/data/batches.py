@@ -51,7 +51,8 @@ def training_batches(
 
     A picture that turns out to be damaged is named in the log once. Whenever it is drawn, the
     picture that its place in the batch gets one step later replaces it, or the one after that, so
-    the stream stays a pure function. A truncated JPEG still provides crops above the
+    the stream stays a pure function. It may repeat one of the batch at the end of an epoch and with
+    `sample_by_area`. A truncated JPEG still provides crops above the
     damage.
 
     Args:
@@ -187,20 +188,20 @@ def _readable_crops(source: Source, crop: Callable, drawn: Callable) -> Callable
         return tf.map_fn(lambda one: crop(*one), (indices, chances), fn_output_signature=tf.uint8)
 
     def crop_or_replace(step, place, index, chances):
-        for later in range(1, 1 + _MOST_REPLACEMENTS):
-            try:
-                with tf.device("CPU"):
+        with tf.device("CPU"):
+            for later in range(1, 1 + _MOST_REPLACEMENTS):
+                try:
                     return crop(index, chances).numpy()
-            except (tf.errors.OpError, ValueError):
-                if index not in damaged:
-                    damaged.add(index)
-                    logging.warning(
-                        "%s: is damaged and replaced by another picture (%d so far)",
-                        source.names[index],
-                        len(damaged),
-                    )
-            index = drawn(step + later)[place].numpy()
-        raise ValueError(f"{source.spec}: {_MOST_REPLACEMENTS} pictures in turn are damaged")
+                except (tf.errors.OpError, ValueError):
+                    if index not in damaged:
+                        damaged.add(index)
+                        logging.warning(
+                            "%s: is damaged and replaced by another picture (%d so far)",
+                            source.names[index],
+                            len(damaged),
+                        )
+                index = drawn(step + later)[place].numpy()
+            raise ValueError(f"{source.spec}: no undamaged picture in {_MOST_REPLACEMENTS} draws")
 
     def crops(*plans):
         # tf.data alone can catch an error without leaving TensorFlow: if any crop of the chunk

@@ -29,7 +29,7 @@ class Ratings(NamedTuple):
     scores: dict[str, int]
 
     def is_calibrated(self, kit: Kit) -> bool:
-        """Tells whether three quarters of the calibration scores are within 1 of the expected."""
+        """Tells whether at least three quarters of the scores are within 1 of the expected."""
         near = [abs(score - kit.calibration[file]) <= 1 for file, score in self.calibration.items()]
         return sum(near) >= 0.75 * len(near)
 

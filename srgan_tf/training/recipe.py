@@ -10,7 +10,8 @@ from srgan_tf import files, losses, networks, vgg, weights
 # Raise this when a change makes the same flags and pictures lead to other weights. Runs of an
 # earlier version are then refused instead of resumed. 2: Adam's epsilon is 1e-8. 3: Adam in one
 # kernel. 4: batch norms in one kernel; the last convolution computes two by two pixels at a time.
-# 5: it computes in bfloat16 or float16, too, under a mixed policy.
+# 5: it computes in bfloat16 or float16, too, under a mixed policy. Not raised when replacements of
+# damaged pictures changed: few runs meet one, and all would have been refused.
 VERSION = 5
 
 # Training batches that the averaged network's batch statistics are measured on, see --ema.
@@ -85,7 +86,7 @@ def require_consistent(config: Config) -> None:
     if config.adversarial_weight and not config.init_generator:
         raise ValueError(
             "--init_generator: SRGAN starts from SRResNet-MSE; give its run folder or weights, or"
-            " start without one with --init_generator=none"
+            " start as --init says with --init_generator=none"
         )
 
 

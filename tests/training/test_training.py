@@ -767,7 +767,12 @@ def test_learning_rates_drop_as_in_the_paper(config):
     np.testing.assert_allclose(values, [0, 5e-5, 1e-4, 5e-5, 0], atol=1e-10)
 
 
-def test_xla_and_float16_train(photo_folder, tmp_path):
+@pytest.mark.parametrize("family", ["srresnet", pytest.param("srgan", marks=pytest.mark.slow)])
+def test_xla_trains(family, photo_folder, tmp_path):
+    flags = [*FAMILIES[family], f"--train_data={photo_folder}", "--steps=2", "--val_pictures=0"]
+    train(*flags, f"--run_dir={tmp_path}", "--jit_compile")
+
+
+def test_float16_trains(photo_folder, tmp_path):
     flags = [*FAMILIES["srgan"], f"--train_data={photo_folder}", "--steps=2", "--val_pictures=0"]
-    train(*flags, f"--run_dir={tmp_path}/xla", "--jit_compile")
-    train(*flags, f"--run_dir={tmp_path}/half", "--mixed_precision=mixed_float16", "--cache")
+    train(*flags, f"--run_dir={tmp_path}", "--mixed_precision=mixed_float16", "--cache")
