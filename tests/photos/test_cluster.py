@@ -268,7 +268,7 @@ def test_a_cluster_that_breaks_is_one_line(monkeypatch):
 
 @pytest.mark.slow
 def test_ten_thousand_pictures_become_the_files_of_a_plain_run_with_and_without_a_killed_node():
-    subprocess.run([sys.executable, "benchmarks/fleet.py"], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "benchmarks/fleet.py", "--rounds=1"], cwd=ROOT, check=True)
 
 
 def test_a_node_with_another_version_of_a_package_is_named(nodes, upscale, tiny, tmp_path):
