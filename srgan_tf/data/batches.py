@@ -201,7 +201,7 @@ def _readable_crops(source: Source, crop: Callable, drawn: Callable) -> Callable
                             len(damaged),
                         )
                 index = drawn(step + later)[place].numpy()
-            raise ValueError(f"{source.spec}: no undamaged picture in {_MOST_REPLACEMENTS} draws")
+            raise ValueError(f"{source.spec}: none of its pictures can be read")
 
     def crops(*plans):
         # tf.data alone can catch an error without leaving TensorFlow: if any crop of the chunk
