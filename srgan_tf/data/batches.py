@@ -51,9 +51,8 @@ def training_batches(
 
     A picture that turns out to be damaged is named in the log once. Whenever it is drawn, the
     picture that its place in the batch gets one step later replaces it, or the one after that, so
-    the stream stays a pure function. It may repeat one of the batch at the end of an epoch and with
-    `sample_by_area`. A truncated JPEG still provides crops above the
-    damage.
+    the stream stays a pure function. A replacement may repeat a picture of the batch at the end of
+    an epoch and with `sample_by_area`. A truncated JPEG still provides crops above the damage.
 
     Args:
         source: The pictures.
@@ -188,20 +187,23 @@ def _readable_crops(source: Source, crop: Callable, drawn: Callable) -> Callable
         return tf.map_fn(lambda one: crop(*one), (indices, chances), fn_output_signature=tf.uint8)
 
     def crop_or_replace(step, place, index, chances):
+        for later in range(1, 1 + _MOST_REPLACEMENTS):
+            try:
+                return crop(index, chances).numpy()
+            except (tf.errors.OpError, ValueError):
+                if index not in damaged:
+                    damaged.add(index)
+                    logging.warning(
+                        "%s: is damaged and replaced by another picture (%d so far)",
+                        source.names[index],
+                        len(damaged),
+                    )
+            index = drawn(step + later)[place].numpy()
+        raise ValueError(f"{source.spec}: none of its pictures can be read")
+
+    def crop_or_replace_all(*plans):
         with tf.device("CPU"):
-            for later in range(1, 1 + _MOST_REPLACEMENTS):
-                try:
-                    return crop(index, chances).numpy()
-                except (tf.errors.OpError, ValueError):
-                    if index not in damaged:
-                        damaged.add(index)
-                        logging.warning(
-                            "%s: is damaged and replaced by another picture (%d so far)",
-                            source.names[index],
-                            len(damaged),
-                        )
-                index = drawn(step + later)[place].numpy()
-            raise ValueError(f"{source.spec}: none of its pictures can be read")
+            return np.stack([*map(crop_or_replace, *plans)])
 
     def crops(*plans):
         # tf.data alone can catch an error without leaving TensorFlow: if any crop of the chunk
@@ -212,12 +214,7 @@ def _readable_crops(source: Source, crop: Callable, drawn: Callable) -> Callable
         cut = chunk.map(crop_all).ignore_errors()
 
         def crop_in_python(*plans):
-            found = tf.numpy_function(
-                lambda *plans: np.stack([*map(crop_or_replace, *plans)]),
-                plans,
-                tf.uint8,
-                stateful=False,
-            )
+            found = tf.numpy_function(crop_or_replace_all, plans, tf.uint8, stateful=False)
             return tf.ensure_shape(found, cut.element_spec.shape)
 
         return cut.concatenate(chunk.map(crop_in_python)).take(1)

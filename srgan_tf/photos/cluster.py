@@ -166,7 +166,7 @@ def run(
     def upscale(waiting: list[pa.Table], pool: _Pool, most_in_a_task: int) -> list[pa.Table]:
         """Upscales pictures and returns those that were lost with their actors."""
         lost = waiting
-        for last in [False] * (_MOST_PASSES - 1) + [True]:
+        for passes_left in reversed(range(_MOST_PASSES)):
             if not waiting:
                 break
             size = sum(map(len, waiting)) // (8 * pool.actors)
@@ -174,7 +174,7 @@ def run(
             try:
                 receive(_upscaled(waiting, size, pool, actor))
             except ray.exceptions.RayError:  # such as an actor of Ray's own on a node that dies
-                if last:
+                if not passes_left:
                     raise
             lost = _unreported(lost, reported, options.overwrite)
             # For a while Ray gives a dead actor more tasks. They are lost, but were never started.
