@@ -166,16 +166,12 @@ def run(
     def upscale(waiting: list[pa.Table], pool: _Pool, most_in_a_task: int) -> list[pa.Table]:
         """Upscales pictures and returns those that were lost with their actors."""
         lost = waiting
-        for passes_left in reversed(range(_MOST_PASSES)):
+        for _ in range(_MOST_PASSES):
             if not waiting:
                 break
             size = sum(map(len, waiting)) // (8 * pool.actors)
             size = max(1, min(size, most_in_a_task))
-            try:
-                receive(_upscaled(waiting, size, pool, actor))
-            except ray.exceptions.RayError:  # such as an actor of Ray's own on a node that dies
-                if not passes_left:
-                    raise
+            receive(_upscaled(waiting, size, pool, actor))
             lost = _unreported(lost, reported, options.overwrite)
             # For a while Ray gives a dead actor more tasks. They are lost, but were never started.
             waiting = _chosen(lost, ~started)
