@@ -215,22 +215,6 @@ def receptive_field(layers: Mapping[str, Layer]) -> int:
     return sum(sides.values()) + math.ceil(halves / 2)
 
 
-def split_center(
-    layer: Layer,
-) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """Splits a convolution in two: the taps around the center, and the center tap with the bias.
-
-    Returns:
-        (kernel, bias) of both. For any input, the sum of their results is the layer's result before
-        its PReLU.
-    """
-    height, width = layer.kernel.shape[0] // 2, layer.kernel.shape[1] // 2
-    rest = layer.kernel.copy()
-    rest[height, width] = 0
-    center = layer.kernel[height : height + 1, width : width + 1]
-    return (rest, np.zeros_like(layer.bias)), (center, layer.bias)
-
-
 def split_carried(
     layer: Layer, filters: int, given: int | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,9 +1,8 @@
 """A generator as a .tflite file for LiteRT, in float or int8.
 
 The file is written operation by operation. TensorFlow's converter, its quantizer and
-ai-edge-quantizer lack what this network needs in int8: kernels in two parts, a PReLU that XNNPACK
-runs, DEPTH_TO_SPACE without a detour through float. Seven kinds of LiteRT's built-in operations
-suffice; nothing needs Flex.
+ai-edge-quantizer lack kernels in two parts, which this network needs in int8. Seven kinds of
+LiteRT's built-in operations suffice; nothing needs Flex.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from ai_edge_litert.interpreter import Interpreter
 
 from srgan_tf import files, folding, pictures, upscaling
 from srgan_tf.folding import CARRIERS, Layer
-from srgan_tf.formats.quantization import Statistics, corrected, equalized, rounded
+from srgan_tf.formats.quantization import Statistics, corrected, rounded
 
 if TYPE_CHECKING:
     import keras
@@ -31,8 +30,7 @@ QUANTIZE = ("float32", "float16", "dynamic", "int8")
 # Calibration takes the middle of larger pictures, which is enough for ranges and means.
 _CALIBRATION_SIZE = 96
 
-# Headroom for pictures whose values exceed the calibrated ranges. Without it, a bright picture
-# outside the calibration set clips in every sum.
+# Headroom for pictures whose values exceed the calibrated ranges.
 _HEADROOM = 1.1
 
 # The metadata entry with the margin, a decimal number.
@@ -56,8 +54,7 @@ def write_tflite(
         generator: From `networks.build_generator`.
         path: The file to write or replace.
         quantize: One of `QUANTIZE`. "float32"; "float16": weights of half the size, computed in
-            float32; "dynamic": int8 kernels, and activations in int8 on the way into each
-            convolution; "int8": calibrated ranges, see `in_int8`.
+            float32; "dynamic" and "int8": convolutions in int8, see `in_int8`.
         input_size: Height and width of lr, for delegates that need them fixed; None leaves both
             variable (`resize_tensor_input`).
         calibration: Pictures lr, uint8 [h, w, 3]. "int8" needs some to find the ranges of its
@@ -76,19 +73,15 @@ def write_tflite(
     check_form(quantize, calibration)
     layers = folding.fold(generator)
     calibration = [pictures.middle(picture, _CALIBRATION_SIZE) for picture in calibration]
-    if quantize == "int8":
-        # Makes the last layer return values in [0, 1], which fit a uint8 with a scale of 1/255.
-        last = layers["conv_out"]
-        layers["conv_out"] = folding.Layer(last.kernel / 2, (last.bias + 1) / 2, None)
-        layers = equalized(layers, calibrate(layers, calibration))
-        statistics = calibrate(layers, calibration)
-        model = in_int8(layers, statistics, input_size=input_size)
+    if quantize in ("dynamic", "int8"):
+        calibrated = quantize == "int8"
+        if calibrated:  # the last layer returns values in [0, 1], a uint8 with a scale of 1/255
+            last = layers["conv_out"]
+            layers["conv_out"] = Layer(last.kernel / 2, (last.bias + 1) / 2, None)
+        statistics = calibrate(layers, calibration) if calibration else None
+        model = in_int8(layers, statistics, calibrated=calibrated, input_size=input_size)
     else:
-        means = None
-        if quantize == "dynamic" and calibration:
-            means = calibrate(layers, calibration)
-        weights = "int8" if quantize == "dynamic" else quantize
-        model = in_float(layers, weights=weights, input_size=input_size, means=means)
+        model = in_float(layers, weights=quantize, input_size=input_size)
     with files.replacing(Path(path)) as temporary:
         temporary.write_bytes(model)
     return Path(path)
@@ -107,45 +100,19 @@ def in_float(
     *,
     weights: str = "float32",
     input_size: tuple[int, int] | None = None,
-    means: Mapping[str, Statistics] | None = None,
 ) -> bytes:
     """Makes a file that takes lr float32 in [0, 1] and returns sr float32 in [-1, 1], not clipped.
 
     Args:
         layers: From `folding.fold`.
-        weights: "float32"; "float16": stored in half the size, computed in float32; "int8": int8
-            kernels and activations in each convolution, except the first one and the center taps of
-            those that carry the picture.
+        weights: "float32"; "float16": stored in half the size, computed in float32.
         input_size: Height and width of lr; None leaves both variable.
-        means: From `openvino_model.calibrate`, to correct the biases for the rounding of kernels.
     """
-    graph = _Graph(input_size)
-
-    def weight(name, values):
-        return (graph.half if weights == "float16" else graph.constant)(name, values)
-
-    def convolution(x, name, kernel, bias, small=True):
-        if weights == "int8" and small:
-            kernel, scales, bias = _rounded(kernel, bias, means and means[x.name])
-            kernel = graph.constant(f"{name}/kernel", kernel, scales)
-            version = 5
-        else:
-            kernel, version = weight(f"{name}/kernel", kernel.transpose(3, 0, 1, 2)), 1
-        bias = weight(f"{name}/bias", bias)
-        return graph.operation("CONV_2D", version, [x, kernel, bias], name, bias.channels)
+    graph = _Graph(input_size, in_half=weights == "float16")
 
     def conv(x, name):
-        layer = layers[name]
-        if weights == "int8" and name in CARRIERS:
-            rest, center = folding.split_center(layer)
-            rest = convolution(x, f"{name}_rest", *rest)
-            y = graph.add(rest, convolution(x, f"{name}_center", *center, small=False), name)
-        else:
-            y = convolution(x, name, layer.kernel, layer.bias, small=name != "conv_in")
-        if layer.slope is None:
-            return y
-        slope = weight(f"{name}/slope", layer.slope[None, None])
-        return graph.operation("PRELU", 1, [y, slope], f"{name}_prelu", y.channels)
+        kernel, bias, slope = layers[name]
+        return graph.prelu(graph.convolution(x, name, kernel, bias), slope)
 
     lr = graph.tensor("lr", 3)
     sr = folding.build(lr, layers, folding.Operations(conv, graph.add, graph.shuffle))
@@ -154,100 +121,85 @@ def in_float(
 
 def in_int8(
     layers: Mapping[str, Layer],
-    statistics: Mapping[str, Statistics],
+    statistics: Mapping[str, Statistics] | None,
     *,
+    calibrated: bool,
     input_size: tuple[int, int] | None = None,
 ) -> bytes:
-    """Makes a file that takes lr uint8 and returns sr uint8, with its convolutions in int8.
+    """Makes a file whose convolutions multiply in int8.
 
-    The first convolution, the sums of the residual blocks and the picture's path through the last
-    three layers stay in float: they do less than 1 % of the work. In int8 they would round the
-    picture itself a dozen times, which costs more than everything else.
+    Each convolution finds the range of its input in every picture and returns float. The first
+    one, the sums of the residual blocks and the picture's path through the last three layers stay
+    in float: they do less than 1 % of the work. In int8 they would round the picture itself a dozen
+    times, which costs more than everything else.
 
     Args:
-        layers: From `quantization.equalized`, with a last layer that returns sr in [0, 1].
-        statistics: From `openvino_model.calibrate`, of these layers.
+        layers: From `folding.fold`. If `calibrated`, the last layer must return sr in [0, 1].
+        statistics: From `openvino_model.calibrate`, of these layers. Without them, kernels are
+            rounded to the nearest, which is a little less accurate.
+        calibrated: Convolutions before sums take and return int8 with the ranges of `statistics`,
+            which is faster, and lr and sr are uint8. Convolutions before a PReLU still return
+            float: negative values would take up most of the levels, and the PReLU then shrinks
+            them to almost nothing.
         input_size: Height and width of lr; None leaves both variable.
     """
     graph = _Graph(input_size)
     filters = layers["conv_in"].kernel.shape[-1]
 
-    def dequantized(x):
-        return graph.operation("DEQUANTIZE", 2, [x], f"{x.name}_float", x.channels)
+    def ranged(x, name, kernel, bias):
+        values, scales, bias = _rounded(kernel, bias, statistics and statistics[x.name])
+        values = graph.constant(f"{name}/kernel", values, scales)
+        bias = graph.constant(f"{name}/bias", bias)
+        return graph.operation("CONV_2D", 5, [x, values, bias], name, bias.channels)
 
-    def float_convolution(x, name, kernel, bias):
-        kernel = graph.constant(f"{name}/kernel", kernel.transpose(3, 0, 1, 2))
-        bias = graph.constant(f"{name}/bias", np.float32(bias))
-        return graph.operation("CONV_2D", 1, [x, kernel, bias], name, bias.channels)
+    def fixed(x, name, kernel, bias):
+        read = _range(statistics[x.name])
+        values, scales, bias = _rounded(kernel, bias, statistics[x.name])
+        bias = np.round(bias / (read[0] * scales)).astype(np.int32)
+        x = graph.operation("QUANTIZE", 1, [x], f"{x.name}_int8", x.channels, read)
+        values = graph.constant(f"{name}/kernel", values, scales)
+        bias = graph.constant(f"{name}/bias", bias, read[0] * scales)
+        made = _range(statistics[name])
+        y = graph.operation("CONV_2D", 3, [x, values, bias], f"{name}_int8", bias.channels, made)
+        return graph.operation("DEQUANTIZE", 2, [y], name, y.channels)
 
-    def float_prelu(y, name, slope):
-        slope = graph.constant(f"{name}/slope", slope[None, None])
-        return graph.operation("PRELU", 1, [y, slope], f"{name}_prelu", y.channels)
-
-    def convolution(x, name, kernel, bias):
-        kernel, scales, bias = _rounded(kernel, bias, statistics[x.name])
-        bias_scales = x.scale * scales
-        kernel = graph.constant(f"{name}/kernel", kernel, scales)
-        bias = np.round(bias / bias_scales).astype(np.int32)
-        bias = graph.constant(f"{name}/bias", bias, bias_scales)
-        output = _range(statistics[name])
-        return graph.operation("CONV_2D", 3, [x, kernel, bias], name, bias.channels, output)
+    before_sum = fixed if calibrated else ranged
 
     def conv(x, name):
         kernel, bias, slope = layers[name]
         if name == "conv_in":
-            y = float_convolution(x.picture, name, kernel, bias)
-            return _Value(None, float_prelu(y, name, slope))
-        values, picture = x
-        if values is None:
-            output = _range(statistics[picture.name])
-            values = graph.operation("QUANTIZE", 1, [picture], picture.name, filters, output)
-        if name in CARRIERS:
-            picture = carry(values, picture, name)
-            if slope is None:
-                return _Value(None, picture)
-        y = convolution(values, name, kernel, bias)
-        if slope is None:
-            return _Value(None, dequantized(y))
-        return _Value(prelu(y, name, slope), picture if name in CARRIERS else None)
+            y = graph.convolution(x.values, name, kernel, bias)
+            return _Value(graph.prelu(y, slope))
+        picture = carry(x, name) if name in CARRIERS else None
+        if name == CARRIERS[-1]:
+            return _Value(picture)
+        convolution = before_sum if slope is None else ranged
+        return _Value(graph.prelu(convolution(x.values, name, kernel, bias), slope), picture)
 
-    def carry(values, picture, name):
-        layer = layers[name]
-        rest, taps, made = folding.split_carried(layer, filters, picture.channels)
-        y = convolution(values, f"{name}_rest", rest, np.zeros(len(made)))
-        exact = float_convolution(picture, f"{name}_carried", taps, layer.bias[made])
-        y = graph.add(dequantized(y), exact, f"{name}_picture")
-        if layer.slope is None:
-            return y
-        return float_prelu(y, f"{name}_picture", layer.slope[made])
-
-    def prelu(y, name, slope):
-        # x + max((slope - 1) * x, 0), for slopes of at most 1. A zero point of -128, where int8
-        # ends, takes the maximum with 0. XNNPACK runs these two operations in int8, but not PRELU,
-        # MAXIMUM or RELU; LiteRT's own PRELU takes as long as a convolution.
-        steepest = np.abs(slope - 1).max() or 1.0
-        factor = np.round((slope - 1) / steepest * 127).astype(np.int8)
-        factor = graph.constant(f"{name}/slope", factor[None, None], steepest / 127)
-        largest = ((slope - 1) * np.minimum(statistics[name].low, 0)).max()
-        positive = (max(largest / 255, y.scale / 100), -128)
-        more = graph.operation("MUL", 2, [y, factor], f"{name}_more", y.channels, positive)
-        # With the scale of y, positive values pass unchanged.
-        same = (y.scale, y.zero_point)
-        return graph.operation("ADD", 2, [y, more], f"{name}_prelu", y.channels, same)
+    def carry(x, name):
+        layer, given = layers[name], x.picture or x.values
+        rest, taps, made = folding.split_carried(layer, filters, given.channels)
+        y = before_sum(x.values, f"{name}_rest", rest, np.zeros(len(made)))
+        exact = graph.convolution(given, f"{name}_carried", taps, layer.bias[made])
+        y = graph.add(y, exact, f"{name}_picture")
+        return graph.prelu(y, None if layer.slope is None else layer.slope[made])
 
     def add(x, y, name):
-        return _Value(None, graph.add(x.picture, y.picture, name))
+        return _Value(graph.add(x.values, y.values, name))
 
     def shuffle(x, name):
-        values = None if x.values is None else graph.shuffle(x.values, name)
-        return _Value(values, graph.shuffle(x.picture, f"{name}_picture"))
+        picture = x.picture and graph.shuffle(x.picture, f"{name}_picture")
+        return _Value(graph.shuffle(x.values, name), picture)
 
-    picture = graph.tensor("lr_uint8", 3, np.uint8, (1 / 255, 0))
-    lr = graph.operation("DEQUANTIZE", 2, [picture], "lr", 3)
-    sr = folding.build(_Value(None, lr), layers, folding.Operations(conv, add, shuffle)).picture
-    result = graph.tensor("sr_uint8", 3, np.uint8, (1 / 255, 0), factor=4)
-    sr = graph.operation("QUANTIZE", 1, [sr], into=result)
-    return graph.finish(picture, sr, folding.receptive_field(layers))
+    given = lr = graph.tensor("lr", 3)
+    if calibrated:
+        given = graph.tensor("lr_uint8", 3, np.uint8, (1 / 255, 0))
+        graph.operation("DEQUANTIZE", 2, [given], into=lr)
+    sr = folding.build(_Value(lr), layers, folding.Operations(conv, add, shuffle)).values
+    if calibrated:
+        result = graph.tensor("sr_uint8", 3, np.uint8, (1 / 255, 0), factor=4)
+        sr = graph.operation("QUANTIZE", 1, [sr], into=result)
+    return graph.finish(given, sr, folding.receptive_field(layers))
 
 
 def load(path: Path) -> upscaling.Upscaler:
@@ -323,31 +275,28 @@ def _range(statistics: Statistics) -> tuple[float, int]:
     """Returns the scale and zero point for the calibrated range with headroom."""
     low, high = (_HEADROOM * end for end in (statistics.low.min(), statistics.high.max()))
     low, high = min(low, 0), max(high, 0)
-    # XNNPACK refuses sums of very different scales; equalized channels have a size of about 1.
-    scale = max(high - low, 0.02) / 255
+    scale = max(high - low, 1e-6) / 255
     return float(scale), int(np.clip(np.round(-128 - low / scale), -128, 127))
 
 
 class _Value(NamedTuple):
-    """A value in the int8 form: rounded, and in float in all channels or only the picture's.
+    """A value in an int8 form.
 
     Attributes:
-        values: All channels in int8, or None where they have not been rounded yet.
-        picture: Channels in float; None within residual blocks.
+        values: All channels; or, as the result, those of the picture.
+        picture: The channels that carry the picture, not rounded, from the first of `CARRIERS` on.
     """
 
-    values: _Tensor | None
-    picture: _Tensor | None
+    values: _Tensor
+    picture: _Tensor | None = None
 
 
 class _Tensor(NamedTuple):
-    """A tensor of a `_Graph`: scale and zero point if quantized, size in multiples of lr's."""
+    """A tensor of a `_Graph`; its size is `factor` times lr's."""
 
     index: int
     name: str
     channels: int
-    scale: float | None
-    zero_point: int
     factor: int
 
 
@@ -363,8 +312,8 @@ _TYPES = {
 class _Graph:
     """A .tflite file under construction: one subgraph of tensors and operations."""
 
-    def __init__(self, input_size: tuple[int, int] | None):
-        self.input_size = input_size
+    def __init__(self, input_size: tuple[int, int] | None, *, in_half: bool = False):
+        self.input_size, self.in_half = input_size, in_half
         self.buffers = [schema.BufferT()]  # by convention the first one is empty
         self.codes: dict[tuple[str, int], int] = {}
         self.main = schema.SubGraphT()
@@ -393,20 +342,21 @@ class _Graph:
         tensor = self._add(name, shape, dtype, quantization)
         if self.input_size is None:
             tensor.shapeSignature = [1, -1, -1, channels]
-        scale, zero_point = quantization or (None, 0)
-        return _Tensor(len(self.main.tensors) - 1, name, channels, scale, zero_point, factor)
+        return _Tensor(len(self.main.tensors) - 1, name, channels, factor)
 
     def constant(self, name, values, scales=None) -> _Tensor:
         """Adds weights, which are integers if there are scales."""
         quantization = None if scales is None else (scales, 0)
         self._add(name, values.shape, values.dtype, quantization, values)
-        return _Tensor(len(self.main.tensors) - 1, name, len(values), None, 0, 1)
+        return _Tensor(len(self.main.tensors) - 1, name, len(values), 1)
 
-    def half(self, name, values) -> _Tensor:
-        """Adds weights stored in float16 and used in float32."""
+    def weights(self, name, values) -> _Tensor:
+        """Adds weights used in float32; they are stored in float16 if the graph is `in_half`."""
+        if not self.in_half:
+            return self.constant(name, values)
         stored = self.constant(f"{name}_half", values.astype(np.float16))
         self._add(name, values.shape, np.float32)
-        result = _Tensor(len(self.main.tensors) - 1, name, len(values), None, 0, 1)
+        result = _Tensor(len(self.main.tensors) - 1, name, len(values), 1)
         return self.operation("DEQUANTIZE", 3, [stored], into=result)
 
     def operation(
@@ -436,7 +386,6 @@ class _Graph:
             "CONV_2D": schema.Conv2DOptionsT,
             "DEPTH_TO_SPACE": schema.DepthToSpaceOptionsT,
             "ADD": schema.AddOptionsT,
-            "MUL": schema.MulOptionsT,
         }.get(kind)
         if options is not None:
             operator.builtinOptions = options()
@@ -451,14 +400,26 @@ class _Graph:
         self.main.operators.append(operator)
         return result
 
+    def convolution(self, x: _Tensor, name: str, kernel: np.ndarray, bias: np.ndarray) -> _Tensor:
+        """Adds a convolution in float32."""
+        kernel = self.weights(f"{name}/kernel", kernel.transpose(3, 0, 1, 2))
+        bias = self.weights(f"{name}/bias", np.float32(bias))
+        return self.operation("CONV_2D", 1, [x, kernel, bias], name, bias.channels)
+
+    def prelu(self, y: _Tensor, slope: np.ndarray | None) -> _Tensor:
+        """Adds a PReLU in float32, if there is one."""
+        if slope is None:
+            return y
+        slope = self.weights(f"{y.name}/slope", slope[None, None])
+        return self.operation("PRELU", 1, [y, slope], f"{y.name}_prelu", y.channels)
+
     def add(self, x: _Tensor, y: _Tensor, name: str) -> _Tensor:
         """Adds two tensors in float32."""
         return self.operation("ADD", 1, [x, y], name, x.channels)
 
     def shuffle(self, x: _Tensor, name: str) -> _Tensor:
-        """Rearranges depth to space by 2; integers keep their scale."""
-        same = None if x.scale is None else (x.scale, x.zero_point)
-        return self.operation("DEPTH_TO_SPACE", 1, [x], name, x.channels // 4, same, factor=2)
+        """Rearranges depth to space by 2."""
+        return self.operation("DEPTH_TO_SPACE", 1, [x], name, x.channels // 4, factor=2)
 
     def finish(self, lr: _Tensor, sr: _Tensor, margin: int) -> bytes:
         """Returns the contents of the file."""

@@ -17,7 +17,7 @@ BOUNDS = {
     "float32": (1, None),
     "float16": (1, None),
     "dynamic": (None, 0.05),
-    "int8": (None, 0.2),
+    "int8": (None, 0.1),
 }
 
 

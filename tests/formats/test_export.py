@@ -29,9 +29,7 @@ from srgan_tf.formats import (
     keras_model,
     litert,
     onnx_file,
-    openvino_model,
     parity,
-    quantization,
 )
 from srgan_tf.formats.saved_model import write_saved_model
 from srgan_tf.networks import build_generator
@@ -105,7 +103,7 @@ def test_quantized_files_are_smaller(calibration, tmp_path):
         for form in litert.QUANTIZE
     }
     assert size["float16"] < 0.6 * size["float32"]
-    assert size["int8"] <= size["dynamic"] < 0.4 * size["float32"]
+    assert max(size["int8"], size["dynamic"]) < 0.4 * size["float32"]
 
 
 @pytest.mark.parametrize("form", litert.QUANTIZE)
@@ -115,17 +113,17 @@ def test_xnnpack_runs_every_operation_of_a_tflite_file(write_tflite, tmp_path, f
     interpreter.allocate_tensors()
     operations = interpreter._get_ops_details()
     kinds = {operation["op_name"] for operation in operations}
-    known = {"CONV_2D", "PRELU", "ADD", "MUL", "DEPTH_TO_SPACE", "QUANTIZE", "DEQUANTIZE"}
+    known = {"CONV_2D", "PRELU", "ADD", "DEPTH_TO_SPACE", "QUANTIZE", "DEQUANTIZE"}
     assert kinds - {"DELEGATE"} <= known  # nothing of Flex, nothing custom
     delegates = [o for o in operations if o["op_name"] == "DELEGATE"]
     assert len(delegates) == 1
+    [given], [result] = interpreter.get_input_details(), interpreter.get_output_details()
+    assert given["dtype"] == result["dtype"] == (np.uint8 if form == "int8" else np.float32)
     if form != "int8":
-        inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
-        assert inputs[0]["index"] in delegates[0]["inputs"]
-        assert delegates[0]["outputs"].tolist() == [outputs[0]["index"]]
+        assert given["index"] in delegates[0]["inputs"]
+        assert delegates[0]["outputs"].tolist() == [result["index"]]
+    if form not in ("dynamic", "int8"):
         return
-    inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
-    assert inputs[0]["dtype"] == outputs[0]["dtype"] == np.uint8
     in_float = {
         tensor["name"]
         for tensor in interpreter.get_tensor_details()
@@ -149,21 +147,6 @@ def test_the_size_of_a_tflite_file_may_be_fixed(write_tflite, pairs, tmp_path):
     sizes = {t["index"]: t["shape"].tolist() for t in interpreter.get_tensor_details()}
     interpreter.allocate_tensors()
     assert sizes == {t["index"]: t["shape"].tolist() for t in interpreter.get_tensor_details()}
-
-
-def test_equalized_layers_compute_the_same_with_slopes_of_at_most_one(generator, calibration):
-    layers = folding.fold(generator)
-    assert max(layer.slope.max() for layer in layers.values() if layer.slope is not None) > 1
-    equal = quantization.equalized(layers, openvino_model.calibrate(layers, calibration))
-    assert max(layer.slope.max() for layer in equal.values() if layer.slope is not None) <= 1
-    results = []
-    for some in (layers, equal):
-        interpreter = Interpreter(model_content=litert.in_float(some, input_size=(9, 12)))
-        interpreter.allocate_tensors()
-        interpreter.set_tensor(0, noise(9, 12, 3)[None] / np.float32(255))
-        interpreter.invoke()
-        results.append(interpreter.get_tensor(interpreter.get_output_details()[0]["index"]))
-    np.testing.assert_allclose(*results, atol=1e-4)
 
 
 def test_int8_needs_calibration_pictures(generator, tmp_path):
@@ -613,7 +596,7 @@ def test_the_bundled_weights_keep_their_pictures_in_every_form(export, tmp_path)
         for exact in results[1:4]:  # the SavedModel, float32 and float16
             assert np.abs(exact.astype(int) - results[0]).max() <= 1, path
     changes = -10 * np.log10(errors / errors[0])
-    assert abs(changes[4]) <= 0.05 and abs(changes[5]) <= 0.2, changes
+    assert abs(changes[4]) <= 0.05 and abs(changes[5]) <= 0.05, changes
 
 
 @pytest.mark.parametrize(
