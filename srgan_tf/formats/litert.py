@@ -1,7 +1,7 @@
 """A generator as a .tflite file for LiteRT, in float or int8.
 
 The file is written operation by operation. TensorFlow's converter, its quantizer and
-ai-edge-quantizer lack kernels in two parts, which this network needs in int8. Seven kinds of
+ai-edge-quantizer lack kernels in two parts, which this network needs in int8. Six kinds of
 LiteRT's built-in operations suffice; nothing needs Flex.
 """
 
