@@ -150,6 +150,7 @@ def test_batches_are_crops_and_their_matlab_bicubic():
     _python("-c", DRAW)
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
     (tmp_path / "photos").mkdir()
     for i in range(5):
