@@ -20,7 +20,7 @@ from ai_edge_litert.interpreter import Interpreter
 
 from srgan_tf import files, folding, pictures, upscaling
 from srgan_tf.folding import CARRIERS, Layer
-from srgan_tf.formats.quantization import Statistics, corrected, rounded
+from srgan_tf.formats.quantization import Statistics, corrected, levels, rounded
 
 if TYPE_CHECKING:
     import keras
@@ -29,9 +29,6 @@ QUANTIZE = ("float32", "float16", "dynamic", "int8")
 
 # Calibration takes the middle of larger pictures, which is enough for ranges and means.
 _CALIBRATION_SIZE = 96
-
-# Headroom for pictures whose values exceed the calibrated ranges.
-_HEADROOM = 1.1
 
 # The metadata entry with the margin, a decimal number.
 _MARGIN_ENTRY = "srgan_tf.margin"
@@ -272,11 +269,9 @@ def _rounded(kernel: np.ndarray, bias: np.ndarray, read: Statistics | None):
 
 
 def _range(statistics: Statistics) -> tuple[float, int]:
-    """Returns the scale and zero point for the calibrated range with headroom."""
-    low, high = (_HEADROOM * end for end in (statistics.low.min(), statistics.high.max()))
-    low, high = min(low, 0), max(high, 0)
-    scale = max(high - low, 1e-6) / 255
-    return float(scale), int(np.clip(np.round(-128 - low / scale), -128, 127))
+    """Returns the scale and zero point of int8 values, which start at -128."""
+    scale, zero_level = levels(statistics)
+    return scale, zero_level - 128
 
 
 class _Value(NamedTuple):

@@ -13,8 +13,6 @@ from srgan_tf.formats import quantization
 
 # This layer stays in float: it does 1 % of the work and reads the picture itself.
 _IN_FLOAT = "conv_in"
-# Headroom for pictures whose values exceed the calibrated ranges.
-_HEADROOM = 1.1
 # The network is cut in two after this sum. The rest needs 4 kB a pixel, but only a margin of 3: 1
 # pixel for its first convolution, 1 and 2 pixels of half the size for the others.
 _END_OF_TRUNK = "trunk_sum"
@@ -278,13 +276,10 @@ def _pair_sums(kernel: np.ndarray) -> np.ndarray:
 
 def _range(statistics: quantization.Statistics) -> list:
     """Returns both ends of 256 levels, twice, as `fake_quantize` takes them; 0 is a level."""
-    low = _HEADROOM * min(statistics.low.min(), 0)
-    high = _HEADROOM * max(statistics.high.max(), 0)
-    scale = max(high - low, 1e-6) / 255
-    zero_point = np.round(-low / scale)
+    scale, zero_level = quantization.levels(statistics)
     ends = [
         ops.constant(np.full([1, 1, 1, 1], level * scale, np.float32))
-        for level in (-zero_point, 255 - zero_point)
+        for level in (-zero_level, 255 - zero_level)
     ]
     return [*ends, *ends]
 

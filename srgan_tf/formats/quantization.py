@@ -4,6 +4,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+# Headroom for pictures whose values exceed the calibrated ranges.
+_HEADROOM = 1.1
+
 # The number of weights to round before all that follow are updated.
 _BLOCK = 32
 
@@ -23,6 +26,18 @@ class Statistics(NamedTuple):
     high: np.ndarray
     mean: np.ndarray
     gram: np.ndarray | None = None
+
+
+def levels(statistics: Statistics) -> tuple[float, int]:
+    """Spreads 256 levels over a tensor's calibrated range, with headroom; 0 is a level.
+
+    Returns:
+        The scale, which is the distance of two levels; and the level, 0 to 255, of the value 0.
+    """
+    low = _HEADROOM * min(statistics.low.min(), 0)
+    high = _HEADROOM * max(statistics.high.max(), 0)
+    scale = float(max(high - low, 1e-6) / 255)
+    return scale, round(-low / scale)
 
 
 def rounded(kernel: np.ndarray, scales: np.ndarray, read: Statistics | None) -> np.ndarray:
